@@ -1,0 +1,161 @@
+"""What an intervention is: a pure function of `(base, source)`; the kinds differ only in where `source` comes from."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from .._errors import SpecError
+from ..subspaces import Choice, Partition, coordinate_mask
+
+SourceKind = Literal["run", "constant", "none", "optional"]
+"""What an intervention needs: `run`: a source, from a run or a constant; `constant`: a constant, never read from a run;
+`none`: no source (it gets a constant if one is given); `optional`: what a run or a constant has, if there is one."""
+
+
+class Intervention(nn.Module, ABC):
+    """An operation `new = intervention(base, source, subspaces)` on gathered activations.
+
+    Subclass it, write `forward(self, base, source, subspaces=None)`, and return a new tensor of the shape of `base`.
+    Never write into `base` or `source`.
+
+    Args:
+        embed_dim: coordinates of one unit; the library fills it in from the model where it can be known.
+        subspace_partition: parts of the coordinates, as `Partition.of` reads them.
+        source_representation: a constant source, `(width,)` or broadcastable to `base`; then no source run is needed.
+        keep_last_dim: True hands over `(batch, units, width)`; False `(batch, units * width)`: the units of an example
+            as one vector, so that a subspace spans them all.
+        interchange_dim: work in the first so many coordinates when a call chooses no subspace.
+        low_rank_dimension: kept for subclasses that need it; unused here.
+
+    Raises:
+        SpecError: the partition names a coordinate at or past `embed_dim`; `interchange_dim` is negative.
+
+    >>> class Halve(Intervention):
+    ...     def forward(self, base, source=None, subspaces=None):
+    ...         return self.within(base, base / 2, subspaces)
+    >>> Halve(interchange_dim=1)(torch.ones(1, 1, 2)).tolist()
+    [[[0.5, 1.0]]]
+    """
+
+    source_kind: SourceKind = "run"
+    """Where the source comes from."""
+    writes: ClassVar[bool] = True
+    """False for interventions that only look."""
+    reads_module_input: ClassVar[bool] = False
+    """True if the source is the module's input rather than the value at the site itself."""
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int | None = None,
+        subspace_partition: Iterable[Any] | None = None,
+        source_representation: Tensor | None = None,
+        keep_last_dim: bool = True,
+        interchange_dim: int | None = None,
+        low_rank_dimension: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.keep_last_dim = keep_last_dim
+        self.low_rank_dimension = low_rank_dimension
+        self.partition = None if subspace_partition is None else Partition.of(subspace_partition)
+        if self.partition and embed_dim is not None and keep_last_dim and self.partition.end > embed_dim:
+            raise SpecError(
+                f"subspace_partition names coordinate {self.partition.end - 1}, but the vector has {embed_dim}"
+            )
+        self.interchange_dim: int | None = None
+        if interchange_dim is not None:
+            self.set_interchange_dim(interchange_dim)
+        self.source_representation: Tensor | None
+        self.register_buffer("source_representation", None)
+        if source_representation is not None:
+            self.set_source_representation(source_representation)
+
+    @abstractmethod
+    def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
+        """Return the new value.
+
+        Args:
+            base: `(batch, units, width)`, or `(batch, units * width)` with `keep_last_dim=False`.
+            source: of the same shape, or broadcastable to it; `None` for interventions without a source.
+            subspaces: for each example the chosen parts; `None` for the whole vector.
+        """
+
+    @classmethod
+    def takes_subspaces(cls) -> bool:
+        """Whether `forward` has a third argument, for the chosen subspaces."""
+        parameters = inspect.signature(cls.forward).parameters.values()
+        places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        return len(places) > 3 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+    def set_source_representation(self, value: Tensor) -> None:
+        """Make a copy of `value`, `(width,)` or broadcastable to `base`, the constant source: no run is read then."""
+        self.register_buffer("source_representation", torch.as_tensor(value).detach().clone())
+
+    def set_interchange_dim(self, interchange_dim: int) -> None:
+        """Work in the first `interchange_dim` coordinates when a call chooses no subspace."""
+        if interchange_dim < 0:
+            raise SpecError(f"interchange_dim is a number of coordinates, from 0; found {interchange_dim}")
+        self.interchange_dim = int(interchange_dim)
+
+    def chosen(self, base: Tensor, subspaces: Choice | None) -> Bool[Tensor, "batch ..."] | None:
+        """Mark the coordinates of `base` that a call works in; `None` where it is all of them.
+
+        Args:
+            base: `(batch, ..., width)`.
+            subspaces: one tuple of parts for each example; `None` for the first `interchange_dim` coordinates.
+
+        Returns:
+            Booleans of the shape of `base`, on its device.
+
+        Raises:
+            SpecError: a part does not exist, or the choice does not name every example once.
+        """
+        width = base.shape[-1]
+        if subspaces is not None:
+            choice = tuple(tuple(int(part) for part in parts) for parts in subspaces)
+            if len(choice) != base.shape[0]:
+                raise SpecError(f"subspaces name {len(choice)} examples, but the batch has {base.shape[0]}")
+            mask = coordinate_mask(choice, self.partition, width)
+        elif self.interchange_dim is not None:
+            mask = (torch.arange(width) < self.interchange_dim).unsqueeze(0)
+        else:
+            return None
+        return mask.view(len(mask), *([1] * (base.ndim - 2)), width).to(base.device).expand_as(base)
+
+    def within(self, base: Tensor, new: Tensor, subspaces: Choice | None) -> Tensor:
+        """Return `new` in the chosen coordinates and `base` in all others.
+
+        Args:
+            base: `(batch, ..., width)`.
+            new: broadcastable to `base`.
+            subspaces: one tuple of parts for each example; `None` for the whole vector.
+
+        Raises:
+            SpecError: as for `chosen`.
+        """
+        mask = self.chosen(base, subspaces)
+        return new.expand_as(base) if mask is None else torch.where(mask, new, base)
+
+
+class ConstantSourceIntervention(Intervention):
+    """Base class of interventions that bring their source along: a saved vector, zeros, a formula. No run is read."""
+
+    source_kind: SourceKind = "none"
+
+
+class SourcelessIntervention(Intervention):
+    """Base class of interventions that compute the new value from the base alone."""
+
+    source_kind: SourceKind = "none"
+
+
+class TrainableIntervention(Intervention):
+    """Base class of interventions with parameters; combine with `SourcelessIntervention` where no source is read."""

@@ -1,0 +1,71 @@
+"""From what a user wrote (a class, an instance, a function) to an intervention module."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from .._errors import SpecError
+from .base import Intervention
+from .function import FunctionIntervention
+
+
+def build_intervention(spec: Any, options: Mapping[str, Any]) -> Intervention:
+    """Return the intervention that `spec` stands for.
+
+    Args:
+        spec: an `Intervention` class or instance, or a function or module `f(base)`, `f(base, source)` or
+            `f(base, source, subspaces)`.
+        options: constructor arguments by name; those that are `None` are left out. `embed_dim`, which the library finds
+            out, is left out, too, where a constructor does not take it.
+
+    Returns:
+        An instance is handed back as it is; a class is constructed; a function is wrapped.
+
+    Raises:
+        SpecError: it is none of these; an option has no place in the constructor, or the constructor needs another; an
+            instance came with options that only a constructor could take.
+
+    >>> from align_transformers import VanillaIntervention
+    >>> build_intervention(VanillaIntervention, {"embed_dim": 4}).embed_dim
+    4
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(spec, Intervention):
+        late = sorted(given.keys() - {"embed_dim"})
+        if late:
+            raise SpecError(f"{', '.join(late)} came with a finished {type(spec).__name__}: give it to its constructor")
+        return spec
+    if isinstance(spec, type):
+        if not issubclass(spec, Intervention):
+            raise SpecError(f"{spec.__name__} is not a subclass of Intervention")
+        return _construct(spec, given)
+    if not callable(spec):
+        raise SpecError(
+            "an intervention is a subclass or an instance of Intervention, or a function (base, source) -> new; "
+            f"found {spec!r}"
+        )
+    return FunctionIntervention(spec, **given)
+
+
+def _construct(kind: type[Intervention], given: Mapping[str, Any]) -> Intervention:
+    """Construct an intervention with the options that its constructor takes."""
+    parameters = inspect.signature(kind).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        accepted = dict(given)
+    else:
+        refused = sorted(given.keys() - parameters.keys() - {"embed_dim"})
+        if refused:
+            raise SpecError(f"{kind.__name__}.__init__ takes no {', '.join(refused)}; let it take **kwargs")
+        accepted = {name: value for name, value in given.items() if name in parameters}
+    missing = [
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and name not in accepted
+    ]
+    if missing:
+        raise SpecError(
+            f"{kind.__name__} needs {', '.join(missing)}: construct it yourself and give it as intervention="
+        )
+    return kind(**accepted)

@@ -1,0 +1,79 @@
+"""Any function as an intervention."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import SpecError
+from ..subspaces import Choice
+from .base import Intervention
+
+_NAMES = ("base", "source", "subspaces")
+
+
+@final
+class FunctionIntervention(Intervention):
+    """Any function or module `f(base)`, `f(base, source)` or `f(base, source, subspaces)`.
+
+    Parameters of `f` that have a default and another name than these are left alone (`lambda base, scale=3: ...`).
+    Unless `f` takes `subspaces`, its result is used in the chosen coordinates only.
+
+    Args:
+        function: returns the new value, or `None` to leave the base as it is. It gets the source if there is one, else
+            `None`, and may write into what it gets. A module's parameters are trained like any other intervention's.
+        **kwargs: as for `Intervention`.
+
+    Raises:
+        SpecError: the function takes no positional argument, or more than three, or does not tell.
+
+    >>> FunctionIntervention(lambda base: base * 3)(torch.ones(1, 1, 1)).tolist()
+    [[[3.0]]]
+    """
+
+    def __init__(self, function: Callable[..., Tensor | None], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.function = function
+        self.arity = _arity(function)
+        self.source_kind = "none" if self.arity == 1 else "optional"
+
+    def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
+        """Return what the function returns, or `base` where it returns `None`."""
+        value = self.source_representation if source is None else source
+        given = base.clone(), None if value is None else value.clone(), subspaces
+        new = self.function(*given[: self.arity])
+        if new is None:
+            return base
+        mask = None if self.arity == 3 else self.chosen(base, subspaces)
+        return new if mask is None else torch.where(mask, new, base)
+
+
+def _arity(function: Callable[..., Any]) -> int:
+    """Count the arguments that `function` is to be called with; `*args` stands for all three."""
+    called = function.forward if isinstance(function, nn.Module) else function
+    try:
+        parameters = inspect.signature(called).parameters.values()
+    except ValueError:
+        raise SpecError(f"{function!r} does not tell its arguments: write lambda base: ... around it") from None
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return 3
+    count = len(list(_taken(parameters)))
+    if not 1 <= count <= 3:
+        raise SpecError(
+            f"an intervention function takes (base), (base, source) or (base, source, subspaces); {function!r} takes "
+            f"{count} positional arguments"
+        )
+    return count
+
+
+def _taken(parameters: Any) -> Iterator[inspect.Parameter]:
+    """Yield the positional parameters up to the first that has a default and is not one of ours."""
+    for parameter in parameters:
+        positional = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        if not positional or (parameter.default is not parameter.empty and parameter.name not in _NAMES):
+            return
+        yield parameter

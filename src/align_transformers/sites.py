@@ -1,0 +1,138 @@
+"""Where in the network: `Site`, a component of a layer by name or any module's input or output by dotted path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import index
+from types import MappingProxyType
+from typing import Any, Literal
+
+from ._errors import SpecError, UnknownNameError, near_misses
+
+Side = Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class Component:
+    """One named place of a transformer block.
+
+    Args:
+        meaning: what tensor it is, in one line.
+        per_head: whether the vector is a row of heads side by side.
+        skips_from: the component that `SkipIntervention` copies here; `None` where that makes no sense.
+    """
+
+    meaning: str
+    per_head: bool = False
+    skips_from: str | None = None
+
+
+COMPONENTS: Mapping[str, Component] = MappingProxyType(
+    {
+        "block_input": Component("the residual stream before the block"),
+        "block_output": Component("the residual stream after the block", skips_from="block_input"),
+        "mlp_input": Component("what the MLP reads (after the norm)"),
+        "mlp_activation": Component("the MLP's neurons: the down projection's input"),
+        "mlp_output": Component("what the MLP adds to the residual stream", skips_from="mlp_input"),
+        "attention_input": Component("what the attention module reads: queries, keys and values all see it"),
+        "attention_output": Component(
+            "the output projection's output, before any residual is added", skips_from="attention_input"
+        ),
+        "attention_value_output": Component("the heads' z side by side: the output projection's input", per_head=True),
+        "query_output": Component("the query projection's output, before norms and rotary", per_head=True),
+        "key_output": Component("the key projection's output, before norms and rotary", per_head=True),
+        "value_output": Component("the value projection's output", per_head=True),
+    }
+)
+"""The named components, each with its meaning. `head_X` is another name for X where `per_head` is true."""
+
+HEAD_PREFIX = "head_"
+COMPONENT_NAMES: tuple[str, ...] = (*COMPONENTS, *(HEAD_PREFIX + name for name, c in COMPONENTS.items() if c.per_head))
+
+_PATH = re.compile(r"^(?:(?P<module>.+)\.)?(?P<side>input|output)$")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where in the network an edit reads and writes.
+
+    Args:
+        component: a name from `COMPONENT_NAMES`, or a module's dotted path ending in `.input` or `.output`.
+        layer: block number, from 0; `None` exactly when `component` is a path.
+        call: which call of the module in one forward pass, from 0; `None` for every call.
+
+    Raises:
+        UnknownNameError: `component` is neither a known name nor a path.
+        SpecError: `layer` is missing or given beside a path; `layer` or `call` is not a number from 0.
+
+    >>> Site("mlp_output", 3)
+    Site(component='mlp_output', layer=3, call=None)
+    >>> Site("transformer.h[0].mlp.output").path
+    ('transformer.h.0.mlp', 'output')
+    """
+
+    component: str
+    layer: int | None = None
+    call: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.component, str):
+            raise SpecError(f"component is a name or a dotted path, and layer comes first; found {self.component!r}")
+        for what, number in (("layer", self.layer), ("call", self.call)):
+            if number is not None:
+                object.__setattr__(self, what, _number(number, what))
+        if self.component in COMPONENT_NAMES:
+            if self.layer is None:
+                raise SpecError(f"component {self.component!r} needs a layer number from 0; found layer=None")
+        elif self.path is None:
+            raise UnknownNameError(
+                f"unknown component {self.component!r}; {near_misses(self.component, COMPONENT_NAMES)}"
+                " (or a module's dotted path that ends in .input or .output)"
+            )
+        elif self.layer is not None:
+            raise SpecError(f"the path {self.component!r} names its module itself; found layer={self.layer} beside it")
+
+    @property
+    def name(self) -> str | None:
+        """The component's canonical name (without `head_`), or `None` for a path."""
+        return self.component.removeprefix(HEAD_PREFIX) if self.component in COMPONENT_NAMES else None
+
+    @property
+    def path(self) -> tuple[str, Side] | None:
+        """Dotted module path and side, or `None` for a named component."""
+        if self.component in COMPONENT_NAMES:
+            return None
+        found = _PATH.match(re.sub(r"\[(\w+)\]", r".\1", self.component))
+        return None if found is None else (found["module"] or "", "input" if found["side"] == "input" else "output")
+
+    def skip_source(self) -> Site:
+        """Return the site whose value `SkipIntervention` puts here: the same module's input.
+
+        Raises:
+            SpecError: this is no module's output.
+
+        >>> str(Site("mlp_output", 3).skip_source())
+        'layer 3 mlp_input'
+        """
+        if self.path is not None and self.path[1] == "output":
+            return Site(f"{self.path[0]}.input" if self.path[0] else "input", call=self.call)
+        origin = COMPONENTS[self.name].skips_from if self.name else None
+        if origin is None:
+            choices = [name for name, component in COMPONENTS.items() if component.skips_from]
+            raise SpecError(
+                f"{self.component!r} cannot be skipped: only {', '.join(choices)} or a module's .output can"
+            )
+        return Site(origin, self.layer, self.call)
+
+    def __str__(self) -> str:
+        where = self.component if self.layer is None else f"layer {self.layer} {self.component}"
+        return where if self.call is None else f"{where} (call {self.call})"
+
+
+def _number(value: Any, what: str) -> int:
+    """Return a layer or call number as a plain integer."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 0:
+        raise SpecError(f"{what} is a number from 0; found {what}={value!r}")
+    return index(value)
