@@ -1,0 +1,268 @@
+"""From a configuration and one call's arguments to a plan with its inputs and constants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._errors import PlanError, SpecError, UnknownNameError, near_misses
+from .config import IntervenableConfig
+from .engine import Inputs, batch_size, real_spans
+from .interventions import Intervention
+from .locations import Addressed, Axis, Location, choose_subspaces, locate
+from .plan import Constant, Edit, Plan, Read, Run
+from .positions import Positions, Steps
+from .sites import Site
+from .subspaces import Choice
+
+
+@dataclass(frozen=True)
+class Timing:
+    """While generating: whether the prompt is edited, and which generated tokens are."""
+
+    on_prompt: bool
+    steps: Steps
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The arguments of one call, as the user gave them."""
+
+    base: Any
+    sources: Any = None
+    unit_locations: Any = None
+    source_representations: Any = None
+    subspaces: Any = None
+    timing: Timing | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """A plan, with the inputs and constants that it names."""
+
+    plan: Plan
+    inputs: Mapping[str, Inputs]
+    constants: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Representation:
+    """One intervention of a configuration, ready for use: its key, its site, its module and how it is addressed."""
+
+    key: str
+    site: Site
+    intervention: Intervention
+    addressed: Addressed
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """One key of `unit_locations`: the representations that it carries, the runs that they read and the one they edit.
+
+    Args:
+        name: the key, such as `sources->base`.
+        sources: by number of the representation, ascending, the run that it reads; `None` if the call has none for it.
+        target: name of the run that is edited.
+    """
+
+    name: str
+    sources: Mapping[int, str | None]
+    target: str
+
+
+def compose(
+    config: IntervenableConfig, representations: Sequence[Representation], call: Call, *, original: bool = False
+) -> Composed:
+    """Return the plan of one call.
+
+    Args:
+        config: says how the representations are grouped and chained.
+        representations: those of the configuration, in its order.
+        call: the call's arguments; they are only read.
+        original: also run the base without edits.
+
+    Raises:
+        SpecError, UnknownNameError, PositionError: an argument has no form that is known.
+        PlanError: sources and groups do not fit, or an edit would change nothing.
+    """
+    groups = config.groups()
+    sources = _sources(call.sources, len(groups))
+    names = _names(config.mode, sources)
+    inputs = {"base": _input("base", call.base)}
+    inputs |= {name: source for name, source in zip(names, sources, strict=True) if name and source is not None}
+    links = _links(config.mode, groups, names)
+    located = _locations(call.unit_locations, links, representations, inputs)
+    subspaces = choose_subspaces(call.subspaces, len(representations), batch_size(call.base))
+    constants = _constants(call.source_representations, representations)
+    edits: dict[str, list[Edit]] = {name: [] for name in inputs}
+    for number, one in enumerate(representations):
+        link, location = located[number]
+        if location is not None:
+            source = _source(one, link.sources[number], location, constants)
+            if source is not None or not _is_skipped(one, call):
+                edits[link.target].append(_edit(one, link.target, location, subspaces[number], source, call))
+    runs = [Run(name, name, tuple(made)) for name, made in edits.items()]
+    if original:
+        runs.append(Run("original", "base"))
+    plan = Plan(tuple(runs), ("original", "base") if original else ("base",))
+    _check_all_matter(plan)
+    return Composed(plan, inputs, constants)
+
+
+def _input(name: str, value: Any) -> Inputs:
+    if not isinstance(value, Tensor | Mapping):
+        raise SpecError(f"the {name} is a dict of the model's arguments, or one tensor; found {type(value).__name__}")
+    return value
+
+
+def _sources(sources: Any, count: int) -> list[Inputs | None]:
+    """Return one source (or `None`) for each group."""
+    if sources is None or isinstance(sources, Tensor | Mapping):
+        return [sources] * count
+    if not isinstance(sources, list | tuple):
+        raise SpecError(f"sources is a dict, or a list with one for each group; found {type(sources).__name__}")
+    listed = [None if one is None else _input(f"source {number}", one) for number, one in enumerate(sources)]
+    if len(listed) not in (1, count):
+        raise PlanError(f"there are {count} groups of interventions, but {len(listed)} sources (None skips a group)")
+    return listed * count if len(listed) == 1 else listed
+
+
+def _names(mode: str, sources: Sequence[Inputs | None]) -> list[str | None]:
+    """Return the name of each group's source run. In parallel mode one object is one run, however often it is given."""
+    names: list[str | None] = []
+    for number, source in enumerate(sources):
+        first = next(n for n, other in enumerate(sources) if other is source) if mode == "parallel" else number
+        names.append(None if source is None else f"source_{first}")
+    return names
+
+
+def _links(mode: str, groups: Sequence[Sequence[int]], names: Sequence[str | None]) -> list[Link]:
+    """Return the links of a call: a single one in parallel mode, one a group in serial mode."""
+    if mode == "parallel":
+        pairs = zip(groups, names, strict=True)
+        reads = {number: name for members, name in pairs for number in members}
+        return [Link("sources->base", dict(sorted(reads.items())), "base")]
+    links = []
+    for number, (members, name) in enumerate(zip(groups, names, strict=True), start=1):
+        following = f"source_{number}" if number < len(groups) else "base"
+        target = next(
+            (later for later in names[number:] if later is not None), "base"
+        )  # a skipped source edits nothing
+        links.append(Link(f"source_{number - 1}->{following}", dict.fromkeys(members, name), target))
+    return links
+
+
+def _locations(
+    spec: Any, links: Sequence[Link], representations: Sequence[Representation], inputs: Mapping[str, Inputs]
+) -> dict[int, tuple[Link, Location | None]]:
+    """Return by number of the representation its link, and where it reads and writes (`None`: it is skipped)."""
+    axes = {name: Axis(batch_size(given), real_spans(given)) for name, given in inputs.items()}
+    found: dict[int, tuple[Link, Location | None]] = {}
+    for link, value in zip(links, _by_link(spec, [link.name for link in links]), strict=True):
+        addressed = [representations[number].addressed for number in link.sources]
+        sources = [axes[name or link.target] for name in link.sources.values()]
+        located = locate(value, link.name, addressed, sources, axes[link.target])
+        found |= {number: (link, one) for number, one in zip(link.sources, located, strict=True)}
+    return found
+
+
+def _by_link(spec: Any, names: Sequence[str]) -> list[Any]:
+    """Return what `unit_locations` says of each link."""
+    if spec is None or len(names) == 1:
+        return [spec] * len(names)
+    if not isinstance(spec, Mapping):
+        raise SpecError(f"unit_locations in serial mode is a dict with the keys {names}; found {spec!r}")
+    for name in spec:
+        if name not in names:
+            raise UnknownNameError(f"unit_locations has no link {name!r}; {near_misses(name, names)}")
+    missing = [name for name in names if name not in spec]
+    if missing:
+        raise SpecError(f"unit_locations lacks {missing}; serial mode has the links {names}, None is the whole tensor")
+    return [{name: spec[name]} for name in names]
+
+
+def _constants(given: Any, representations: Sequence[Representation]) -> dict[str, Tensor]:
+    """Return the constant sources by key: those of the call, and else those that interventions carry."""
+    keys = [one.key for one in representations]
+    carried = {one.key: one.intervention.source_representation for one in representations}
+    if given is None:
+        given = {}
+    elif hasattr(given, "shape"):
+        given = dict.fromkeys(keys, given)
+    elif not isinstance(given, Mapping):
+        if len(given) != len(keys):
+            raise SpecError(f"source_representations has {len(given)} entries for {len(keys)} interventions")
+        given = dict(zip(keys, given, strict=True))
+    named = {keys[name] if isinstance(name, int) and 0 <= name < len(keys) else name: v for name, v in given.items()}
+    for name, value in named.items():
+        if name not in keys:
+            raise UnknownNameError(f"source_representations names {name!r}; {near_misses(name, keys)}")
+        if value is not None:
+            carried[name] = torch.as_tensor(value)
+    return {key: value for key, value in carried.items() if value is not None}
+
+
+def _source(
+    one: Representation, run: str | None, location: Location, constants: Mapping[str, Tensor]
+) -> Read | Constant | None:
+    """Return where a representation takes its value from."""
+    kind = one.intervention.source_kind
+    if one.key in constants:
+        return Constant(one.key)
+    if kind == "constant":
+        raise PlanError(
+            f"{type(one.intervention).__name__} at {one.site} needs a constant: pass source_representations"
+        )
+    if kind == "none" or run is None:
+        return None
+    origin = one.site.skip_source() if one.intervention.reads_module_input else one.site
+    return Read(run, origin, location.source)
+
+
+def _is_skipped(one: Representation, call: Call) -> bool:
+    """Whether a representation without a source is left out: the call has sources, but `None` for its group."""
+    return call.sources is not None and one.intervention.source_kind in ("run", "optional")
+
+
+def _edit(
+    one: Representation,
+    target: str,
+    location: Location,
+    subspace: Choice | None,
+    source: Read | Constant | None,
+    call: Call,
+) -> Edit:
+    """Return the edit of one representation."""
+    name = f"{type(one.intervention).__name__} at {one.site}"
+    if subspace is not None and not one.intervention.takes_subspaces():
+        raise SpecError(f"{name} got subspaces, but its forward(base, source) takes none: add subspaces=None to it")
+    positions = location.base
+    if call.timing is not None and target == "base":
+        positions = _timed(positions, call.timing, batch_size(call.base))
+    return Edit(one.key, one.site, one.key, positions, subspace, source)
+
+
+def _check_all_matter(plan: Plan) -> None:
+    """Refuse edits of runs that nothing reads (in serial mode, when the next group needs no source)."""
+    needed = {run.name for run in plan.order()}
+    for run in plan.runs:
+        if run.edits and run.name not in needed:
+            raise PlanError(
+                f"{run.edits[0].site} of {run.name!r} would be edited in vain: no later intervention reads that run"
+            )
+
+
+def _timed(positions: Positions, timing: Timing, batch: int) -> Positions:
+    """Return the positions of an edit during generation."""
+    if timing.on_prompt:
+        return replace(positions, steps=timing.steps)
+    if any(row not in ((), (0,)) for row in positions.rows or ()):
+        raise SpecError(
+            f"base positions {positions.rows} are positions of the prompt: pass intervene_on_prompt=True to edit them; "
+            "while tokens are generated the only base position is 0, the token being processed"
+        )
+    return Positions(((),) * batch, positions.heads, timing.steps)
