@@ -1,0 +1,166 @@
+"""Metrics: what a row of logits is worth, as one number an example.
+
+A metric sees the logits at the position that is read (as a rule the last real token) and gives one float32 number
+for each example of the batch. The studies report its *effect*: its value after an edit minus its value on the clean
+base. With `logit_difference(source_answer, base_answer)` the effect says how far the behaviour moved towards the
+source's answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ._errors import SpecError
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named, frozen function from logits to one number an example.
+
+    Args:
+        name: what tables and figures call it.
+        function: logits `(batch, vocab)` -> `(batch,)`. It gets float32 logits, whatever the model computes in.
+
+    Example:
+        >>> largest = Metric("largest logit", lambda logits: logits.amax(dim=-1))
+        >>> largest(torch.tensor([[1.0, 5.0, 2.0]]))
+        tensor([5.])
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, " batch"]:
+        """Return the metric of each row of `logits`, float32 of shape `(batch,)`.
+
+        Raises:
+            SpecError: `logits` is not `(batch, vocab)`, a token id lies outside the vocabulary, or `function` did not
+                give one number an example.
+        """
+        if logits.ndim != 2:
+            raise SpecError(
+                f"metric {self.name!r} wants logits of shape (batch, vocab), got {tuple(logits.shape)}; "
+                "choose the position first, for instance logits[:, -1]"
+            )
+        values = self.function(logits.float())
+        if values.shape != logits.shape[:1]:
+            raise SpecError(
+                f"metric {self.name!r} must give one number an example, shape {tuple(logits.shape[:1])}; "
+                f"its function gave {tuple(values.shape)}"
+            )
+        return values.float()
+
+
+def logit_difference(
+    target: int | str, other: int | str, *, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Metric:
+    """The logit of `target` minus the logit of `other`.
+
+    For interchange, let `target` be the source's answer and `other` the base's: the metric then grows as the model
+    comes to answer like the source.
+
+    Args:
+        target: the token whose logit counts positively: an id, or a text that is exactly one token.
+        other: the token whose logit counts negatively, likewise.
+        tokenizer: needed where a token is given as text.
+
+    Returns:
+        A `Metric`; equal arguments give equal metrics.
+
+    Raises:
+        SpecError: a text is not one token, needs a tokenizer, or both tokens are the same.
+
+    Example:
+        >>> metric = logit_difference(2, 0)
+        >>> metric(torch.tensor([[1.0, 0.0, 4.0], [3.0, 0.0, 2.5]]))
+        tensor([ 3.0000, -0.5000])
+    """
+    first, second = _token_id(target, tokenizer), _token_id(other, tokenizer)
+    if first == second:
+        raise SpecError(f"logit_difference of one token with itself ({target!r}) is always 0; give two tokens")
+    return Metric(f"logit({_shown(target)}) - logit({_shown(other)})", _Difference(first, second))
+
+
+def probability(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Metric:
+    """The probability of `token` under the softmax of the logits, between 0 and 1.
+
+    Args:
+        token: an id, or a text that is exactly one token.
+        tokenizer: needed where the token is given as text.
+
+    Returns:
+        A `Metric`; equal arguments give equal metrics.
+
+    Raises:
+        SpecError: the text is not one token, or needs a tokenizer.
+
+    Example:
+        >>> probability(0)(torch.zeros(1, 4))
+        tensor([0.2500])
+    """
+    return Metric(f"probability({_shown(token)})", _Probability(_token_id(token, tokenizer)))
+
+
+@dataclass(frozen=True)
+class _Difference:
+    target: int
+    other: int
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        _check_vocabulary(logits, self.target, self.other)
+        return logits[:, self.target] - logits[:, self.other]
+
+
+@dataclass(frozen=True)
+class _Probability:
+    token: int
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        _check_vocabulary(logits, self.token)
+        return torch.softmax(logits, dim=-1)[:, self.token]
+
+
+def _check_vocabulary(logits: Tensor, *tokens: int) -> None:
+    for token in tokens:
+        if token >= logits.shape[-1]:
+            raise SpecError(f"token id {token} is outside the vocabulary of {logits.shape[-1]} tokens")
+
+
+def _shown(token: int | str) -> str:
+    return repr(token) if isinstance(token, str) else str(token)
+
+
+def _token_id(token: int | str, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Return the id of `token`; a text must be exactly one token."""
+    if not isinstance(token, str):
+        if token < 0:
+            raise SpecError(f"token id {token} is negative; ids count from 0")
+        return int(token)
+    if tokenizer is None:
+        raise SpecError(f"token {token!r} is a text: give tokenizer=..., or the token's id")
+    ids = _encode(token, tokenizer)
+    if len(ids) == 1:
+        return ids[0]
+    raise SpecError(_not_one_token(token, ids, tokenizer))
+
+
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return [int(i) for i in tokenizer.encode(text, add_special_tokens=False)]
+
+
+def _not_one_token(text: str, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Say which pieces the tokenizer makes of `text`, and what to give instead."""
+    pieces = [tokenizer.decode([i]) for i in ids]
+    message = f"{text!r} is not one token but {len(ids)}: {pieces}"
+    variant = text.lstrip() if text[:1].isspace() else " " + text
+    if variant.strip() and len(_encode(variant, tokenizer)) == 1:
+        return f"{message}; did you mean {variant!r} ({'with' if variant[0] == ' ' else 'without'} the leading space)?"
+    if pieces:
+        return f"{message}; give one token, for instance the first piece {pieces[0]!r}, or a token id"
+    return f"{message}; give a text of one token, or a token id"

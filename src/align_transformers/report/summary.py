@@ -1,0 +1,100 @@
+"""A layer x position table in plain words, and as the few facts that a machine would ask for first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any
+
+from ..table import Table
+from .layout import Layout, arrange, number, visible
+
+
+def facts(table: Table, *, component: str | None = None) -> dict[str, Any]:
+    """Return the main findings as JSON-able data.
+
+    Args:
+        table: a table with the columns and the meta of a trace.
+        component: which component; may be left out where the table has one.
+
+    Returns:
+        `base_answer`, `source_answer`; `cells`: how many were swept; `flips`: those after which the most probable
+        token is the source's answer, `{"layer", "position", "token"}` each; `largest`: the cell that moved the metric
+        furthest towards the source (`None` where no cell's effect is known).
+
+    Raises:
+        SpecError, UnknownNameError: as `heat_map` does.
+    """
+    layout = arrange(table, component)
+    flips = [cell for _, cell in sorted(layout.cells.items()) if cell.flips]
+    known = [cell for _, cell in sorted(layout.cells.items()) if cell.effect is not None and cell.recovered is not None]
+    largest = max(known, key=lambda cell: cell.recovered or 0.0, default=None)
+    return {
+        "base_answer": layout.meta["base_answer"],
+        "source_answer": layout.meta["source_answer"],
+        "cells": len(layout.cells),
+        "flips": [_place(layout, cell.layer, cell.position) for cell in flips],
+        "largest": largest
+        and {
+            **_place(layout, largest.layer, largest.position),
+            "effect": largest.effect,
+            "recovered": largest.recovered,
+        },
+    }
+
+
+def summary(table: Table, *, component: str | None = None) -> str:
+    """Return the main findings in a few plain lines.
+
+    Args:
+        table: a table with the columns and the meta of a trace.
+        component: which component; may be left out where the table has one.
+
+    Raises:
+        SpecError, UnknownNameError: as `heat_map` does.
+    """
+    layout, found = arrange(table, component), facts(table, component=component)
+    answer = f"“{layout.source_answer}”"
+    lines = [
+        f"Without a swap the model answers the base with “{layout.base_says}”, the source with “{layout.source_says}”."
+    ]
+    if (layout.base_says, layout.source_says) != (layout.base_answer, layout.source_answer):
+        lines.append(f"The answers compared are “{layout.base_answer}” and {answer}.")
+    if found["flips"]:
+        lines.append(f"{len(found['flips'])} of {found['cells']} swaps turn the answer into {answer}:")
+        for position in layout.positions:
+            layers = [cell["layer"] for cell in found["flips"] if cell["position"] == position]
+            if layers:
+                lines.append(f"  token {position}, {layout.label(position)}: {_layers(layers, layout)}")
+    else:
+        lines.append(f"None of the {found['cells']} swaps turns the answer into {answer}.")
+    best = found["largest"]
+    if best is not None:
+        lines.append(
+            f"The largest effect is at layer {best['layer']}, token {best['position']} ({visible(best['token'])}): "
+            f"{layout.meta['metric']} moves by {best['effect']:+.2f}, "
+            f"{number(best['recovered'])} of the way to the source."
+        )
+    return "\n".join(lines)
+
+
+def ranges(numbers: Iterable[int], known: Iterable[int]) -> str:
+    """Return numbers in words, with a dash where they follow each other in `known`.
+
+    >>> ranges([0, 1, 2, 5], range(9)), ranges([0, 4, 8], [0, 4, 8])
+    ('0-2, 5', '0-8')
+    """
+    place = {value: i for i, value in enumerate(sorted(known))}
+    groups = groupby(enumerate(sorted(numbers)), key=lambda pair: place[pair[1]] - pair[0])
+    spans = [[value for _, value in group] for _, group in groups]
+    return ", ".join(str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
+
+
+def _layers(layers: list[int], layout: Layout) -> str:
+    if len(layers) == len(layout.layers):
+        return "all layers" if len(layers) > 1 else f"layer {layers[0]}"
+    return f"layer{'s' if len(layers) > 1 else ''} {ranges(layers, layout.layers)}"
+
+
+def _place(layout: Layout, layer: int, position: int) -> dict[str, Any]:
+    return {"layer": layer, "position": position, "token": layout.raw_tokens[position]}

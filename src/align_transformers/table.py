@@ -1,0 +1,250 @@
+"""Table: the frozen result of a study: tidy rows (one a cell of the sweep), and what they were made from.
+
+A table of `trace` or `grid` has these columns; other studies add their own (`head`, `pair`, ...):
+
+| column | type | meaning |
+|---|---|---|
+| component, layer, position | str, int, int | where the base was edited; positions count from 0 over the real tokens |
+| source_position | int | the position in the source that was read; another one where the prompts' lengths differ |
+| token, source_token | str | the text of the base's and of the source's token there |
+| metric | float | the metric after the swap |
+| effect | float | the metric after the swap minus the metric of the clean base |
+| recovered | float | effect / (clean source - clean base): 0 is the base's behaviour, 1 the source's |
+| change | float | the norm of the change of the activation |
+| fired | int | how often the edit fired |
+| top_tokens, top_probabilities | list | the most probable next tokens after the swap, best first |
+
+Missing numbers are `None` in rows and JSON, and NaN in frames.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import numbers
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ._errors import SpecError, UnknownNameError, near_misses
+from ._files import write_atomically
+from ._optional import optional
+
+if TYPE_CHECKING:
+    import pandas
+
+_META_KEY = b"align_transformers"
+_TYPES: dict[str, type] = {
+    "component": str, "layer": int, "position": int, "source_position": int, "token": str, "source_token": str,
+    "metric": float, "effect": float, "recovered": float, "change": float, "fired": int,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """A frozen result: columns of equal length and a JSON-able description. Build one with `Table.from_rows`.
+
+    Args:
+        columns: column name -> tuple of values (text, whole number, float, bool, None, or a tuple of these).
+        meta: JSON-able facts about the whole: `model`, `base`, `source`, `base_tokens`, `source_tokens`,
+            `base_answer`, `source_answer`, `metric` (its name), `base_value`, `source_value`, `version`, ...
+
+    Example:
+        >>> rows = [{"layer": 0, "position": 4, "recovered": 0.25}, {"layer": 1, "position": 4, "recovered": 1.0}]
+        >>> table = Table.from_rows(rows, meta={"model": "toy"})
+        >>> len(table), table.meta["model"]
+        (2, 'toy')
+        >>> max(table.rows(), key=lambda row: row["recovered"])["layer"]
+        1
+    """
+
+    columns: Mapping[str, tuple[Any, ...]]
+    meta: Mapping[str, Any]
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Mapping[str, Any]], *, meta: Mapping[str, Any]) -> Table:
+        """Build a table from mappings with the same keys.
+
+        Args:
+            rows: one mapping a cell; numbers may be numpy's, NaN becomes `None`, lists become tuples.
+            meta: JSON-able facts about the whole.
+
+        Raises:
+            SpecError: rows have unequal keys, a value is of a kind that tables do not hold, or `meta` is not JSON.
+        """
+        listed = [dict(row) for row in rows]
+        names = list(listed[0]) if listed else []
+        for number, row in enumerate(listed):
+            if row.keys() != set(names):
+                raise SpecError(
+                    f"row {number} has the columns {sorted(row)}, row 0 has {sorted(names)}; make them equal"
+                )
+        columns = {name: tuple(_cell(name, row[name]) for row in listed) for name in names}
+        return cls(MappingProxyType(columns), MappingProxyType(_plain_meta(meta)))
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Table.from_dict, (self.to_dict(),)  # mapping proxies do not copy to another process by themselves
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield each row as a new dict."""
+        for values in zip(*self.columns.values(), strict=True):
+            yield dict(zip(self.columns, values, strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-able data, `{"meta": {...}, "rows": [{...}, ...]}`; `from_dict` is the inverse.
+
+        >>> table = Table.from_rows([{"layer": 0, "effect": float("nan")}], meta={})
+        >>> table.to_dict()
+        {'meta': {}, 'rows': [{'layer': 0, 'effect': None}]}
+        """
+        rows = [{name: list(v) if isinstance(v, tuple) else v for name, v in row.items()} for row in self.rows()]
+        return {"meta": _plain_meta(self.meta), "rows": rows}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Table:
+        """Build the table that `to_dict` described.
+
+        Raises:
+            SpecError: `data` is not of that form.
+        """
+        if set(data) != {"meta", "rows"}:
+            raise SpecError(f"a table's dict has the keys 'meta' and 'rows', this one has {sorted(data)}")
+        return cls.from_rows(data["rows"], meta=data["meta"])
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return the rows as a new pandas DataFrame; changing it does not change the table.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        pandas = optional("pandas", extra="tables")
+        frame = {
+            name: [list(v) if isinstance(v, tuple) else v for v in column] for name, column in self.columns.items()
+        }
+        for name, kind in _TYPES.items():
+            if kind is float and name in frame:
+                frame[name] = pandas.array(frame[name], dtype="float64") if frame[name] else []
+        return pandas.DataFrame(frame)
+
+    def pivot(self, value: str = "recovered", *, component: str | None = None) -> pandas.DataFrame:
+        """Return one number a cell as a DataFrame: a row for each layer, a column for each position, both ascending.
+
+        Args:
+            value: the column to show.
+            component: which component's rows; may be left out where the table has one component.
+
+        Raises:
+            UnknownNameError: no such column or component.
+            SpecError: several rows fall into one cell (for instance several components).
+            MissingExtraError: pandas is not installed.
+
+        Example:
+            >>> rows = [{"layer": i, "position": 0, "recovered": i / 2} for i in range(3)]
+            >>> Table.from_rows(rows, meta={}).pivot().loc[2, 0].item()
+            1.0
+        """
+        for column in ("layer", "position", value):
+            self._know(column)
+        frame = self.select(component).to_frame()
+        if frame.duplicated(["layer", "position"]).any():
+            raise SpecError(f"several rows stand at one layer and position; components: {self.components()}")
+        return frame.pivot(index="layer", columns="position", values=value)
+
+    def components(self) -> list[str]:
+        """Return the distinct components, in the order in which they first appear."""
+        return list(dict.fromkeys(self.columns.get("component", ())))
+
+    def select(self, component: str | None) -> Table:
+        """Return the table of one component's rows; `None` keeps all rows.
+
+        Raises:
+            UnknownNameError: the table has no such component.
+        """
+        if component is None:
+            return self
+        if component not in self.components():
+            hint = near_misses(component, self.components())
+            raise UnknownNameError(f"no rows for the component {component!r}; {hint}")
+        return Table.from_rows((row for row in self.rows() if row["component"] == component), meta=self.meta)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the table as parquet, `meta` inside the file, in one step (a killed save leaves no half-made file).
+
+        Returns:
+            The path written.
+
+        Raises:
+            MissingExtraError: pyarrow is not installed.
+            OSError: the folder cannot be written to.
+        """
+        arrow, parquet = optional("pyarrow", extra="tables"), optional("pyarrow.parquet", extra="tables")
+        names = list(self.columns)
+        arrays = [arrow.array(self.columns[name], type=_arrow_type(name, arrow)) for name in names]
+        text = json.dumps(_plain_meta(self.meta))
+        schema = arrow.schema([arrow.field(n, a.type) for n, a in zip(names, arrays, strict=True)])
+        stored = arrow.Table.from_arrays(arrays, schema=schema.with_metadata({_META_KEY: text.encode()}))
+        buffer = io.BytesIO()
+        parquet.write_table(stored, buffer)
+        return write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Table:
+        """Read a table that `save` wrote.
+
+        Raises:
+            SpecError: the parquet file was not written by `Table.save`.
+            FileNotFoundError: there is no such file.
+            MissingExtraError: pyarrow is not installed.
+        """
+        stored = optional("pyarrow.parquet", extra="tables").read_table(os.fspath(path), partitioning=None)
+        meta = (stored.schema.metadata or {}).get(_META_KEY)
+        if meta is None:
+            raise SpecError(f"{os.fspath(path)} carries no description of a table; was it written by Table.save?")
+        return cls.from_rows(stored.to_pylist(), meta=json.loads(meta))
+
+    def _know(self, column: str) -> None:
+        if column not in self.columns:
+            raise UnknownNameError(f"the table has no column {column!r}; {near_misses(column, self.columns)}")
+
+
+def _cell(name: str, value: Any) -> Any:
+    """Return `value` as text, bool, int, float, None or a tuple of these; known columns have their own type."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_cell("", item) for item in value)
+    if value is None or isinstance(value, (str, bool)):
+        plain: Any = value
+    elif isinstance(value, numbers.Integral):
+        plain = int(value)
+    elif isinstance(value, numbers.Real):
+        plain = None if math.isnan(value) else float(value)
+    else:
+        raise SpecError(f"column {name!r} holds {type(value).__name__}; a table holds text, numbers and lists of them")
+    wanted = _TYPES.get(name)
+    if wanted is float and isinstance(plain, int) and not isinstance(plain, bool):
+        return float(plain)
+    if wanted is not None and plain is not None and type(plain) is not wanted:
+        raise SpecError(f"column {name!r} holds {wanted.__name__} values, got {value!r}")
+    return plain
+
+
+def _plain_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a deep copy of `meta` as JSON gives it back."""
+    try:
+        copied = json.loads(json.dumps(dict(meta)))
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"a table's meta must be JSON-able: {error}") from error
+    return dict(copied)
+
+
+def _arrow_type(name: str, arrow: Any) -> Any:
+    """Return the stored type of a known column, None (arrow infers it) for another."""
+    kinds = {str: arrow.string(), int: arrow.int64(), float: arrow.float64()}
+    lists = {"top_tokens": arrow.list_(arrow.string()), "top_probabilities": arrow.list_(arrow.float64())}
+    return lists.get(name) or kinds.get(_TYPES.get(name, object))
