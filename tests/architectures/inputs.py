@@ -1,0 +1,107 @@
+"""Inputs for a tiny model: candidates, made from its signature and configuration; the first that runs is taken."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .shrink import hints
+
+Inputs = dict[str, Any]
+BATCH, LENGTH, ENCODER_LENGTH = 2, 7, 11
+
+
+def input_candidates(model: nn.Module, mapping: str, model_type: str, seed: int) -> Iterator[Inputs]:
+    """Yield keyword arguments for `model`, likelier ones first."""
+    generator = torch.Generator().manual_seed(seed)
+    named = hints()["inputs"].get(f"{mapping}:{model_type}") or hints()["inputs"].get(model_type)
+    if named is not None:
+        yield {name: _from_hint(value, generator) for name, value in named.items()}
+        return
+    main = getattr(model, "main_input_name", "input_ids")
+    if main == "pixel_values" and mapping != "CAUSAL_LM":
+        yield from _images(model, generator)
+    elif main in ("input_values", "input_features"):
+        yield from _audio(model, main, generator)
+    yield _text(model, mapping, generator)
+
+
+def _from_hint(value: Any, generator: torch.Generator) -> Any:
+    if isinstance(value, list):
+        return tuple(_from_hint(item, generator) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if "values" in value:
+        return torch.tensor(value["values"])
+    if "shape" not in value:
+        return {name: _from_hint(item, generator) for name, item in value.items()}
+    shape = value["shape"]
+    if "below" in value:
+        numbers = torch.randint(value.get("from", 0), value["below"], shape, generator=generator)
+        if "first" in value:  # the places that an image's (or a sound's) features take
+            numbers[:, : value["first"]] = value["token"]
+        return numbers
+    if "fill" in value:
+        return torch.full(shape, value["fill"])
+    if "uniform" in value:
+        return torch.rand(shape, generator=generator)
+    noise = torch.randn(shape, generator=generator)
+    if "numbered" in value:  # columns that hold a patch's row and column
+        noise[..., : value["numbered"]] = torch.arange(shape[1]).float()[:, None]
+    return noise
+
+
+def _tokens(rows: int, length: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(6, 150, (rows, length), generator=generator)
+
+
+def _text(model: Any, mapping: str, generator: torch.Generator) -> Inputs:
+    takes = inspect.signature(model.forward).parameters
+    books = getattr(model, "num_codebooks", None) or getattr(getattr(model, "decoder", None), "num_codebooks", None)
+    if mapping == "CAUSAL_LM" and isinstance(books, int) and "decoder_input_ids" not in takes:
+        return {"input_ids": _tokens(BATCH * books, LENGTH, generator), "use_cache": False}
+    inputs: Inputs = {"input_ids": _tokens(BATCH, LENGTH, generator)}
+    if model.config.is_encoder_decoder and "decoder_input_ids" in takes:
+        inputs = {"input_ids": _tokens(BATCH, ENCODER_LENGTH, generator), "decoder_input_ids": inputs["input_ids"]}
+    if mapping not in ("MASKED_LM",):
+        inputs["use_cache"] = False
+    return inputs
+
+
+def _setting(model: Any, name: str, default: Any) -> Any:
+    """Return a configuration value, looked for in the parts that a preprocessor would serve too."""
+    config = model.config
+    for part in (config, *(getattr(config, key, None) for key in ("vision_config", "backbone_config", "encoder"))):
+        value = getattr(part, name, None)
+        if value is not None:
+            return value
+    return default
+
+
+def _images(model: Any, generator: torch.Generator) -> Iterator[Inputs]:
+    size, channels = _setting(model, "image_size", 32), _setting(model, "num_channels", 3)
+    side = size if isinstance(size, int) else size[0]
+    decoder = _decoder(model, generator)
+    for edge in dict.fromkeys((side, 32, 64, 128, 224)):
+        yield {"pixel_values": torch.randn(BATCH, channels, edge, edge, generator=generator), **decoder}
+
+
+def _audio(model: Any, main: str, generator: torch.Generator) -> Iterator[Inputs]:
+    mel, span = _setting(model, "num_mel_bins", 16), _setting(model, "max_source_positions", 64)
+    decoder = _decoder(model, generator)
+    if main == "input_values":
+        for length in (1600, 8000, 16000):
+            yield {main: torch.randn(BATCH, length, generator=generator), **decoder}
+    shapes = ((mel, 2 * span), (40, mel), (128, 2 * span), (40, 80), (40, 160), (1, 64, mel), (1, 1001, 64))
+    for shape in (*shapes, (_setting(model, "max_length", 64), mel), (1, 1920)):
+        yield {main: torch.randn(BATCH, *shape, generator=generator), **decoder}
+
+
+def _decoder(model: Any, generator: torch.Generator) -> Inputs:
+    if not model.config.is_encoder_decoder:
+        return {}
+    return {"decoder_input_ids": _tokens(BATCH, LENGTH, generator), "use_cache": False}

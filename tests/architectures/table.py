@@ -1,0 +1,137 @@
+"""`docs/architectures.md`: what can be addressed in which architecture, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from .record import NOT_BUILT, REFUSED, VERDICTS, Kind, Record
+from .tiny import MAPPINGS
+from .verify import is_absent
+
+FILE = Path(__file__).parents[2] / "docs" / "architectures.md"
+GOALS: Mapping[str, int] = {"CAUSAL_LM": 170, "MASKED_LM": 42, "SEQ_TO_SEQ_CAUSAL_LM": 30, "IMAGE_TEXT_TO_TEXT": 62}
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "block": ("block_input", "block_output"),
+    "attention": ("attention_input", "attention_output"),
+    "z": ("attention_value_output",),
+    "q": ("query_output",),
+    "k": ("key_output",),
+    "v": ("value_output",),
+    "mlp": ("mlp_input", "mlp_output"),
+    "activation": ("mlp_activation",),
+    "mixer": ("mixer_input", "mixer_output"),
+    "cross": ("cross_attention_input", "cross_attention_output", "cross_attention_value_output"),
+    "cross q k v": ("cross_query_output", "cross_key_output", "cross_value_output"),
+    "router": ("router_output",),
+}
+_HEAD = """# Architectures
+
+Written by `make arch` (`tests/architectures`); do not edit. Every entry of transformers' mappings is built tiny and
+with random weights, resolved without any code for it, and every component that is offered is checked.
+
+- ✓ the component is there and passed every check
+- · the block has no such thing
+- ✗ refused, with the number of the reason; `overrides` can name it
+- two signs in a cell: the architecture's blocks are of several kinds
+
+z is `attention_value_output`; q, k, v are `query_output`, `key_output`, `value_output`. *additive* says where
+`block_output = block_input + attention_output + mlp_output` holds. A `stack` is named where a model has several.
+
+"""
+
+
+def counts(records: Sequence[Record]) -> list[tuple[str, dict[str, int]]]:
+    """Return, for every mapping, how many entries got which verdict."""
+    rows = []
+    for mapping in MAPPINGS:
+        mine = [record for record in records if record.mapping == mapping]
+        if mine:
+            rows.append((mapping, {verdict: sum(r.verdict == verdict for r in mine) for verdict in VERDICTS}))
+    return rows
+
+
+def render(records: Sequence[Record]) -> str:
+    """Return the page."""
+    reasons: dict[str, int] = {}
+    parts = [_HEAD, _count_table(records)]
+    for mapping in MAPPINGS:
+        mine = [record for record in records if record.mapping == mapping]
+        if mine:
+            parts.append(f"\n## {mapping}\n\n" + _mapping_table(mine, reasons))
+    if reasons:
+        parts.append("\n## Reasons\n\n" + "".join(f"{number}. {text}\n" for text, number in reasons.items()))
+    return "".join(parts)
+
+
+def _count_table(records: Sequence[Record]) -> str:
+    lines = ["| mapping | " + " | ".join(VERDICTS) + " | goal |", "|---" * (len(VERDICTS) + 2) + "|"]
+    for mapping, row in counts(records):
+        goal = GOALS.get(mapping, "")
+        lines.append(f"| {mapping} | " + " | ".join(str(row[verdict]) for verdict in VERDICTS) + f" | {goal} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mapping_table(records: Sequence[Record], reasons: dict[str, int]) -> str:
+    """Return one mapping's table; architectures with the same row share it."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    failed: dict[str, list[str]] = {}
+    for record in records:
+        if record.verdict in (NOT_BUILT, REFUSED):
+            failed.setdefault(f"{record.verdict}: {_short(record.reason)}", []).append(record.model_type)
+            continue
+        for stack in dict.fromkeys(kind.stack for kind in record.kinds):
+            kinds = [kind for kind in record.kinds if kind.stack == stack]
+            label = record.model_type if len(record.kinds) == len(kinds) else f"{record.model_type} ({stack or 'main'})"
+            rows.setdefault(_row(kinds, record, reasons), []).append(label)
+    lines = [
+        "| architectures | " + " | ".join(COLUMNS) + " | additive | notes |",
+        "|---" * (len(COLUMNS) + 3) + "|",
+        *(f"| {', '.join(names)} | " + " | ".join(row) + " |" for row, names in _by_size(rows)),
+    ]
+    text = "\n".join(lines) + "\n"
+    if failed:
+        text += "\n" + "".join(f"- {', '.join(names)}: {reason}\n" for reason, names in failed.items())
+    return text
+
+
+def _by_size(rows: Mapping[tuple[str, ...], list[str]]) -> list[tuple[tuple[str, ...], list[str]]]:
+    return sorted(rows.items(), key=lambda item: (-len(item[1]), item[1]))
+
+
+def _row(kinds: Sequence[Kind], record: Record, reasons: dict[str, int]) -> tuple[str, ...]:
+    cells = [_join(_cell(kind, names, reasons) for kind in kinds) for names in COLUMNS.values()]
+    additive = _join("yes" if kind.facts.get("additive") == "True" else "no" for kind in kinds)
+    return (*cells, additive, "; ".join([*_notes(kinds), *_remarks(record)]))
+
+
+def _cell(kind: Kind, names: Sequence[str], reasons: dict[str, int]) -> str:
+    why = [kind.missing.get(name, "no such component") for name in names if name not in kind.slots]
+    refused = [reason for reason in why if not is_absent(reason)]
+    if refused:
+        return " ".join(f"✗{reasons.setdefault(reason, len(reasons) + 1)}" for reason in dict.fromkeys(refused))
+    return "✓" if len(why) < len(names) else "·"
+
+
+def _join(values: Iterable[str]) -> str:
+    return " ".join(sorted(set(values)))
+
+
+def _notes(kinds: Sequence[Kind]) -> list[str]:
+    """Return what is unusual about the blocks: kinds of mixers and experts, and other flags."""
+    notes: dict[str, None] = {}
+    for kind in kinds:
+        for name, value in kind.facts.items():
+            if name in ("additive", "attention_owner", "attention owner") or value in ("False", "softmax", "none"):
+                continue
+            notes[name.replace("_", " ") if value == "True" else f"{name.replace('_', ' ')}: {value}"] = None
+    return list(notes)
+
+
+def _remarks(record: Record) -> list[str]:
+    return [*(f"**wrong** {failure}" for failure in record.failures), *record.excused]
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split()).replace("|", "/")
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,338 @@
+"""Is a component map true? Checked on one tiny model with plain hooks and weights; no code of the library is used.
+
+For the first block of every kind (signature) in every stack, and for every component it offers:
+
+- `place`: the module is where the path says, is called, and the tensor is as wide as the map says;
+- `identity`: writing back what was read changes nothing;
+- `effect`: writing zeros changes the model's answer;
+- `wiring`: what must follow from a component changes with it, what must not depend on it does not;
+- `heads`: the channels of heads are disjoint and cover the component; zeroing a head is zeroing its rows or columns
+  of the weights; the heads' contributions add up to the output projection's output;
+- `additive`: input + attention + MLP is the block's output, exactly where the map says so;
+- `sole`: with the MLP's activation silenced its output is the same for every token: nothing goes past it;
+- `complete`: with attention and MLP silenced the residual stream passes unchanged: no second branch was overlooked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .taps import Tap, channels_of, overwrite, run
+
+_WRITERS = ("attention_output", "cross_attention_output", "mixer_output", "mlp_output")
+_ATTENTION = ("query_output", "key_output", "value_output", "attention_value_output", "attention_output")
+_CROSS = ("cross_query_output", "cross_attention_value_output", "cross_attention_output")
+FOLLOWS: Mapping[str, tuple[str, ...]] = {
+    "block_input": (*_ATTENTION, "mlp_output", "mixer_output", "block_output"),
+    "attention_input": (*_ATTENTION, "block_output"),
+    "query_output": ("attention_value_output", "attention_output", "block_output"),
+    "key_output": ("attention_value_output", "attention_output", "block_output"),
+    "value_output": ("attention_value_output", "attention_output", "block_output"),
+    "attention_value_output": ("attention_output", "block_output"),
+    "attention_output": ("block_output",),
+    "cross_attention_input": (*_CROSS, "block_output"),
+    "cross_query_output": _CROSS[1:],
+    "cross_key_output": _CROSS[1:],
+    "cross_value_output": _CROSS[1:],
+    "cross_attention_value_output": ("cross_attention_output", "block_output"),
+    "cross_attention_output": ("block_output",),
+    "mixer_input": ("mixer_output", "block_output"),
+    "mixer_output": ("block_output",),
+    "mlp_input": ("mlp_activation", "mlp_output", "block_output"),
+    "mlp_activation": ("mlp_output", "block_output"),
+    "mlp_output": ("block_output",),
+    "router_output": ("mlp_output", "block_output"),
+}
+"""What changes when a component is zeroed."""
+NOT_BEFORE: Mapping[str, tuple[str, ...]] = {
+    "query_output": ("key_output", "value_output"),
+    "key_output": ("query_output", "value_output"),
+    "value_output": ("query_output", "key_output"),
+    "mlp_input": (*_ATTENTION, "mixer_output", *_CROSS),
+    "mlp_activation": (*_ATTENTION, "mixer_output", *_CROSS, "mlp_input"),
+    "cross_attention_input": _ATTENTION,
+    "attention_value_output": ("query_output", "key_output", "value_output"),
+}
+"""What does not depend on a component."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One check that did not hold."""
+
+    stack: str
+    block: int
+    component: str
+    check: str
+    detail: str
+
+    def __str__(self) -> str:
+        where = f"{self.stack or 'main'}[{self.block}].{self.component}"
+        return f"{where}: {self.check}: {self.detail}"
+
+
+class Verifier:
+    """Checks one model against its component map."""
+
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        self.model, self.inputs = model, inputs
+        self.answer = run(model, inputs)
+        self.failures: list[Failure] = []
+        self._where = ("", 0)
+
+    def check(self, components: Any) -> list[Failure]:
+        """Check every block kind of a component map; return what failed."""
+        for stack, blocks in components.stacks.items():
+            for number in representatives(blocks):
+                self._where = (stack, number)
+                self._block(blocks[number])
+        self._where = ("ends", 0)
+        for name, slot in components.ends.items():
+            values = self._read({name: slot})
+            if name in values:
+                self._effect(name, slot, {}, values)
+        return self.failures
+
+    def _fail(self, component: str, check: str, detail: str) -> None:
+        self.failures.append(Failure(*self._where, component, check, detail))
+
+    def _block(self, block: Any) -> None:
+        values = self._read(block.slots)
+        slots = {name: slot for name, slot in block.slots.items() if name in values}
+        self._identity(slots)
+        for name, slot in slots.items():
+            if self._heads_are_sound(name, slot, values[name]):
+                self._head_by_weights(name, slot, values[name])
+            self._effect(name, slot, slots, values)
+        for name, output in (
+            ("attention_value_output", "attention_output"),
+            ("cross_attention_value_output", "cross_attention_output"),
+        ):
+            if name in slots and output in slots and slots[name].heads is not None:
+                self._sum_of_heads(name, slots[name], values[name], values[output])
+        self._additive(block, values)
+        self._complete(block, slots, values)
+
+    def _read(self, slots: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Check `place`; return what the well-placed components hold."""
+        taps = {name: Tap(slot) for name, slot in slots.items()}
+        try:
+            run(self.model, self.inputs, list(taps.values()))
+        except Exception as error:  # a wrong way to the tensor
+            self._fail("", "place", f"reading fails: {type(error).__name__}: {error}")
+            return {}
+        values = {}
+        for name, tap in taps.items():
+            slot, problem = tap.slot, ""
+            if self.model.get_submodule(slot.path) is not slot.module:
+                problem = f"{slot.path} is another module"
+            elif not tap.values:
+                problem = f"call {slot.call} of {slot.path} does not happen ({tap.calls} calls)"
+            else:
+                problem = _width_problem(slot, tap.value)
+                values[name] = tap.value
+            if problem:
+                values.pop(name, None)
+                self._fail(name, "place", problem)
+        return values
+
+    def _identity(self, slots: Mapping[str, Any]) -> None:
+        def changes(names: list[str]) -> bool:
+            taps = [Tap(slots[name], lambda value: value.clone()) for name in names]
+            return not torch.equal(run(self.model, self.inputs, taps), self.answer)
+
+        if slots and changes(list(slots)):
+            for name in slots:
+                if changes([name]):
+                    self._fail(name, "identity", "writing back what was read changes the answer")
+
+    def _effect(self, name: str, slot: Any, slots: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
+        channels = channels_of(slot, values[name])
+        write = Tap(slot, overwrite(channels, 0.0))
+        others = {key: Tap(other) for key, other in slots.items() if key != name}
+        try:
+            answer = run(self.model, self.inputs, [write, *others.values()])
+        except Exception as error:
+            self._fail(name, "effect", f"writing zeros fails: {type(error).__name__}: {error}")
+            return
+        if torch.equal(answer, self.answer):
+            self._fail(name, "effect", "writing zeros changes nothing")
+        mlp = others.get("mlp_output") if name == "mlp_activation" else None
+        if mlp is not None and not _is_constant(mlp.value, values["mlp_output"]):
+            self._fail(name, "sole", "with it silenced, mlp_output still differs between tokens")
+        self._wiring(name, slot, slots, values, others)
+
+    def _wiring(
+        self,
+        name: str,
+        slot: Any,
+        slots: Mapping[str, Any],
+        values: Mapping[str, Tensor],
+        others: Mapping[str, Tap],
+    ) -> None:
+        """Compare what changed when a component was zeroed with what must."""
+        for other in set(FOLLOWS.get(name, ())) & set(others):
+            if others[other].values and torch.equal(others[other].value, values[other]):
+                self._fail(name, "wiring", f"{other} does not follow from it")
+        for other in set(NOT_BEFORE.get(name, ())) & set(others):
+            if _share_channels(slot, slots[other]) or not others[other].values:
+                continue
+            mine = channels_of(slots[other], values[other])
+            if not torch.equal(others[other].value[..., mine], values[other][..., mine]):
+                self._fail(name, "wiring", f"{other} depends on it")
+
+    def _heads_are_sound(self, name: str, slot: Any, value: Tensor) -> bool:
+        """Check that heads are disjoint and cover the component; return whether there are sound heads."""
+        if slot.heads is None:
+            return False
+        flat, mine = slot.heads.flatten(), channels_of(slot, value)
+        if slot.heads.ndim != 2 or flat.numel() == 0 or int(flat.max()) >= value.shape[-1] or int(flat.min()) < 0:
+            self._fail(name, "heads", f"channels of heads are no channels of a tensor of width {value.shape[-1]}")
+            return False
+        if flat.unique().numel() != flat.numel():
+            self._fail(name, "heads", "two heads share a channel")
+            return False
+        if set(flat.tolist()) != set(mine.tolist()):
+            self._fail(name, "heads", f"heads hold {flat.numel()} channels, the component {mine.numel()}")
+        return True
+
+    def _head_by_weights(self, name: str, slot: Any, value: Tensor) -> None:
+        """Check that zeroing the last head's channels is zeroing its part of the weights."""
+        weight, channels = _weight_of(slot.module), slot.heads[-1]
+        calls = Tap(slot)
+        if weight is None or self._is_shared(weight) or slot.leaf not in (None, (), (0, 0)):
+            return
+        by_hook = run(self.model, self.inputs, [Tap(slot, overwrite(channels, 0.0)), calls])
+        if calls.calls != 1:
+            return
+        with torch.no_grad():
+            kept = {key: parameter.clone() for key, parameter in slot.module.named_parameters(recurse=False)}
+            try:
+                _silence(slot.module, slot.side, channels)
+                by_weights = run(self.model, self.inputs)
+            finally:
+                for key, parameter in slot.module.named_parameters(recurse=False):
+                    parameter.copy_(kept[key])
+        if not torch.allclose(by_hook, by_weights, rtol=1e-4, atol=1e-5):
+            self._fail(name, "heads", "zeroing a head's channels is not zeroing its weights")
+        others = torch.ones(value.shape[-1], dtype=torch.bool)
+        others[channels] = False
+        if not torch.equal(calls.value[..., others], value[..., others]):
+            self._fail(name, "heads", "writing one head touches others")
+
+    def _is_shared(self, weight: Tensor) -> bool:
+        owners = [m for m in self.model.modules() for p in m.parameters(recurse=False) if p is weight]
+        return len(owners) > 1
+
+    def _sum_of_heads(self, name: str, slot: Any, z: Tensor, output: Tensor) -> None:
+        weight = _weight_of(slot.module)
+        if weight is None:
+            return
+        columns = weight if _is_out_by_in(slot.module) else weight.T
+        total = sum(z[..., head] @ columns[:, head].T for head in slot.heads)
+        bias = getattr(slot.module, "bias", None)
+        total = total if bias is None else total + bias
+        if total.shape != output.shape or not torch.allclose(total, output, rtol=1e-4, atol=1e-5):
+            self._fail(name, "heads", "the heads' contributions do not add up to the projection's output")
+
+    def _additive(self, block: Any, values: Mapping[str, Tensor]) -> None:
+        claimed = bool(block.flags.get("additive"))
+        if not {"block_input", "block_output"} <= set(values):
+            return
+        total, holds = values["block_input"], True
+        for name in _WRITERS:
+            if name in values:
+                same = values[name].numel() == total.numel()
+                holds = holds and same
+                total = total + values[name].reshape(total.shape) if same else total
+        out = values["block_output"]
+        holds = holds and total.shape == out.shape and bool((total - out).abs().max() <= 1e-4 * out.abs().max())
+        if claimed != holds:
+            said = "claimed, but does not hold" if claimed else "holds, but is not claimed"
+            self._fail("block_output", "additive", said)
+
+    def _complete(self, block: Any, slots: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
+        writers = [name for name in _WRITERS if name in slots]
+        refused = [name for name in _WRITERS if name in block.missing and not is_absent(block.missing[name])]
+        if refused or not writers or not {"block_input", "block_output"} <= set(values):
+            return
+        out = Tap(slots["block_output"])
+        taps = [Tap(slots[name], overwrite(channels_of(slots[name], values[name]), 0.0)) for name in writers]
+        run(self.model, self.inputs, [*taps, out])
+        likeness = _likeness(values["block_input"], out.value)
+        if __import__("os").environ.get("LIKE") and likeness<0.9995: print("LIKE",round(likeness,4))
+        if likeness < 0.9:
+            detail = f"with {', '.join(writers)} silenced, what leaves the block is not what entered ({likeness:.2f})"
+            self._fail("block_output", "complete", detail)
+
+
+def representatives(blocks: Any) -> list[int]:
+    """Return the number of the first block of every kind."""
+    first: dict[str, int] = {}
+    for number, block in enumerate(blocks):
+        first.setdefault(str(block.flags.get("signature", number)), number)
+    return list(first.values())
+
+
+def _share_channels(slot: Any, other: Any) -> bool:
+    """Return whether two slots are one tensor, whose hook sees the other's write."""
+    same = (slot.module, slot.side, slot.call) == (other.module, other.side, other.call)
+    return same and (slot.channels is None or other.channels is None)
+
+
+def is_absent(reason: str) -> bool:
+    """Return whether a component is missing because the block has no such thing, rather than refused."""
+    return reason.startswith(("no ", "not "))
+
+
+def _width_problem(slot: Any, value: Tensor) -> str:
+    wide = value.shape[-1]
+    mine = wide if slot.channels is None else len(slot.channels)
+    if slot.channels is not None and (int(slot.channels.max()) >= wide or int(slot.channels.min()) < 0):
+        return f"channels up to {int(slot.channels.max())} of a tensor of width {wide}"
+    if slot.channels is not None and slot.channels.unique().numel() != mine:
+        return "a channel is listed twice"
+    if slot.width is not None and slot.width != mine:
+        return f"width {slot.width}, but the tensor has {mine} channels of it"
+    return ""
+
+
+def _weight_of(module: nn.Module) -> Tensor | None:
+    weight = getattr(module, "weight", None)
+    known = isinstance(weight, Tensor) and weight.ndim == 2 and next(module.children(), None) is None
+    return weight if known and not isinstance(module, nn.Embedding) else None
+
+
+def _is_out_by_in(module: nn.Module) -> bool:
+    return not hasattr(module, "nf")  # transformers' Conv1D keeps its weight as (in, out)
+
+
+def _silence(module: Any, side: str, channels: Tensor) -> None:
+    """Zero the part of a linear map's weights that reads or writes some channels."""
+    weight = module.weight if _is_out_by_in(module) else module.weight.T
+    if side == "input":
+        weight[:, channels] = 0.0
+        return
+    weight[channels] = 0.0
+    if getattr(module, "bias", None) is not None:
+        module.bias[channels] = 0.0
+
+
+def _likeness(before: Tensor, after: Tensor) -> float:
+    """Return the mean cosine between tokens, whatever their mean and scale: a norm keeps it near one."""
+    if before.shape != after.shape:
+        return 1.0
+    centred = [value.reshape(-1, value.shape[-1]) for value in (before, after)]
+    centred = [value - value.mean(-1, keepdim=True) for value in centred]
+    return float(torch.cosine_similarity(*centred, dim=-1).mean())
+
+
+def _is_constant(value: Tensor, usual: Tensor) -> bool:
+    """Return whether all tokens are alike, compared with how much they differ usually."""
+    flat, before = value.reshape(-1, value.shape[-1]), usual.reshape(-1, usual.shape[-1])
+    return bool((flat - flat.mean(0)).abs().max() <= 1e-4 * (before - before.mean(0)).abs().max())

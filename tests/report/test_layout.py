@@ -1,0 +1,61 @@
+"""layout and colours: what all reports share."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align_transformers.report.colours import DARK, LIGHT, ink, shade
+from align_transformers.report.layout import arrange, visible
+from align_transformers.table import Table
+
+
+@given(st.text())
+def test_visible_tokens_have_no_white_space_and_nothing_unprintable(token):
+    shown = visible(token)
+    assert shown
+    assert shown.isprintable()
+    assert " " not in shown
+
+
+@pytest.mark.parametrize("scale", [LIGHT, DARK], ids=["light", "dark"])
+def test_the_scale_is_anchored(scale):
+    anchors = dict(scale)
+    assert shade(0.0, scale) == anchors[0.0]
+    assert shade(1.0, scale) == shade(1.7, scale) == anchors[1.0]
+    assert shade(-1.0, scale) == shade(-9.0, scale) == anchors[-1.0]
+
+
+@given(st.floats(-2, 2))
+def test_numbers_are_readable_on_their_ground(value):
+    def luminance(colour):
+        channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (x / 255 for x in colour)]
+        return sum(weight * channel for weight, channel in zip((0.2126, 0.7152, 0.0722), channels, strict=True))
+
+    for scale in (LIGHT, DARK):
+        ground = shade(value, scale)
+        dark, light = sorted((luminance(ground), luminance(ink(ground))))
+        assert (light + 0.05) / (dark + 0.05) >= 4  # WCAG's contrast ratio; 3 is asked of large text, 4.5 of small
+
+
+def test_the_outline_encloses_the_flips_and_nothing_else(make_table):
+    flips = {(0, 1), (0, 2), (1, 1)}
+    layout = arrange(make_table(lambda layer, p: float((layer, p) in flips), layers=4))
+    edges = layout.flip_edges()
+    assert len(edges) == 8  # three cells in an L: 12 sides, two pairs touch
+    assert ((0.5, -0.5), (0.5, 0.5)) in edges  # left of layer 0, position 1
+    assert ((1.5, -0.5), (1.5, 0.5)) not in edges  # between two cells that both flip
+
+
+def test_another_answer_than_both_is_no_flip(make_table):
+    rows = [{**row, "top_tokens": [" Lisbon", " Rome"], "top_probabilities": [0.6, 0.2]} for row in make_table().rows()]
+    layout = arrange(Table.from_rows(rows, meta=make_table().meta))
+    assert not any(cell.flips for cell in layout.cells.values())
+
+
+@pytest.mark.parametrize(
+    ("least", "low"), [(0.3, 0.0), (-0.05, 0.0), (-0.2, -0.25), (-0.5, -0.5), (-0.9, -1.0), (-7.0, -1.0)]
+)
+def test_the_scale_begins_where_the_values_ask_for_it(make_table, least, low):
+    assert arrange(make_table(lambda *_: least, layers=2)).low == low

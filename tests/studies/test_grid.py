@@ -1,0 +1,233 @@
+"""grid: equal to the one-cell-at-a-time loop with hand-written hooks, in a handful of passes."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+from tests.helpers import (
+    FAMILIES,
+    LAYERS,
+    VOCAB,
+    counted,
+    grab,
+    hook_counts,
+    locus,
+    logits_with,
+    new_model,
+    tiny,
+    tokens,
+    writer,
+)
+
+from align_transformers._errors import PositionError, SiteError, SpecError, UnknownNameError
+from align_transformers.metrics import Metric, logit_difference, probability
+from align_transformers.studies import grid
+
+NAMES = ["block_output", "mlp_output", "attention_value_output", "key_output", "block_input"]
+
+
+def one_cell(model, component, layer, base, source, place):
+    """The last token's logits with one swap, and the norm of the change, by hand."""
+    at = locus(model, component, layer)
+    [wanted], [before] = grab(model, source, at), grab(model, base, at)
+    new = wanted[0, place[1]]
+    touch = writer(at, [[place[0]]], lambda old, example: new.expand_as(old))
+    return logits_with(model, base, touch)[0, -1], (new - before[0, place[0]]).norm().item()
+
+
+@pytest.mark.parametrize("component", NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_each_cell_equals_the_loop(family, component):
+    model, base, source = tiny(family), tokens(1, 5, seed=1), tokens(1, 5, seed=2)
+    table = grid(model, base, source, components=[component])
+    answers = [int(model(**x).logits[0, -1].argmax()) for x in (base, source)]
+    clean = [(lambda out: (out[answers[1]] - out[answers[0]]).item())(model(**x).logits[0, -1]) for x in (base, source)]
+    assert [(row["layer"], row["position"]) for row in table.rows()] == [
+        (n, p) for n in range(LAYERS) for p in range(5)
+    ]
+    for row in table.rows():
+        place = (row["position"], row["position"])
+        logits, change = one_cell(model, component, row["layer"], base, source, place)
+        value = (logits[answers[1]] - logits[answers[0]]).item()
+        assert row["metric"] == pytest.approx(value, abs=1e-4)
+        assert row["effect"] == pytest.approx(value - clean[0], abs=1e-4)
+        assert row["recovered"] == pytest.approx((value - clean[0]) / (clean[1] - clean[0]), abs=1e-4)
+        assert row["change"] == pytest.approx(change, rel=1e-4)
+        assert row["fired"] == 1
+        best = logits.softmax(-1).topk(5)
+        assert row["top_tokens"] == tuple(str(i) for i in best.indices.tolist())
+        assert row["top_probabilities"] == pytest.approx(best.values.tolist(), abs=1e-5)
+        assert row["token"] == str(base["input_ids"][0, row["position"]].item())
+        assert row["source_token"] == str(source["input_ids"][0, row["position"]].item())
+    assert (table.meta["base_value"], table.meta["source_value"]) == pytest.approx(clean, abs=1e-4)
+    assert (table.meta["base_answer"], table.meta["source_answer"]) == tuple(map(str, answers))
+    named = grid(model, base, source, layers=[0], answers=(4, 5)).meta
+    assert (named["base_says"], named["source_says"]) == tuple(map(str, answers))
+    assert (named["base_answer"], named["source_answer"]) == ("4", "5")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_last_aligns_unequal_prompts_from_the_end(family):
+    model, base, source = tiny(family), tokens(1, 4, seed=1), tokens(1, 7, seed=2)
+    table = grid(model, base, source, last=3, answers=(4, 5))
+    assert [row["position"] for row in table.rows()] == [1, 2, 3] * LAYERS
+    for row in table.rows():
+        assert row["source_position"] == row["position"] + 3
+        assert row["source_token"] == str(source["input_ids"][0, row["source_position"]].item())
+        place = (row["position"], row["source_position"])
+        logits, _ = one_cell(model, "block_output", row["layer"], base, source, place)
+        assert row["metric"] == pytest.approx((logits[5] - logits[4]).item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_padding_is_not_a_token(side):
+    model, base, source = tiny("llama"), tokens(1, 4, seed=1), tokens(1, 4, seed=2)
+    gap = torch.zeros(1, 2, dtype=torch.long)
+    join = (lambda x: torch.cat([gap, x], 1)) if side == "left" else (lambda x: torch.cat([x, gap], 1))
+    wide = {name: join(value) for name, value in base.items()}
+    if side == "left":
+        wide["position_ids"] = torch.tensor([[0, 0, 0, 1, 2, 3]])
+    plain, padded = (grid(model, x, source, answers=(4, 5)) for x in (base, wide))
+    assert padded.columns["position"] == plain.columns["position"]
+    assert padded.columns["metric"] == pytest.approx(plain.columns["metric"], abs=1e-3)
+
+
+def test_the_positions_of_a_layer_share_a_pass_and_the_prompts_run_once():
+    model = tiny("llama")
+    with counted(model) as calls:
+        grid(model, tokens(1, 6, seed=1), tokens(1, 6, seed=2), answers=(4, 5))
+    assert sorted(calls) == [1, 1, *[6] * LAYERS]
+
+
+def test_long_prompts_are_cut_into_passes(monkeypatch):
+    model, base, source = tiny("llama"), tokens(1, 6, seed=1), tokens(1, 6, seed=2)
+    whole = grid(model, base, source, answers=(4, 5))
+    monkeypatch.setattr(sys.modules["align_transformers.studies.grid"], "_TOKENS_A_PASS", 24)
+    seen = []
+    with counted(model) as calls:
+        cut = grid(model, base, source, answers=(4, 5), progress=lambda done, total: seen.append((done, total)))
+    assert sorted(calls) == sorted([1, 1, *[4, 2] * LAYERS])
+    assert cut.columns["metric"] == pytest.approx(whole.columns["metric"], abs=1e-5)
+    assert seen == [(done, 18) for done in (4, 6, 10, 12, 16, 18)]
+
+
+def test_layers_and_positions_are_chosen():
+    model, base, source = tiny("gpt2"), tokens(1, 5, seed=1), tokens(1, 5, seed=2)
+    full = {(r["layer"], r["position"]): r["metric"] for r in grid(model, base, source, answers=(4, 5)).rows()}
+    part = grid(model, base, source, layers=[-1, 0], positions=[3, -1], answers=(4, 5))
+    assert [(r["layer"], r["position"]) for r in part.rows()] == [(2, 3), (2, 4), (0, 3), (0, 4)]
+    for row in part.rows():
+        assert row["metric"] == pytest.approx(full[row["layer"], row["position"]], abs=1e-5)
+
+
+def test_several_components_come_in_one_table():
+    table = grid(tiny("gpt2"), tokens(1, 3, seed=1), tokens(1, 3, seed=2), components=NAMES, answers=(4, 5))
+    assert table.components() == NAMES
+    assert len(table) == len(NAMES) * LAYERS * 3
+
+
+def test_theorems_of_the_residual_stream():
+    model, base, source = tiny("llama"), tokens(1, 5, seed=1), tokens(1, 5, seed=2)
+    rows = {(r["layer"], r["position"]): r for r in grid(model, base, source, answers=(4, 5)).rows()}
+    assert rows[LAYERS - 1, 4]["recovered"] == pytest.approx(1.0, abs=1e-4)  # nothing after it but the unembedding
+    assert all(rows[LAYERS - 1, p]["recovered"] == pytest.approx(0.0, abs=1e-4) for p in range(4))
+    itself = grid(model, base, base, answers=(4, 5))
+    assert itself.columns["change"] == (0.0,) * len(itself)
+    assert itself.columns["effect"] == pytest.approx([0.0] * len(itself), abs=1e-4)
+    assert set(itself.columns["recovered"]) == {None}  # of no way at all, no share can be told
+
+
+def test_any_metric():
+    model, base, source = tiny("gpt2"), tokens(1, 3, seed=1), tokens(1, 3, seed=2)
+    table = grid(model, base, source, metric=probability(7))
+    assert table.meta["metric"] == "probability(7)"
+    assert all(0 <= value <= 1 for value in table.columns["metric"])
+    largest = grid(model, base, base, metric=Metric("largest", lambda logits: logits.amax(-1)))  # no answers needed
+    assert largest.columns["metric"] == pytest.approx([largest.meta["base_value"]] * len(largest), abs=1e-4)
+
+
+def test_the_default_metric_is_the_difference_of_the_answers():
+    model, base, source = tiny("gpt2"), tokens(1, 3, seed=1), tokens(1, 3, seed=2)
+    table = grid(model, base, source)
+    first, second = int(table.meta["base_answer"]), int(table.meta["source_answer"])
+    assert (
+        table.columns["metric"] == grid(model, base, source, metric=logit_difference(second, first)).columns["metric"]
+    )
+    assert table.meta["base_value"] <= 0 <= table.meta["source_value"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions(dtype):
+    model = new_model("llama", dtype=dtype)
+    table = grid(model, tokens(1, 4, seed=1), tokens(1, 4, seed=2), answers=(4, 5))
+    recovered = table.pivot().to_numpy()
+    assert recovered[-1, -1] == pytest.approx(1.0, abs=0.1 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_no_graph_is_kept():
+    def checked(logits):
+        assert not logits.requires_grad
+        return logits[:, 0]
+
+    grid(tiny("gpt2"), tokens(1, 3, seed=1), tokens(1, 3, seed=2), metric=Metric("checked", checked))
+
+
+def test_nothing_of_the_callers_is_changed():
+    model, base, source = new_model("llama"), tokens(1, 4, seed=1), tokens(1, 4, seed=2)
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    hooks, ids = hook_counts(model), base["input_ids"].clone()
+    keys = set(base)
+    grid(model, base, source, answers=(4, 5))
+    assert model.training
+    assert hook_counts(model) == hooks
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert set(base) == keys
+    assert torch.equal(base["input_ids"], ids)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"source": tokens(1, 6)}, PositionError, r"4 tokens, the source 6.*reword.*last=N, at most 4"),
+        ({"last": 0}, SpecError, r"last=0"),
+        ({"last": 5}, PositionError, r"last=5, but the prompts have 4 and 4"),
+        (
+            {"last": 2, "positions": [0]},
+            PositionError,
+            r"position 0 is not among the last 2 tokens of the base, 2 to 3",
+        ),
+        ({"positions": [4]}, PositionError, r"position 4 does not exist: the base has 4 tokens.*\(0 to 3\)"),
+        ({"positions": [-5]}, PositionError, r"position -5 does not exist"),
+        ({"positions": []}, SpecError, r"no position is chosen"),
+        ({"layers": [LAYERS]}, PositionError, r"layer 3 does not exist: GPT2LMHeadModel has 3 layers \(0 to 2\)"),
+        ({"layers": "some"}, (SpecError, TypeCheckError), r"(?s)layers.*some"),
+        ({"components": ["block_outptu"]}, UnknownNameError, r"did you mean 'block_output'"),
+        ({"components": ["transformer.h[0].mlp.output"]}, SpecError, r"path of one module"),
+        ({"components": []}, SpecError, r"a list of names"),
+        ({"base": "text"}, SpecError, r"'text' is a text: give tokenizer="),
+        ({"base": tokens(2, 4)}, SpecError, r"one pair of prompts at a time; found a batch of 2"),
+        ({"base": {"pixel_values": torch.zeros(1, 4)}}, SpecError, r"found the keys \['pixel_values'\]"),
+        ({"answers": (4, 4)}, SpecError, r"with itself"),
+        ({"answers": (4, VOCAB)}, SpecError, r"outside the vocabulary"),
+        ({"source": tokens(1, 4, seed=1), "answers": None}, SpecError, r"both prompts have the same answer"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_mistakes_are_refused(changes, error, said):
+    prompts = {"base": tokens(1, 4, seed=1), "source": tokens(1, 4, seed=2), "answers": (4, 5), **changes}
+    with pytest.raises(error, match=said):
+        grid(tiny("gpt2"), prompts.pop("base"), prompts.pop("source"), **prompts)
+
+
+def test_a_model_without_known_components_is_refused():
+    with pytest.raises(SiteError, match="no known family"):
+        grid(torch.nn.Linear(2, 2), tokens(1, 4), tokens(1, 4))

@@ -1,0 +1,212 @@
+"""cli: what is printed where, which files are written, and how mistakes end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from tests.helpers import LAYERS, VOCAB, new_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from align_transformers import cli
+from align_transformers._errors import SpecError
+from align_transformers.table import Table
+
+BASE, SOURCE = "w1 w2 w3 w4", "w1 w2 w9 w4"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model and its tokenizer (a word is a token), as a checkpoint."""
+    path = tmp_path_factory.mktemp("tiny")
+    inner = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    new_model("llama").save_pretrained(path)
+    PreTrainedTokenizerFast(tokenizer_object=inner).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Call the command line; returns (status, stdout, stderr)."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["align-transformers", *arguments])
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("COLUMNS", "100")
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+def test_trace_prints_the_map_and_a_summary_and_writes_the_files(run, folder, tmp_path):
+    status, out, err = run("trace", BASE, SOURCE, "--model", folder, "--answers", "w4,w5", "--out", "results")
+    assert (status, err) == (0, "")
+    table = Table.load(tmp_path / "results" / "trace.parquet")
+    assert len(table) == LAYERS * 4
+    assert (table.meta["base_answer"], table.meta["source_answer"]) == ("w4", "w5")
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line[:5].strip().isdigit()}
+    for layer in range(LAYERS):
+        shown = [float(cell.rstrip("*")) for cell in rows[str(layer)]]
+        assert shown == pytest.approx(table.pivot().loc[layer].tolist(), abs=0.0051)
+    says = [table.meta[name] for name in ("base_says", "source_says")]
+    assert "Without a swap the model answers the base with “{}”, the source with “{}”.".format(*says) in out
+    assert "The answers compared are “w4” and “w5”." in out
+    assert "The largest effect is at layer" in out
+    assert (tmp_path / "results" / "trace.png").read_bytes().startswith(b"\x89PNG")
+    assert "<!DOCTYPE html>" in (tmp_path / "results" / "trace.html").read_text()[:20]
+    for name in ("trace.parquet", "trace.png", "trace.html"):
+        assert f"results/{name}" in out
+
+
+def test_json_prints_one_object_and_nothing_else(run, folder, tmp_path):
+    status, out, err = run("trace", BASE, SOURCE, "--model", folder, "--answers", "w4,w5", "--json")
+    assert (status, err) == (0, "")
+    data = json.loads(out)
+    assert set(data) == {"meta", "rows", "summary", "files"}
+    assert Table.from_dict({"meta": data["meta"], "rows": data["rows"]}) == Table.load(tmp_path / "trace.parquet")
+    best = max(data["rows"], key=lambda row: row["recovered"])
+    assert data["summary"]["largest"]["layer"] == best["layer"]
+    assert data["summary"]["cells"] == len(data["rows"])
+
+
+def test_quiet_prints_nothing(run, folder, tmp_path):
+    assert run("trace", BASE, SOURCE, "--model", folder, "--answers", "w4,w5", "--quiet") == (0, "", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["trace.html", "trace.parquet", "trace.png"]
+
+
+def test_layers_positions_and_component_are_chosen(run, folder):
+    options = ["--layers", "1-2", "--positions", "2,-1", "--component", "mlp_output", "--answers", "w4,w5", "--json"]
+    _, out, _ = run("trace", BASE, SOURCE, "--model", folder, *options)
+    rows = json.loads(out)["rows"]
+    assert [(row["component"], row["layer"], row["position"]) for row in rows] == [
+        ("mlp_output", layer, position) for layer in (1, 2) for position in (2, 3)
+    ]
+
+
+def test_last_compares_unequal_prompts(run, folder):
+    _, out, _ = run("trace", BASE, "w7 " + SOURCE, "--model", folder, "--last", "2", "--answers", "w4,w5", "--json")
+    assert [(row["position"], row["source_position"]) for row in json.loads(out)["rows"]][:2] == [(2, 3), (3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([BASE, SOURCE, "--component", "blok_output"], "unknown component 'blok_output'; did you mean 'block_output'"),
+        ([BASE, "w1 w2"], "the base has 4 tokens, the source 2"),
+        ([BASE, "w1 w2"], "reword one of the prompts, or compare the last N tokens"),
+        ([BASE, SOURCE, "--positions", "7"], "position 7 does not exist: the base has 4 tokens"),
+        ([BASE, SOURCE, "--layers", "0-3"], "layer 3 does not exist: LlamaForCausalLM has 3 layers (0 to 2)"),
+        ([BASE, SOURCE, "--layers", "0..3"], "--layers '0..3': give numbers and ranges"),
+        ([BASE, BASE], "both prompts have the same answer"),
+        ([BASE, SOURCE, "--answers", "w4"], "--answers 'w4': give two tokens"),
+        ([BASE, SOURCE, "--answers", "w4,w5 w6"], "'w5 w6' is not one token but 2"),
+        ([BASE, SOURCE, "--model", "./nowhere"], "cannot load a model from './nowhere'"),
+        ([BASE, SOURCE, "--model", "smollm-135m"], "did you mean 'smollm2-135m'"),
+        (["", SOURCE], "a prompt has no token"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_status_2(run, folder, tmp_path, arguments, said):
+    given = arguments if "--model" in arguments else [*arguments, "--model", folder]
+    given = given if "--answers" in given or arguments == [BASE, BASE] else [*given, "--answers", "w4,w5"]
+    status, out, err = run("trace", *given)
+    assert status == 2
+    assert out == ""
+    assert said in err
+    assert err.count("\n") == 1
+    assert err.startswith("align-transformers: error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(run, folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr(cli, "_sweep", None)
+    status, _, err = run("trace", BASE, SOURCE, "--model", folder, "--out", "file")
+    assert status == 2
+    assert "file" in err
+    assert err.count("\n") == 1
+
+
+def test_wrong_usage_is_status_2(run):
+    for arguments in (["trace", BASE], ["trace", BASE, SOURCE, "--lairs", "3"], ["tracee"]):
+        status, out, err = run(*arguments)
+        assert (status, out) == (2, "")
+        assert err
+
+
+def test_version(run):
+    status, out, _ = run("--version")
+    assert status == 0
+    assert out.startswith("align-transformers ")
+    assert out.count("\n") == 1
+
+
+def test_help_has_examples(run):
+    status, out, _ = run("trace", "--help")
+    assert status == 0
+    for stated in (
+        "Examples",
+        "The capital of Spain is",
+        "--component",
+        "--last",
+        "trace.html",
+        "--answers",
+        "block_output",
+    ):
+        assert stated in out
+    assert "trace" in run("--help")[1]
+
+
+def test_the_command_line_itself_imports_nothing_heavy():
+    # The package's own __init__ is left out: this is about cli.py.
+    code = (
+        "import importlib.util, sys, types\n"
+        "spec = importlib.util.find_spec('align_transformers')\n"
+        "package = types.ModuleType('align_transformers')\n"
+        "package.__path__ = list(spec.submodule_search_locations)\n"
+        "sys.modules['align_transformers'] = package\n"
+        "import align_transformers.cli as cli\n"
+        "sys.argv = ['align-transformers', 'trace', '--help']\n"
+        "try:\n    cli.main()\nexcept SystemExit as ended:\n    assert not ended.code\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'numpy', 'matplotlib', 'plotly', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_progress_bar_is_shown_on_stderr_while_it_runs(run, folder, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    status, out, err = run("trace", BASE, SOURCE, "--model", folder, "--answers", "w4,w5", "--json")
+    json.loads(out)
+    assert (status, err) == (0, "")  # not with --json
+    status, out, err = run("trace", BASE, SOURCE, "--model", folder, "--answers", "w4,w5")
+    assert status == 0
+    assert "12/12" in err
+    assert "12/12" not in out
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "5-2", "1,,2", "-3-4", "--2"])
+def test_senseless_numbers_are_refused(text):
+    with pytest.raises(SpecError, match="--layers"):
+        cli.numbers(text, "--layers")
+
+
+@pytest.mark.slow
+def test_madrid_becomes_rome(run, tmp_path):
+    started = time.monotonic()
+    status, out, err = run(
+        "trace", "The capital of Spain is", "The capital of Italy is", "--layers", "0,12,29", "--json"
+    )
+    assert (status, err) == (0, "")
+    data = json.loads(out)
+    assert (data["meta"]["base_answer"], data["meta"]["source_answer"]) == (" Madrid", " Rome")
+    assert [(f["layer"], f["position"]) for f in data["summary"]["flips"]] == [(0, 3), (12, 3), (29, 4)]
+    assert time.monotonic() - started < 120

@@ -1,0 +1,75 @@
+"""What the package offers. A name that comes or goes is a decision: it is made here, too, and noted in CHANGELOG."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+import align_transformers
+
+NAMES = [
+    "AdditionIntervention",
+    "AlignError",
+    "Bound",
+    "COMPONENTS",
+    "CollectIntervention",
+    "Collected",
+    "Constant",
+    "ConstantSourceIntervention",
+    "Edit",
+    "Effect",
+    "FunctionIntervention",
+    "IntervenableConfig",
+    "IntervenableGeneration",
+    "IntervenableModel",
+    "IntervenableOutput",
+    "IntervenableRepresentationConfig",
+    "Intervention",
+    "InterventionError",
+    "MeanIntervention",
+    "ModelNotFoundError",
+    "NeverFiredError",
+    "NoiseIntervention",
+    "Outcome",
+    "Plan",
+    "PlanError",
+    "PositionError",
+    "Positions",
+    "Read",
+    "RepresentationConfig",
+    "Run",
+    "Site",
+    "SiteError",
+    "SkipIntervention",
+    "SourcelessIntervention",
+    "SpecError",
+    "SubtractionIntervention",
+    "TrainableIntervention",
+    "UnknownNameError",
+    "VanillaIntervention",
+    "ZeroIntervention",
+    "bind",
+    "execute",
+]
+
+
+def test_the_names_are_these():
+    assert sorted(align_transformers.__all__) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_can_be_had_and_is_explained(name):
+    value = getattr(align_transformers, name)
+    if inspect.isclass(value) or inspect.isroutine(value):
+        assert inspect.getdoc(value)
+        assert "Config(" not in (value.__doc__ or "").split("\n")[0]  # what dataclass writes when nobody does
+
+
+def test_nothing_else_is_offered_by_accident():
+    public = {
+        name
+        for name, value in vars(align_transformers).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert public - {"annotations"} == set(NAMES)

@@ -1,0 +1,241 @@
+"""table: what goes in comes out, whichever way it travels."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from align_transformers._errors import SpecError, UnknownNameError
+from align_transformers._files import write_atomically
+from align_transformers._optional import MissingExtraError
+from align_transformers.table import Table
+
+
+def row(layer: int, position: int, **changes: object) -> dict[str, object]:
+    cell: dict[str, object] = {
+        "component": "block_output",
+        "layer": layer,
+        "position": position,
+        "token": " Spain",
+        "source_token": " Italy",
+        "metric": 1.5,
+        "effect": layer + position / 10,
+        "recovered": layer * 10.0 + position,
+        "change": 2.0,
+        "fired": 1,
+        "top_tokens": [" Rome", "\n", "é"],
+        "top_probabilities": [0.5, 0.25, 0.125],
+    }
+    return {**cell, **changes}
+
+
+@pytest.fixture
+def table() -> Table:
+    rows = [row(layer, position) for layer in (2, 0, 1) for position in (3, 1)]
+    return Table.from_rows(rows, meta={"model": "toy", "base_tokens": ["The", " Spain"], "base_value": -1.5})
+
+
+numbers = st.floats(allow_infinity=False, width=64)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+rows_of_tables = st.lists(
+    st.builds(
+        row,
+        layer=st.integers(0, 200),
+        position=st.integers(0, 2**40),
+        token=texts,
+        source_token=texts,
+        effect=numbers | st.none(),
+        recovered=numbers | st.none(),
+        top_tokens=st.lists(texts, max_size=3),
+        top_probabilities=st.lists(st.floats(0, 1), max_size=3),
+    ),
+    max_size=6,
+)
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**50), 2**50) | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=5,
+)
+metas = st.dictionaries(texts, plain, max_size=3)
+
+
+@given(rows_of_tables, metas)
+def test_from_dict_inverts_to_dict_through_strict_json(rows, meta):
+    table = Table.from_rows(rows, meta=meta)
+    assert Table.from_dict(json.loads(json.dumps(table.to_dict(), allow_nan=False))) == table
+
+
+@settings(deadline=None)  # the disk
+@given(rows_of_tables, metas)
+def test_load_inverts_save(tmp_path_factory, rows, meta):
+    table = Table.from_rows(rows, meta=meta)
+    path = tmp_path_factory.mktemp("table") / "trace.parquet"
+    assert table.save(path) == path
+    loaded = Table.load(path)
+    assert loaded == table
+
+
+def test_unknown_columns_travel_too(tmp_path):
+    rows = [{"head": i, "name": f"h{i}", "fine": i == 1, "weights": [0.5, i]} for i in range(3)]
+    table = Table.from_rows(rows, meta={})
+    table.save(tmp_path / "heads.parquet")
+    assert Table.load(tmp_path / "heads.parquet") == table
+
+
+def test_pandas_reads_the_file_without_us(table, tmp_path):
+    import pandas
+
+    frame = pandas.read_parquet(table.save(tmp_path / "trace.parquet"))
+    assert frame["recovered"].tolist() == list(table.columns["recovered"])
+    assert list(frame["top_tokens"][0]) == [" Rome", "\n", "é"]
+
+
+def test_numpy_numbers_become_plain_and_nan_becomes_none():
+    cell = row(np.int64(3), 0, effect=np.float32(0.5), recovered=float("nan"), metric=2)
+    [back] = Table.from_rows([cell], meta={}).rows()
+    assert (type(back["layer"]), type(back["effect"]), type(back["metric"])) == (int, float, float)
+    assert back["recovered"] is None
+    assert Table.from_rows([cell], meta={}).to_frame()["recovered"].isna().all()
+
+
+def test_a_column_with_a_missing_number_stays_numeric():
+    frame = Table.from_rows([row(0, 0, recovered=None), row(1, 0)], meta={}).to_frame()
+    assert frame["recovered"].dtype == "float64"
+    assert frame["recovered"].tolist()[1] == 10.0
+
+
+def test_pivot_has_layers_down_and_positions_across_in_order(table):
+    matrix = table.pivot()
+    assert list(matrix.index) == [0, 1, 2]
+    assert list(matrix.columns) == [1, 3]
+    assert matrix.loc[2, 3] == 23.0
+    assert matrix.loc[0, 1] == 1.0
+    assert table.pivot("effect").loc[2, 3] == pytest.approx(2.3)
+
+
+def test_pivot_takes_one_component_of_several():
+    rows = [row(0, 0), row(0, 0, component="mlp_output", recovered=0.5)]
+    table = Table.from_rows(rows, meta={})
+    assert table.components() == ["block_output", "mlp_output"]
+    assert table.pivot(component="mlp_output").loc[0, 0] == 0.5
+    with pytest.raises(SpecError, match=r"several rows.*'block_output', 'mlp_output'"):
+        table.pivot()
+    with pytest.raises(UnknownNameError, match="did you mean 'mlp_output'"):
+        table.pivot(component="mlp_outptu")
+
+
+def test_an_unknown_column_names_near_misses(table):
+    with pytest.raises(UnknownNameError, match="did you mean 'recovered'"):
+        table.pivot("recoverd")
+
+
+def test_nothing_handed_out_changes_the_table(table):
+    before = copy.deepcopy(table.to_dict())
+    frame = table.to_frame()
+    frame.loc[0, "effect"] = 99.0
+    frame["top_tokens"][0].append("x")
+    next(table.rows())["layer"] = 77
+    table.to_dict()["meta"]["base_tokens"].append("x")
+    assert table.to_dict() == before
+    with pytest.raises(TypeError):
+        table.meta["model"] = "other"
+    with pytest.raises(TypeError):
+        table.columns["layer"] = ()
+    with pytest.raises(AttributeError):
+        table.meta = {}
+
+
+def test_the_callers_rows_and_meta_are_not_kept():
+    tokens, meta = [" Rome"], {"list": [1]}
+    table = Table.from_rows([row(0, 0, top_tokens=tokens, top_probabilities=[1.0])], meta=meta)
+    tokens.append("x")
+    meta["list"].append(2)
+    assert table.columns["top_tokens"] == ((" Rome",),)
+    assert table.meta == {"list": [1]}
+
+
+def test_tables_can_be_sent_to_a_worker(table):
+    assert pickle.loads(pickle.dumps(table)) == table
+
+
+@pytest.mark.parametrize(
+    ("rows", "meta", "said"),
+    [
+        ([row(0, 0), {"layer": 1}], {}, "row 1 has the columns"),
+        ([row(0, 0, change=object())], {}, "'change' holds object"),
+        ([{"layer": "0"}], {}, "'layer' holds int values, got '0'"),
+        ([{"layer": True}], {}, "'layer' holds int values, got True"),
+        ([row(0, 0)], {"model": object()}, "must be JSON-able"),
+    ],
+)
+def test_what_a_table_cannot_hold_is_refused(rows, meta, said):
+    with pytest.raises(SpecError, match=said):
+        Table.from_rows(rows, meta=meta)
+
+
+def test_from_dict_and_load_refuse_what_is_not_a_table(tmp_path):
+    import pandas
+
+    with pytest.raises(SpecError, match=r"has \['rows'\]"):
+        Table.from_dict({"rows": []})
+    pandas.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(SpecError, match=r"other\.parquet carries no description"):
+        Table.load(tmp_path / "other.parquet")
+    with pytest.raises(FileNotFoundError):
+        Table.load(tmp_path / "none.parquet")
+
+
+def test_a_killed_save_leaves_the_old_file_and_no_rubbish(table, tmp_path, monkeypatch):
+    path = table.save(tmp_path / "deep" / "trace.parquet")
+    before = path.read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Table.from_rows([row(9, 9)], meta={}).save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == ["trace.parquet"]
+
+
+def test_an_atomic_write_never_opens_the_target(tmp_path, monkeypatch):
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+    seen = []
+    replace = os.replace
+
+    def watched(temporary: object, final: object) -> None:
+        seen.append((target.read_bytes(), Path(temporary).read_bytes(), os.path.dirname(temporary)))
+        replace(temporary, final)
+
+    monkeypatch.setattr(os, "replace", watched)
+    assert write_atomically(target, b"new") == target
+    assert seen == [(b"old", b"new", str(tmp_path))]  # whole before it is moved, and on the same file system
+    assert target.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("module", "act"),
+    [
+        ("pandas", lambda table, path: table.to_frame()),
+        ("pyarrow", lambda table, path: table.save(path)),
+        ("pyarrow", lambda table, path: Table.load(path)),
+    ],
+)
+def test_a_missing_extra_is_named(table, tmp_path, monkeypatch, module, act):
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=rf"needs {module}: .*align-transformers\[tables\]"):
+        act(table, tmp_path / "t.parquet")
