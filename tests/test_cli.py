@@ -108,6 +108,7 @@ def test_last_compares_unequal_prompts(run, folder):
         ([BASE, BASE], "both prompts have the same answer"),
         ([BASE, SOURCE, "--answers", "w4"], "--answers 'w4': give two tokens"),
         ([BASE, SOURCE, "--answers", "w4,w5 w6"], "'w5 w6' is not one token but 2"),
+        ([BASE, SOURCE, "--model", "./nowhere", "--component", "x"], "unknown component 'x'"),  # before loading
         ([BASE, SOURCE, "--model", "./nowhere"], "cannot load a model from './nowhere'"),
         ([BASE, SOURCE, "--model", "smollm-135m"], "did you mean 'smollm2-135m'"),
         (["", SOURCE], "a prompt has no token"),

@@ -139,7 +139,7 @@ def test_a_place_may_be_read_twice_but_written_once():
     wanted = model(base).clone()
     wanted[:, 2] = wanted[:, 3] = model(source)[:, 4]
     assert torch.equal(got, wanted)
-    with pytest.raises(SpecError, match="0.output: example 0 names a position twice"):
+    with pytest.raises(SpecError, match=r"0.output: example 0 names a position twice"):
         IntervenableModel(spec, model)(base, source, {"sources->base": ([2, 3], [4, 4])})
     looking = IntervenableModel({**spec, "intervention_type": CollectIntervention}, model)
     seen = looking(base, None, {"base": [4, 4]}, return_dict=True).collected_activations[0]

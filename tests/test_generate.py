@@ -62,6 +62,7 @@ class Loop:
         self.ids = prompt["input_ids"].repeat_interleave(repeats, 0)
         self.mask = prompt["attention_mask"].repeat_interleave(repeats, 0)
         self.prompt, self.start, self.cache = self.ids.shape[1], 0, None
+        self.seen: list[Tensor] = []
 
     def _touch(self, change):
         def touch(tensor):
@@ -94,7 +95,8 @@ class Loop:
             )
         if self.cached:
             self.start, self.cache = self.ids.shape[1], out.past_key_values
-        return out.logits[:, -1]
+        self.seen.append(out.logits[:, -1])
+        return self.seen[-1]
 
     def append(self, chosen, rows=None):
         if rows is not None:
@@ -151,20 +153,31 @@ OPTIONS = {"greedy": {}, "uncached": {"use_cache": False}, "beams": {"num_beams"
 
 
 def run_loop(model, prompt, how, *changes):
+    """Return the text and, without beams, the logits of every step."""
     if how == "beams":
-        return Loop(model, prompt, *changes, cached=False, repeats=3).beams()
-    return Loop(model, prompt, *changes, cached=how == "greedy").greedy()
+        return Loop(model, prompt, *changes, cached=False, repeats=3).beams(), None
+    loop = Loop(model, prompt, *changes, cached=how == "greedy")
+    return loop.greedy(), torch.stack(loop.seen)
 
 
 def generated(face, *arguments, how="greedy", **more):
-    return face.generate(*arguments, max_new_tokens=NEW, do_sample=False, **OPTIONS[how], **more)[1]
+    """Return the same from the library."""
+    options = {"return_dict_in_generate": True, "output_logits": True, **OPTIONS[how], **more}
+    got = face.generate(*arguments, max_new_tokens=NEW, do_sample=False, **options)[1]
+    return got.sequences, None if how == "beams" else torch.stack(got.logits)
+
+
+def check_same(got, expected):
+    assert torch.equal(got[0], expected[0])
+    if expected[1] is not None:
+        torch.testing.assert_close(got[1], expected[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("how", OPTIONS)
 def test_the_loops_are_right(model, prompt, how):
     """The oracle without edits is transformers' own generation."""
     expected = model.generate(**prompt, max_new_tokens=NEW, do_sample=False, **OPTIONS[how])
-    assert torch.equal(run_loop(model, prompt, how), expected)
+    assert torch.equal(run_loop(model, prompt, how)[0], expected)
 
 
 @pytest.mark.parametrize("how", OPTIONS)
@@ -176,8 +189,8 @@ def test_prompt_positions_swapped_from_a_source(model, prompt, how):
     face = IntervenableModel(at(max_number_of_units=2), model)
     locations = {"sources->base": ([read], [write])}
     got = generated(face, prompt, source, locations, how=how, intervene_on_prompt=True)
-    assert torch.equal(got, run_loop(model, prompt, how, change))
-    assert not torch.equal(got, run_loop(model, prompt, how))
+    check_same(got, run_loop(model, prompt, how, change))
+    assert not torch.equal(got[0], run_loop(model, prompt, how)[0])
 
 
 STEPS = {"all": tuple(range(NEW)), 0: (0,), (1,): (1,), (0, 2): (0, 2)}
@@ -191,9 +204,9 @@ def test_a_constant_added_at_generated_tokens(model, prompt, how, steps):
     change = Change(place, None, STEPS[steps], lambda old, n, k: old + vector)
     face = IntervenableModel(at(intervention_type=AdditionIntervention), model)
     got = generated(face, prompt, None, None, vector, how=how, steps=steps)
-    assert torch.equal(got, run_loop(model, prompt, how, change))
+    check_same(got, run_loop(model, prompt, how, change))
     if how != "beams":  # the best of three may well be the same
-        assert not torch.equal(got, run_loop(model, prompt, how))
+        assert not torch.equal(got[0], run_loop(model, prompt, how)[0])
 
 
 @pytest.mark.parametrize("how", OPTIONS)
@@ -210,8 +223,8 @@ def test_generated_tokens_swapped_from_one_source_position(model, prompt, how):
         how=how,
         steps=(1, 2),
     )
-    assert torch.equal(got, run_loop(model, prompt, how, change))
-    assert not torch.equal(got, run_loop(model, prompt, how))
+    check_same(got, run_loop(model, prompt, how, change))
+    assert not torch.equal(got[0], run_loop(model, prompt, how)[0])
 
 
 @pytest.mark.parametrize("how", OPTIONS)
@@ -220,7 +233,7 @@ def test_prompt_and_generated_tokens_zeroed(model, prompt, how):
     change = Change(place, write, tuple(range(NEW)), lambda old, n, k: torch.zeros_like(old))
     face = IntervenableModel(at("mlp_output", 1, intervention_type=ZeroIntervention, max_number_of_units=2), model)
     got = generated(face, prompt, None, {"base": [write]}, how=how, intervene_on_prompt=True, steps="all")
-    assert torch.equal(got, run_loop(model, prompt, how, change))
+    check_same(got, run_loop(model, prompt, how, change))
 
 
 @pytest.mark.parametrize("how", OPTIONS)
@@ -228,7 +241,7 @@ def test_a_numbered_call_is_counted_anew_in_every_pass(model, how):
     prompt, place = tokens(2, 5), locus(model, *SITE)
     change = Change(place, None, tuple(range(NEW)), lambda old, n, k: -old)
     face = IntervenableModel(at(intervention=lambda b: -b, call=0), model)
-    assert torch.equal(generated(face, prompt, how=how), run_loop(model, prompt, how, change))
+    check_same(generated(face, prompt, how=how), run_loop(model, prompt, how, change))
 
 
 @pytest.mark.parametrize("how", OPTIONS)
@@ -237,12 +250,12 @@ def test_the_whole_prompt(model, how):
     change = Change(place, [list(range(5))] * 2, (), lambda old, n, k: old * -1)
     face = IntervenableModel(at("mlp_output", 1, intervention=lambda b: -b), model)
     got = generated(face, prompt, how=how, intervene_on_prompt=True)
-    assert torch.equal(got, run_loop(model, prompt, how, change))
+    check_same(got, run_loop(model, prompt, how, change))
     source = tokens(2, 5, 9)
     (value,) = grab(model, source, place)
     change = Change(place, [list(range(5))] * 2, (), lambda old, n, k: value[n, k])
     got = generated(IntervenableModel(at("mlp_output", 1), model), prompt, source, how=how, intervene_on_prompt=True)
-    assert torch.equal(got, run_loop(model, prompt, how, change))
+    check_same(got, run_loop(model, prompt, how, change))
 
 
 @pytest.mark.parametrize("how", OPTIONS)
@@ -257,7 +270,7 @@ def test_heads_at_generated_tokens(model, how, heads):
     change = Change(place, None, tuple(range(NEW)), without)
     face = IntervenableModel(at("attention_value_output", 1, unit="h", intervention_type=ZeroIntervention), model)
     got = generated(face, prompt, None, {"base": [heads]}, how=how)
-    assert torch.equal(got, run_loop(model, prompt, how, change))
+    check_same(got, run_loop(model, prompt, how, change))
 
 
 def test_subspaces_follow_their_rows(model):
@@ -265,7 +278,7 @@ def test_subspaces_follow_their_rows(model):
     change = Change(place, None, (0, 1, 2), lambda old, n, k: torch.cat([old[:8] * (n == 1), old[8:] * (n == 0)]))
     zero = at(intervention_type=ZeroIntervention, subspace_partition=[[0, 8], [8, 32]])
     got = generated(IntervenableModel(zero, model), prompt, None, None, None, [[[0], [1]]], how="beams")
-    assert torch.equal(got, run_loop(model, prompt, "beams", change))
+    check_same(got, run_loop(model, prompt, "beams", change))
 
 
 @pytest.mark.parametrize("options", [{"num_return_sequences": 3}, {"num_return_sequences": 3, "use_cache": False}, {}])
@@ -398,24 +411,24 @@ def test_the_logits_of_generated_tokens_can_be_edited(model):
     prompt, place = tokens(2, 5), Locus(model.lm_head, "output", 0, 61, 61)
     change = Change(place, None, (0, 1, 2), lambda old, n, k: -old)
     got = generated(IntervenableModel({"component": "lm_head.output", "intervention": lambda b: -b}, model), prompt)
-    assert torch.equal(got, run_loop(model, prompt, "greedy", change))
+    check_same(got, run_loop(model, prompt, "greedy", change))
 
 
 def test_in_chunks(model):
     """A prompt that is processed in chunks is edited, and seen, where it was asked for."""
     prompt, place = tokens(2, 6), locus(model, *SITE)
-    change = Change(place, [[4, 1], [0, 5]], (1,), lambda old, n, k: old * (k + 2))
+    change = Change(place, [[3, 1], [0, 5]], (1,), lambda old, n, k: old * (k + 2))
     swap = at(intervention=lambda b: b * torch.tensor([2.0, 3.0]).view(1, 2, 1)[:, : b.shape[1]], max_number_of_units=2)
     options = {"max_new_tokens": NEW, "do_sample": False, "prefill_chunk_size": 3}
     _, got = IntervenableModel(swap, model).generate(
-        prompt, None, {"base": [[[4, 1], [0, 5]]]}, intervene_on_prompt=True, steps=1, **options
+        prompt, None, {"base": [[[3, 1], [0, 5]]]}, intervene_on_prompt=True, steps=1, **options
     )
-    assert torch.equal(got, run_loop(model, prompt, "greedy", change))
+    assert torch.equal(got, run_loop(model, prompt, "greedy", change)[0])
     source = tokens(2, 6, 9)
     (value,) = grab(model, source, place)
     change = Change(place, [list(range(6))] * 2, (), lambda old, n, k: value[n, k])
     _, got = IntervenableModel(at(), model).generate(prompt, source, intervene_on_prompt=True, **options)
-    assert torch.equal(got, run_loop(model, prompt, "greedy", change))
+    assert torch.equal(got, run_loop(model, prompt, "greedy", change)[0])
     look = IntervenableModel(at(intervention_type=CollectIntervention), model)
     seen = look.generate(prompt, intervene_on_prompt=True, return_dict=True, **options).collected_activations[0]
     torch.testing.assert_close(torch.cat(seen, 1), grab(model, prompt, place)[0].detach())

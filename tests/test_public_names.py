@@ -28,6 +28,7 @@ NAMES = [
     "Intervention",
     "InterventionError",
     "MeanIntervention",
+    "Metric",
     "ModelNotFoundError",
     "NeverFiredError",
     "NoiseIntervention",
@@ -45,12 +46,20 @@ NAMES = [
     "SourcelessIntervention",
     "SpecError",
     "SubtractionIntervention",
+    "Table",
     "TrainableIntervention",
     "UnknownNameError",
     "VanillaIntervention",
     "ZeroIntervention",
     "bind",
+    "create_gpt2",
+    "create_llama",
+    "create_smollm2",
     "execute",
+    "grid",
+    "load_model",
+    "logit_difference",
+    "probability",
 ]
 
 

@@ -30,15 +30,20 @@ from .interventions import (
     VanillaIntervention,
     ZeroIntervention,
 )
+from .metrics import Metric, logit_difference, probability
+from .models import load_model
 from .plan import Constant, Edit, Plan, Read, Run
 from .positions import Positions
 from .sites import COMPONENTS, Site
+from .studies import grid
+from .table import Table
+from .zoo import create_gpt2, create_llama, create_smollm2
 
 __all__ = [
+    "COMPONENTS",
     "AdditionIntervention",
     "AlignError",
     "Bound",
-    "COMPONENTS",
     "CollectIntervention",
     "Collected",
     "Constant",
@@ -54,6 +59,7 @@ __all__ = [
     "Intervention",
     "InterventionError",
     "MeanIntervention",
+    "Metric",
     "ModelNotFoundError",
     "NeverFiredError",
     "NoiseIntervention",
@@ -71,10 +77,18 @@ __all__ = [
     "SourcelessIntervention",
     "SpecError",
     "SubtractionIntervention",
+    "Table",
     "TrainableIntervention",
     "UnknownNameError",
     "VanillaIntervention",
     "ZeroIntervention",
     "bind",
+    "create_gpt2",
+    "create_llama",
+    "create_smollm2",
     "execute",
+    "grid",
+    "load_model",
+    "logit_difference",
+    "probability",
 ]

@@ -24,6 +24,7 @@ from .verify import Failure, representatives
 
 ROLES = ("query_output", "key_output", "value_output")
 _MANY_CHANNELS = 700
+_MANY_NUMBERS = 2_000_000
 _STEP = 0.3  # of the projection's usual size
 _DOMINANT = 0.34  # a norm over all heads moves the others too, but less
 
@@ -171,6 +172,8 @@ def _events(
 ) -> list[Event] | None:
     """Run one copy of the first example per channel; `None` when the model does not take copies."""
     copies = torch.zeros(width + 1, dtype=torch.long)
+    if sum(value[:1].numel() for value in inputs.values() if isinstance(value, Tensor)) * len(copies) > _MANY_NUMBERS:
+        return None
     batch = {key: _copy(value, copies) for key, value in inputs.items()}
     fits = True
 

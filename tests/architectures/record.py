@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from types import FrameType
 from typing import Any
 
@@ -138,7 +138,9 @@ def _judge(record: Record, tiny: TinyModel, components: Any) -> None:
 
 def _excuse(record: Record, failure: Failure) -> str:
     """Return the reviewed reason for which a failed check is no fault of the map; "" when there is none."""
-    known: Mapping[str, str] = {}
+    what = f"{failure.stack or 'main'}.{failure.component} {failure.check}"
     for name in (record.model_type, record.name):
-        known = {**known, **hints()["excused"].get(name, {})}
-    return known.get(f"{failure.component} {failure.check}", known.get(f"* {failure.check}", ""))
+        for pattern, reason in hints()["excused"].get(name, {}).items():
+            if fnmatchcase(what, pattern):
+                return str(reason)
+    return ""

@@ -142,8 +142,10 @@ def _tiny_list(name: str, values: list[Any], sizes: Sizes, depth: int) -> Any:
     """Return a per-layer list cut to the new depth, with every kind of layer still in it."""
     if role_of(name) == "inner" and values:
         return [sizes.inner] * (sizes.layers if len(values) == depth else len(values))
-    if name == "depths":
+    if name in ("depths", "depth"):
         return [min(v, 2) for v in values]
+    if name == "conv_dim":  # of a waveform's feature extractor
+        return [32] * len(values)
     if name.endswith("token_id"):
         return 2
     if not depth or len(values) != depth or depth <= sizes.layers:

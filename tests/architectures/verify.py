@@ -265,8 +265,7 @@ class Verifier:
         taps = [Tap(slots[name], overwrite(channels_of(slots[name], values[name]), 0.0)) for name in writers]
         run(self.model, self.inputs, [*taps, out])
         likeness = _likeness(values["block_input"], out.value)
-        if __import__("os").environ.get("LIKE") and likeness<0.9995: print("LIKE",round(likeness,4))
-        if likeness < 0.9:
+        if likeness < 0.95:
             detail = f"with {', '.join(writers)} silenced, what leaves the block is not what entered ({likeness:.2f})"
             self._fail("block_output", "complete", detail)
 

@@ -163,6 +163,17 @@ def test_a_block_input_edit_leaves_the_block_before_alone(model):
     assert torch.equal(kept[0], plain)
 
 
+@pytest.mark.parametrize("heads", [[[1], [1]], [[1], [3]], [[0, 2], [3]]])
+def test_a_head_edit_leaves_the_tensor_it_found_alone(model, heads):
+    base, place = tokens(2, 5), locus(model, "attention_value_output", 1)
+    (plain,) = grab(model, base, place)
+    kept = []
+    with hooked((place.module, "input", lambda t: kept.append(t))):
+        zero = at("attention_value_output", 1, unit="h", intervention_type=ZeroIntervention, max_number_of_units=2)
+        IntervenableModel(zero, model)(base, None, {"base": [heads]})
+    assert torch.equal(kept[0], plain)
+
+
 class Overwriting(nn.Module):
     """Writes into its own activations, as models may."""
 
@@ -430,6 +441,14 @@ def test_other_precisions(family, dtype, component):
     _, got = steer(base, None, {"base": [AT]}, source_representations=vector)
     expected = logits_with(model, base, writer(place, AT, lambda old, n: old + vector.to(dtype)))
     assert torch.equal(got.logits, expected)
+
+
+@pytest.mark.parametrize("where", [None, {"base": [AT]}])
+def test_what_is_computed_in_another_precision_is_written_in_the_models(model, where):
+    base, place = tokens(2, 5), locus(model, "mlp_output", 1)
+    _, got = IntervenableModel(at("mlp_output", 1, intervention=lambda b: b.double() / 3), model)(base, None, where)
+    touch = writer(place, None if where is None else AT, lambda old, n: (old.double() / 3).float())
+    assert torch.equal(got.logits, logits_with(model, base, touch))
 
 
 def test_under_inference_mode(model):

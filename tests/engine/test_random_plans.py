@@ -170,7 +170,7 @@ def as_plan(found):
 
 
 @given(data=st.data())
-@settings(max_examples=120, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
 def test_random_plans(data):
     family = data.draw(st.sampled_from(FAMILIES))
     found = data.draw(worlds(family))

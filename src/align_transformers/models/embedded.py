@@ -6,7 +6,6 @@ from then on. The checkpoint holds the same numbers in float32: the logits are e
 
 from __future__ import annotations
 
-import copy
 import io
 import os
 import shutil
@@ -141,13 +140,7 @@ def _is_whole(checkpoint: Path) -> bool:
 def _convert(folder: Path, file: str, target: Path) -> None:
     """Write the GGUF model `folder/file` to `target` as a plain float32 checkpoint with its tokenizer."""
     model, tokenizer = _read_gguf(folder, file)
-    # transformers does not save a model that came from GGUF, dequantized or not: its weights move to a plain twin
-    config = copy.deepcopy(model.config)
-    vars(config).pop("quantization_config", None)
-    plain = type(model)(config)
-    plain.load_state_dict(model.state_dict())
-    plain.generation_config = model.generation_config
-    plain.save_pretrained(target)
+    model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     for path in target.iterdir():  # on the disk before the rename makes it visible, whatever happens next
         with path.open("rb+") as stream:
@@ -158,7 +151,8 @@ def _read_gguf(folder: Path, file: str) -> tuple[Any, Any]:
     import transformers
 
     options: dict[str, Any] = {"dtype": torch.float32}
-    # Where transformers can leave the weights packed it has this class, and has to be told not to.
+    # Where transformers can leave the weights packed it has this class, and has to be told not to: what might be
+    # packed it refuses to save.
     if "GgufConfig" in dir(transformers):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with redirect_stderr(io.StringIO()):  # a progress bar that none of transformers' settings turns off
