@@ -416,21 +416,21 @@ def test_the_logits_of_generated_tokens_can_be_edited(model):
 
 def test_in_chunks(model):
     """A prompt that is processed in chunks is edited, and seen, where it was asked for."""
-    prompt, place = tokens(2, 6), locus(model, *SITE)
-    change = Change(place, [[3, 1], [0, 5]], (1,), lambda old, n, k: old * (k + 2))
-    swap = at(intervention=lambda b: b * torch.tensor([2.0, 3.0]).view(1, 2, 1)[:, : b.shape[1]], max_number_of_units=2)
-    options = {"max_new_tokens": NEW, "do_sample": False, "prefill_chunk_size": 3}
-    _, got = IntervenableModel(swap, model).generate(
-        prompt, None, {"base": [[[3, 1], [0, 5]]]}, intervene_on_prompt=True, steps=1, **options
-    )
-    assert torch.equal(got, run_loop(model, prompt, "greedy", change)[0])
+    prompt, place, chunks = tokens(2, 6), locus(model, *SITE), {"prefill_chunk_size": 3, "intervene_on_prompt": True}
+    write = [[3, 1], [0, 5]]  # the first column of a chunk, and the last
+    factors = torch.tensor([-2.0, 3.0]).view(1, 2, 1)
+    change = Change(place, write, (1,), lambda old, n, k: old * factors[0, k])
+    scale = at(intervention=lambda b: b * factors[:, : b.shape[1]], max_number_of_units=2)
+    got = generated(IntervenableModel(scale, model), prompt, None, {"base": [write]}, steps=1, **chunks)
+    check_same(got, run_loop(model, prompt, "greedy", change))
     source = tokens(2, 6, 9)
     (value,) = grab(model, source, place)
     change = Change(place, [list(range(6))] * 2, (), lambda old, n, k: value[n, k])
-    _, got = IntervenableModel(at(), model).generate(prompt, source, intervene_on_prompt=True, **options)
-    assert torch.equal(got, run_loop(model, prompt, "greedy", change)[0])
+    check_same(
+        generated(IntervenableModel(at(), model), prompt, source, **chunks), run_loop(model, prompt, "greedy", change)
+    )
     look = IntervenableModel(at(intervention_type=CollectIntervention), model)
-    seen = look.generate(prompt, intervene_on_prompt=True, return_dict=True, **options).collected_activations[0]
+    seen = look.generate(prompt, return_dict=True, max_new_tokens=2, do_sample=False, **chunks).collected_activations[0]
     torch.testing.assert_close(torch.cat(seen, 1), grab(model, prompt, place)[0].detach())
 
 
