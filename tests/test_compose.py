@@ -205,8 +205,10 @@ def test_a_constant_that_the_intervention_carries():
 
 
 def test_a_mean_is_never_read_from_a_run():
-    with pytest.raises(PlanError, match="MeanIntervention at layer 0 mlp_output needs a constant"):
-        composed([MeanIntervention()], Call(BASE, words(), 1))
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3))
+    face = IntervenableModel({"component": "0.output", "intervention_type": MeanIntervention}, model)
+    with pytest.raises(PlanError, match=r"MeanIntervention at 0.output needs a source"):
+        face(torch.ones(1, 3), torch.ones(1, 3))
     made = composed([MeanIntervention(source_representation=torch.ones(3))], Call(BASE, words(), 1))
     assert sources(made) == {("base", "r0"): Constant("r0")}
 

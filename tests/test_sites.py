@@ -91,7 +91,7 @@ def test_skipping_a_component(name):
 
 
 def test_skipping_a_path():
-    assert Site("h[0].mlp.output", call=2).skip_source().path == ("h.0.mlp", "input")
+    assert Site("h[0].mlp.output", call=2).skip_source() == Site("h.0.mlp.input", call=2)
     assert Site("output").skip_source() == Site("input")
     with pytest.raises(SpecError, match="cannot be skipped"):
         Site("h[0].mlp.input").skip_source()

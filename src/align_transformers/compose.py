@@ -149,9 +149,8 @@ def _links(mode: str, groups: Sequence[Sequence[int]], names: Sequence[str | Non
     links = []
     for number, (members, name) in enumerate(zip(groups, names, strict=True), start=1):
         following = f"source_{number}" if number < len(groups) else "base"
-        target = next(
-            (later for later in names[number:] if later is not None), "base"
-        )  # a skipped source edits nothing
+        # A skipped source is no run, so the chain goes on with the next that there is.
+        target = next((later for later in names[number:] if later is not None), "base")
         links.append(Link(f"source_{number - 1}->{following}", dict.fromkeys(members, name), target))
     return links
 
@@ -210,14 +209,9 @@ def _source(
     one: Representation, run: str | None, location: Location, constants: Mapping[str, Tensor]
 ) -> Read | Constant | None:
     """Return where a representation takes its value from."""
-    kind = one.intervention.source_kind
     if one.key in constants:
         return Constant(one.key)
-    if kind == "constant":
-        raise PlanError(
-            f"{type(one.intervention).__name__} at {one.site} needs a constant: pass source_representations"
-        )
-    if kind == "none" or run is None:
+    if one.intervention.source_kind not in ("run", "optional") or run is None:
         return None
     origin = one.site.skip_source() if one.intervention.reads_module_input else one.site
     return Read(run, origin, location.source)

@@ -85,7 +85,7 @@ def shrink(config: Any, sizes: Sizes) -> Fields:
             continue
         part = getattr(config, name, None) if isinstance(value, dict) else None
         if hasattr(part, "to_dict"):
-            own = {k: v for k, v in part.to_diff_dict().items() if not isinstance(v, dict)}
+            own = {k: v for k, v in part.to_diff_dict().items() if not isinstance(v, dict) and k != "head_dim"}
             tiny[name] = {**own, **shrink(part, sizes), "model_type": getattr(part, "model_type", "")}
             continue
         if name == "head_dim" and latent:
@@ -142,7 +142,7 @@ def _tiny_list(name: str, values: list[Any], sizes: Sizes, depth: int) -> Any:
     """Return a per-layer list cut to the new depth, with every kind of layer still in it."""
     if role_of(name) == "inner" and values:
         return [sizes.inner] * (sizes.layers if len(values) == depth else len(values))
-    if name in ("depths", "depth"):
+    if name == "depths":
         return [min(v, 2) for v in values]
     if name == "conv_dim":  # of a waveform's feature extractor
         return [32] * len(values)

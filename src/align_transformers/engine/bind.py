@@ -122,11 +122,13 @@ def _bind_edit(
     slot = resolve(model, edit.site)
     intervention = _look_up(interventions, edit.intervention, "intervention")
     constant = _look_up(constants, edit.source.name, "constant") if isinstance(edit.source, Constant) else None
-    if intervention.source_kind == "run" and edit.source is None and intervention.source_representation is None:
-        raise PlanError(
-            f"{type(intervention).__name__} at {edit.site} needs a source: a source run, a source representation, "
-            "or an instance constructed with source_representation="
-        )
+    if edit.source is None:
+        constant = intervention.source_representation
+        if constant is None and intervention.source_kind in ("run", "constant"):
+            raise PlanError(
+                f"{type(intervention).__name__} at {edit.site} needs a source: a source run, a source representation, "
+                "or an instance constructed with source_representation="
+            )
     batch = batch_size(base)
     if edit.subspace is not None and len(edit.subspace) != batch:
         raise PlanError(f"subspaces at {edit.site} name {len(edit.subspace)} examples, but the batch has {batch}")
