@@ -18,7 +18,7 @@ from .config import IntervenableConfig, RepresentationConfig
 from .engine import Bound, Collected, Effect, Inputs, Outcome
 from .interventions import Intervention, build_intervention
 from .locations import Addressed
-from .models import Slot, resolve
+from .models import Slot, find_slot
 from .positions import Steps
 from .sites import Site
 
@@ -238,7 +238,7 @@ def _represent(config: IntervenableConfig, model: nn.Module) -> list[Representat
     found = []
     for number, (spec, representation) in enumerate(zip(config.specs(), config.representations, strict=True)):
         site = Site(representation.component, representation.layer, representation.call)
-        slot = resolve(model, site)
+        slot = find_slot(model, site)
         link = representation.intervention_link_key
         intervention = linked.get(link) if link is not None else None
         if intervention is None:

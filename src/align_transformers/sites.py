@@ -22,12 +22,28 @@ class Component:
         meaning: what tensor it is, in one line.
         per_head: whether the vector is a row of heads side by side.
         skips_from: the component that `SkipIntervention` copies here; `None` where that makes no sense.
+        in_block: False for the ends of the model, which have no layer.
     """
 
     meaning: str
     per_head: bool = False
     skips_from: str | None = None
+    in_block: bool = True
 
+
+_CROSS = (
+    ("attention_input", False),
+    ("attention_output", False),
+    ("attention_value_output", True),
+    ("query_output", True),
+    ("key_output", True),
+    ("value_output", True),
+    ("query_rotary", True),
+    ("key_rotary", True),
+    ("attention_score", True),
+    ("attention_pattern", True),
+    ("head_output", True),
+)
 
 COMPONENTS: Mapping[str, Component] = MappingProxyType(
     {
@@ -44,12 +60,32 @@ COMPONENTS: Mapping[str, Component] = MappingProxyType(
         "query_output": Component("the query projection's output, before norms and rotary", per_head=True),
         "key_output": Component("the key projection's output, before norms and rotary", per_head=True),
         "value_output": Component("the value projection's output", per_head=True),
+        "query_rotary": Component("the queries as attention gets them, after norms and rotary", per_head=True),
+        "key_rotary": Component("the keys as attention gets them, after norms and rotary", per_head=True),
+        "attention_score": Component(
+            "the scaled and masked products of queries and keys, a row a query", per_head=True
+        ),
+        "attention_pattern": Component("the softmax of the scores: what each query takes from where", per_head=True),
+        "head_output": Component("the heads' output as attention gives it, before gates and norms", per_head=True),
+        "mixer_input": Component("what a mixer that is not softmax attention reads (state space, convolution, ...)"),
+        "mixer_output": Component("what such a mixer gives", skips_from="mixer_input"),
+        "router_output": Component("the logits with which experts are chosen"),
+        "expert_activation": Component("the neurons of the experts a token was sent to, side by side in routed order"),
+        "embedding_output": Component("the token embeddings", in_block=False),
+        "final_norm_output": Component("the residual stream after the last norm", in_block=False),
+        "logits": Component("the logits", in_block=False),
+    }
+    | {
+        f"cross_{name}": Component(f"of the attention to another sequence: {name}", per_head)
+        for name, per_head in _CROSS
     }
 )
 """The named components, each with its meaning. `head_X` is another name for X where `per_head` is true."""
 
 HEAD_PREFIX = "head_"
-COMPONENT_NAMES: tuple[str, ...] = (*COMPONENTS, *(HEAD_PREFIX + name for name, c in COMPONENTS.items() if c.per_head))
+COMPONENT_NAMES: tuple[str, ...] = tuple(
+    dict.fromkeys((*COMPONENTS, *(HEAD_PREFIX + name for name, component in COMPONENTS.items() if component.per_head)))
+)
 
 _PATH = re.compile(r"^(?:(?P<module>.+)\.)?(?P<side>input|output)$")
 
@@ -59,8 +95,9 @@ class Site:
     """Where in the network an edit reads and writes.
 
     Args:
-        component: a name from `COMPONENT_NAMES`, or a module's dotted path ending in `.input` or `.output`.
-        layer: block number, from 0; `None` exactly when `component` is a path.
+        component: a name from `COMPONENT_NAMES`, or a module's dotted path ending in `.input` or `.output`. Where a
+            model has several stacks of blocks, the name has the stack's in front: `encoder.block_output`.
+        layer: block number, from 0; `None` exactly when `component` is a path or an end of the model.
         call: which call of the module in one forward pass, from 0; `None` for every call.
 
     Raises:
@@ -69,6 +106,8 @@ class Site:
 
     >>> Site("mlp_output", 3)
     Site(component='mlp_output', layer=3, call=None)
+    >>> Site("encoder.head_value_output", 3).name, Site("encoder.head_value_output", 3).stack
+    ('value_output', 'encoder')
     >>> Site("transformer.h[0].mlp.output").path
     ('transformer.h.0.mlp', 'output')
     """
@@ -83,26 +122,35 @@ class Site:
         for what, number in (("layer", self.layer), ("call", self.call)):
             if number is not None:
                 object.__setattr__(self, what, _number(number, what))
-        if self.component in COMPONENT_NAMES:
-            if self.layer is None:
-                raise SpecError(f"component {self.component!r} needs a layer number from 0; found layer=None")
-        elif self.path is None:
+        if self.name is None and self.path is None:
             raise UnknownNameError(
                 f"unknown component {self.component!r}; {near_misses(self.component, COMPONENT_NAMES)}"
                 " (or a module's dotted path that ends in .input or .output)"
             )
+        if self.name is not None and COMPONENTS[self.name].in_block:
+            if self.layer is None:
+                raise SpecError(f"component {self.component!r} needs a layer number from 0; found layer=None")
         elif self.layer is not None:
-            raise SpecError(f"the path {self.component!r} names its module itself; found layer={self.layer} beside it")
+            what = "is an end of the model" if self.name else "names its module itself"
+            raise SpecError(f"{self.component!r} {what}; found layer={self.layer} beside it")
 
     @property
     def name(self) -> str | None:
-        """The component's canonical name (without `head_`), or `None` for a path."""
-        return self.component.removeprefix(HEAD_PREFIX) if self.component in COMPONENT_NAMES else None
+        """The component's canonical name (without a stack's name and without `head_`), or `None` for a path."""
+        last = self.component.rpartition(".")[2]
+        if last in COMPONENTS:
+            return last
+        return last.removeprefix(HEAD_PREFIX) if last in COMPONENT_NAMES else None
+
+    @property
+    def stack(self) -> str:
+        """The name of the stack in front of the component's; empty for the only or the main stack."""
+        return self.component.rpartition(".")[0] if self.name else ""
 
     @property
     def path(self) -> tuple[str, Side] | None:
         """Dotted module path and side, or `None` for a named component."""
-        if self.component in COMPONENT_NAMES:
+        if self.name is not None:
             return None
         found = _PATH.match(re.sub(r"\[(\w+)\]", r".\1", self.component))
         return None if found is None else (found["module"] or "", "input" if found["side"] == "input" else "output")
@@ -124,7 +172,7 @@ class Site:
             raise SpecError(
                 f"{self.component!r} cannot be skipped: only {', '.join(choices)} or a module's .output can"
             )
-        return Site(origin, self.layer, self.call)
+        return Site(f"{self.stack}.{origin}" if self.stack else origin, self.layer, self.call)
 
     def __str__(self) -> str:
         where = self.component if self.layer is None else f"layer {self.layer} {self.component}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._errors import PlanError, PositionError, SiteError, UnknownNameError, near_misses
 from ..interventions import Intervention
-from ..models import Slot, resolve
+from ..models import Slot, find_slot
 from ..plan import Constant, Edit, Plan, Read, Run
 from ..positions import Positions, Rows
 from ..sites import Site
@@ -104,7 +104,7 @@ def _look_up(table: Mapping[str, T], name: str, kind: str) -> T:
 
 
 def _bind_read(model: nn.Module, read: Read, source: Inputs) -> BoundRead:
-    slot = resolve(model, read.site)
+    slot = find_slot(model, read.site)
     if read.positions.steps:
         raise PlanError(f"{read.site} is read from the run {read.run!r}: generated tokens can only be edited, not read")
     _check_positions(read.positions, read.site, source, f"run {read.run!r}")
@@ -119,7 +119,7 @@ def _bind_edit(
     interventions: Mapping[str, Intervention],
     constants: Mapping[str, Tensor],
 ) -> BoundEdit:
-    slot = resolve(model, edit.site)
+    slot = find_slot(model, edit.site)
     intervention = _look_up(interventions, edit.intervention, "intervention")
     constant = _look_up(constants, edit.source.name, "constant") if isinstance(edit.source, Constant) else None
     if edit.source is None:

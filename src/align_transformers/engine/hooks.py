@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..models import Slot, find_leaf, replace_leaf
+from .interface import Visit, inside_interfaces
 
 Act = Callable[[Tensor, int], Tensor | None]
 """Called with the tensor at a slot and the number of earlier calls of the module in this pass; returns the new tensor,
@@ -53,21 +54,51 @@ def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
     Yields:
         A function that sets all call counts back to 0: a new forward pass begins.
     """
-    groups: dict[tuple[int, str], list[Tap]] = {}
-    for tap in taps:
-        groups.setdefault((id(tap.slot.module), tap.slot.side), []).append(tap)
-    visits = [_Visit(group) for group in groups.values()]
-
-    def restart() -> None:
-        for visit in visits:
-            visit.calls = 0
-
     with ExitStack() as stack:
+        groups: dict[tuple[int, str, str], list[Tap]] = {}
+        for tap in taps:
+            slot = tap.slot
+            if slot.around is not None:
+                tap = Tap(slot, stack.enter_context(_with_batch_axis(slot.around, tap.act)))
+            groups.setdefault((id(slot.module), slot.side, slot.via), []).append(tap)
+        visits = [_Visit(group) for group in groups.values()]
+        inside: dict[int, dict[str, Visit]] = {}
         for visit in visits:
             slot = visit.taps[0].slot
-            register = _watch_output if slot.side == "output" else _watch_input
-            stack.enter_context(register(slot.module, visit))
+            if slot.via == "module":
+                register = _watch_output if slot.side == "output" else _watch_input
+                stack.enter_context(register(slot.module, visit))
+            else:
+                inside.setdefault(id(slot.module), {})[slot.via] = visit
+        if inside:
+            stack.enter_context(inside_interfaces(inside))
+
+        def restart() -> None:
+            for visit in visits:
+                visit.calls = 0
+
         yield restart
+
+
+@contextmanager
+def _with_batch_axis(around: nn.Module, act: Act) -> Iterator[Act]:
+    """Show tokens without a batch axis `(tokens, channels)` as `(batch, length, channels)`.
+
+    Args:
+        around: the module whose input `(batch, length, ...)` tells batch and length.
+        act: what sees them so.
+    """
+    shape: list[int] = []
+
+    def note(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        shape[:] = find_leaf((args, kwargs), None, "its input")[1].shape[:2]
+
+    def show(tokens: Tensor, call: int) -> Tensor | None:
+        new = act(tokens.view(*shape, tokens.shape[-1]), call)
+        return None if new is None else new.reshape(tokens.shape)
+
+    with around.register_forward_pre_hook(note, with_kwargs=True):
+        yield show
 
 
 def _watch_output(module: nn.Module, visit: _Visit) -> Any:

@@ -28,6 +28,8 @@ class Places:
         real_channels: `(batch, width)` False at the padding of `channels`; `None` where there is none.
         batch: examples that the activation must have; 0 where nothing was named for single examples.
         reach: one past the largest position named.
+        unsized: number of heads where their size is only known from the activation (attention patterns): `channels`
+            are head numbers then, until `fitted` makes channels of them.
     """
 
     rows: Int64[Tensor, "batch 1"] | None = None
@@ -37,12 +39,24 @@ class Places:
     real_channels: Bool[Tensor, "batch width"] | None = None
     batch: int = 0
     reach: int = 0
+    unsized: int = 0
 
     def to(self, device: torch.device) -> Places:
         """Return the same places with their tensors on `device`."""
         if device.type == "cpu":
             return self
         return replace(self, **{name: value.to(device) for name, value in self._tensors().items()})
+
+    def fitted(self, activation: Tensor) -> Places:
+        """Return the same places on the activation's device, with channels for heads whose size only it tells."""
+        places = self.to(activation.device)
+        if not places.unsized or places.channels is None:
+            return places
+        size = activation.shape[-1] // places.unsized
+        within = torch.arange(size, device=activation.device)
+        channels = (places.channels.unsqueeze(-1) * size + within).flatten(-2)
+        real = None if places.real_channels is None else places.real_channels.repeat_interleave(size, -1)
+        return replace(places, channels=channels, real_channels=real, unsized=0)
 
     def repeated(self, times: int) -> Places:
         """Return the places of a batch in which every example stands `times` times in a row (beams, samples)."""
@@ -184,24 +198,23 @@ def place(positions: Positions, slot: Slot, batch: int) -> Places:
         rows = torch.zeros(len(index), 1, dtype=torch.long) if batch == 1 else torch.arange(len(index)).unsqueeze(1)
     channels, real_channels = _channels(positions.heads, slot)
     reach = max((max(row) + 1 for row in positions.rows or () if row), default=0)
-    return Places(rows, index, real, channels, real_channels, batch if named is not None else 0, reach)
+    unsized = 0 if positions.heads is None else slot.n_heads
+    return Places(rows, index, real, channels, real_channels, batch if named is not None else 0, reach, unsized)
 
 
 def _channels(heads: Rows | None, slot: Slot) -> tuple[Tensor | None, Tensor | None]:
     if heads is None:
         return slot.channels, None
-    if slot.heads is None:
+    channels = torch.arange(slot.n_heads).unsqueeze(1) if slot.n_heads else slot.heads
+    if channels is None:
         raise SiteError(f"{slot.path}.{slot.side} is not a row of heads: unit 'h' cannot be used there")
-    count = len(slot.heads)
+    count = len(channels)
     for row in heads:
         for head in row:
             if head >= count:
                 note = f" ({slot.grouping})" if slot.grouping else ""
                 raise PositionError(f"head {head} does not exist: {slot.path}.{slot.side} has {count}, from 0{note}")
     if len(set(heads)) == 1:
-        return slot.heads[list(heads[0])].flatten(), None
+        return channels[list(heads[0])].flatten(), None
     index, real = padded(heads, fill=0)
-    channels = slot.heads[index].flatten(1)
-    if real is None:
-        return channels, None
-    return channels, real.repeat_interleave(slot.heads.shape[1], 1)
+    return channels[index].flatten(1), None if real is None else real.repeat_interleave(channels.shape[1], 1)

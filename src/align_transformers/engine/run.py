@@ -127,7 +127,7 @@ def _check_reads(work: Work, one: Pass) -> None:
 def _read_tap(work: Work, read: BoundRead) -> Tap:
     def act(tensor: Tensor, _call: int) -> None:
         read.places.check(tensor, str(read.read.site))
-        work.captured.setdefault(read.read, []).append(read.places.to(tensor.device).gather(tensor))
+        work.captured.setdefault(read.read, []).append(read.places.fitted(tensor).gather(tensor))
 
     return Tap(read.slot, act)
 
@@ -145,7 +145,7 @@ def _edit_tap(work: Work, edit: BoundEdit) -> Tap:
 def _apply(work: Work, edit: BoundEdit, places: Places, tensor: Tensor, call: int) -> Tensor:
     """Gather, intervene and scatter once; return the new activation, or the old one if the edit only looks."""
     places.check(tensor, str(edit.edit.site))
-    places = places.to(tensor.device)
+    places = places.fitted(tensor)
     old = places.gather(tensor)
     new = _intervene(edit, old, _source(work, edit, call, old), work.window.repeats)
     tally, mask = work.tallies[edit.edit.name], places.real_values(old)

@@ -1,54 +1,60 @@
-"""`resolve(model, site)`: from a site's words to the module and the channels that hold its tensor."""
+"""`resolve(model)`: watch one forward pass, and say where every component of every block is, or why that is not sure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .._errors import SiteError, near_misses
-from ..sites import COMPONENTS, Side, Site
-from .families import Family, Place, find_family, submodule
+from ..sites import Side, Site
+from .attention import block_axes, find_attention
+from .component_map import Block, ComponentMap
+from .dummy import BATCH, dummy_inputs
+from .ends import find_ends
+from .findings import Findings
+from .mixer import find_mixer
+from .mlp import find_mlp
+from .overrides import Override, override
 from .slot import Slot
-
-
-@dataclass(frozen=True, eq=False)
-class ComponentMap:
-    """Every named component of every block of one model.
-
-    Args:
-        family: name of the family it was recognised as; empty when none.
-        slots: one mapping a block, from component name to slot.
-    """
-
-    family: str
-    slots: tuple[Mapping[str, Slot], ...]
-
+from .stacks import Stack, find_stacks
+from .trace import Call, Trace, evaluating, watch
 
 _maps: WeakKeyDictionary[nn.Module, ComponentMap] = WeakKeyDictionary()
 
 
-def component_map(model: nn.Module) -> ComponentMap:
-    """Return the components of a model; found once and remembered as long as the model lives.
+def resolve(
+    model: nn.Module,
+    *,
+    example_inputs: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Override] | None = None,
+) -> ComponentMap:
+    """Return where the components of a model are. One forward pass is run, once for each model object.
 
     Args:
-        model: any module; where no known family is found the map is empty, and only dotted paths can be used.
+        model: any module; nothing of it is changed.
+        example_inputs: keyword arguments that its forward pass accepts, two or more examples; a dummy is made if left out.
+        overrides: for components that the caller knows better: `(path from the block, "input" or "output")`, and for
+            rows of heads the number of heads as a third entry.
+
+    Returns:
+        The map. With `example_inputs` or `overrides` it is made anew, and used from then on.
+
+    Raises:
+        SiteError: an override names a place that does not exist or has another shape.
     """
-    if model not in _maps:
-        found = find_family(model)
-        if found is None:
-            _maps[model] = ComponentMap("", ())
-        else:
-            family, path, blocks = found
-            slots = tuple(_block_slots(family, f"{path}.{number}", block) for number, block in enumerate(blocks))
-            _maps[model] = ComponentMap(family.name, slots)
-    return _maps[model]
+    if example_inputs is None and not overrides and model in _maps:
+        return _maps[model]
+    found = _resolve(model, example_inputs, overrides or {})
+    _maps[model] = found
+    return found
 
 
-def resolve(model: nn.Module, site: Site) -> Slot:
+def find_slot(model: nn.Module, site: Site) -> Slot:
     """Return where a site's tensor is in this model.
 
     Args:
@@ -58,84 +64,168 @@ def resolve(model: nn.Module, site: Site) -> Slot:
     Raises:
         SiteError: the layer, the component or the module does not exist here.
 
-    >>> resolve(torch.nn.Sequential(torch.nn.Linear(3, 5)), Site("0.output")).width
+    >>> find_slot(torch.nn.Sequential(torch.nn.Linear(3, 5)), Site("0.output")).width
     5
     """
-    if site.path is not None:
-        return _resolve_path(model, site.path[0], site.path[1], site.call)
-    components = component_map(model)
-    if not components.slots:
-        raise SiteError(
-            f"{type(model).__name__} is of no known family (GPT-2, Llama), so {site.component!r} has no meaning there: "
-            "give the module's dotted path, such as 'layers[0].mlp.output'"
-        )
-    if site.layer is None or site.layer >= len(components.slots):
-        raise SiteError(
-            f"layer {site.layer} does not exist: {type(model).__name__} has {len(components.slots)} blocks, from 0"
-        )
-    slot = components.slots[site.layer][str(site.name)]
-    return slot if site.call is None else replace(slot, call=site.call)
-
-
-def _resolve_path(model: nn.Module, path: str, side: Side, call: int | None) -> Slot:
+    if site.path is None:
+        return resolve(model).slot(site)
+    path, side = site.path
     module = submodule(model, path)
     if module is None:
-        names = [name for name, _ in model.named_modules() if name]
-        raise SiteError(f"{type(model).__name__} has no module {path!r}; {near_misses(path, names)}"[:2000])
-    return Slot(module, path, side, call, width=module_width(module, side))
+        raise SiteError(
+            f"{type(model).__name__} has no module {path!r}; {near_misses(path, [n for n, _ in model.named_modules() if n])}"
+        )
+    return Slot(module, path, side, site.call, width=module_width(module, side))
+
+
+def submodule(root: nn.Module, path: str) -> nn.Module | None:
+    """Return the module at a dotted path below `root`, or `None`; the empty path is `root` itself."""
+    module: nn.Module | None = root
+    for name in path.split(".") if path else ():
+        module = None if module is None else module._modules.get(name)
+    return module
 
 
 def module_width(module: nn.Module, side: Side) -> int | None:
-    """Return the size of the last axis of a module's input or output, read off its weights; `None` if it has none."""
-    weight = getattr(module, "weight", None)
+    """Return the size of the last axis of a module's input or output where it is plain to see; else `None`."""
     if isinstance(module, nn.Linear):
         return module.in_features if side == "input" else module.out_features
     if isinstance(module, nn.Embedding):
         return module.embedding_dim if side == "output" else None
-    if not isinstance(weight, Tensor):
-        return None
-    if weight.ndim == 1:
-        return int(weight.shape[0])
-    if weight.ndim == 2 and hasattr(module, "nf"):  # transformers' Conv1D keeps its weight as (in, out)
-        return int(weight.shape[0 if side == "input" else 1])
     return None
 
 
-def _block_slots(family: Family, path: str, block: nn.Module) -> dict[str, Slot]:
-    attention = submodule(block, family.attention)
-    head_dim = int(attention.head_dim) if attention is not None else 0  # type: ignore[arg-type]
-    slots = {name: _slot(family, name, place, path, block, head_dim) for name, place in family.places.items()}
-    queries, keys = slots["query_output"].heads, slots["key_output"].heads
-    if queries is not None and keys is not None and len(queries) != len(keys):
-        shared = (
-            f"{len(queries)} query heads share {len(keys)} key/value heads: query head h uses key/value head "
-            f"h // {len(queries) // len(keys)}"
+def _resolve(model: nn.Module, example: Mapping[str, Any] | None, overrides: Mapping[str, Override]) -> ComponentMap:
+    name = type(model).__name__
+    inner = getattr(model, "_orig_mod", model)  # a compiled model is watched uncompiled
+    with evaluating(inner):
+        trace = _trace(inner, example)
+        if isinstance(trace, str):
+            return ComponentMap(name, {}, missing={"": trace})
+        stacks = find_stacks(inner, trace)
+        if not stacks:
+            return ComponentMap(name, {}, missing={"": "no stack of blocks was found in it"})
+        batch = BATCH if example is None else _batch(example)
+        named = {key: _resolve_stack(stack, trace, batch) for key, stack in _name_stacks(inner, stacks).items()}
+        for key, component in overrides.items():
+            override(named, key, component, trace)
+        ends, missing = find_ends(inner, trace, _main(stacks))
+    blocks = {key: tuple(_block(found) for found in stack) for key, stack in named.items()}
+    return ComponentMap(name, blocks, ends, missing)
+
+
+def _trace(model: nn.Module, example: Mapping[str, Any] | None) -> Trace | str:
+    """Return a watched forward pass, or why there is none."""
+    if example is not None:
+        return watch(model, example)
+    if any(p.is_meta for p in model.parameters()):
+        return "its weights are on the meta device, so no forward pass can be watched: load them first"
+    reasons = []
+    for inputs in dummy_inputs(model):
+        try:
+            return watch(model, inputs)
+        except Exception as error:  # whatever a model says to inputs it does not like
+            reasons.append(f"{type(error).__name__}: {error}".splitlines()[0][:200])
+    return f"no dummy input was accepted, so give example_inputs ({'; '.join(dict.fromkeys(reasons))})"
+
+
+def _batch(example: Mapping[str, Any]) -> int:
+    return next(int(value.shape[0]) for value in example.values() if isinstance(value, torch.Tensor))
+
+
+def _main(stacks: Sequence[Stack]) -> Stack:
+    """Return the stack that the output comes from: the last to run of those that attend, else of all."""
+    return max(stacks, key=lambda stack: (stack.attends, stack.calls[-1].end))
+
+
+def _name_stacks(model: nn.Module, stacks: Sequence[Stack]) -> dict[str, Stack]:
+    """Return the stacks by the name that a site uses for them."""
+    main = _main(stacks)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and len(stacks) > 1:
+        first = min((s for s in stacks if s is not main), key=lambda stack: stack.calls[0].start)
+        return {"encoder": first, "decoder": main} | _rest(stacks, (first, main))
+    return {"": main} | _rest(stacks, (main,))
+
+
+def _rest(stacks: Sequence[Stack], named: Sequence[Stack]) -> dict[str, Stack]:
+    return {stack.path: stack for stack in stacks if stack not in named}
+
+
+def _resolve_stack(stack: Stack, trace: Trace, batch: int) -> list[Findings]:
+    """Examine one block of each kind; blocks that ran alike are alike."""
+    seen: dict[Any, Findings] = {}
+    result = []
+    for call in stack.calls:
+        signature = _signature(call, trace)
+        if signature not in seen:
+            seen[signature] = _examine(call, trace, batch)
+            result.append(seen[signature])
+        else:
+            result.append(_transfer(seen[signature], call, trace))
+        result[-1].flags["signature"] = list(seen).index(signature)
+    return result
+
+
+def _signature(block: Call, trace: Trace) -> Any:
+    """What a block is and does: its class, the shapes of its weights, the calls in it and the attentions in it."""
+    weights = tuple((name, tuple(p.shape)) for name, p in block.module.named_parameters())
+    calls = tuple((_relative(call.path, block.path), call.number - block.number) for call in trace.during(block))
+    attentions = tuple((_relative(a.owner.path, block.path), a.source) for a in trace.attentions_during(block))
+    return type(block.module).__name__, weights, calls, attentions
+
+
+def _relative(path: str, root: str) -> str:
+    """Return a path from the block on, with a dot in front; a module outside the block keeps its whole path."""
+    return path[len(root) :] if path == root or path.startswith(root + ".") else path
+
+
+def _examine(block: Call, trace: Trace, batch: int) -> Findings:
+    found = Findings(trace, block, *block_axes(block, trace.attentions_during(block), batch))
+    how = "the block: a chain of modules, each given what the one before returned"
+    found.found("block_input", block, "input", how)
+    found.found("block_output", block, "output", how)
+    linears = [call for call in trace.during(block) if call.cut is not None]
+    find_attention(found, linears)
+    find_mixer(found, linears)
+    find_mlp(found, linears)
+    found.flags["additive"] = _additive(found)
+    return found
+
+
+def _transfer(known: Findings, block: Call, trace: Trace) -> Findings:
+    """Return what is known of a block for another one that ran alike."""
+    by_path = {(_relative(call.path, block.path), call.number - block.number): call for call in trace.during(block)}
+    by_path["", 0] = block
+    found = Findings(
+        trace, block, known.batch, known.length, {}, dict(known.how), dict(known.missing), dict(known.flags)
+    )
+    for name, slot in known.slots.items():
+        number = (
+            known.block.number if slot.call is None and known.block.number else slot.call or 0
+        ) - known.block.number
+        call = by_path[_relative(slot.path, known.block.path), number]
+        found.slots[name] = replace(
+            slot,
+            module=call.module,
+            path=call.path,
+            call=None if slot.call is None else call.number,
+            around=None if slot.around is None else block.module,
         )
-        for name in ("key_output", "value_output"):
-            slots[name] = replace(slots[name], grouping=shared)
-    return slots
+    return found
 
 
-def _slot(family: Family, name: str, place: Place, path: str, block: nn.Module, head_dim: int) -> Slot:
-    module = submodule(block, place.path)
-    if module is None:
-        raise SiteError(f"{path} looks like a {family.name} block, but has no {place.path!r}")
-    full = module_width(module, place.side)
-    if full is None:  # blocks, MLPs and attention modules read and write the residual stream
-        full = _residual_width(family, block)
-    width = full // place.parts
-    channels = None if place.parts == 1 else torch.arange(place.part * width, (place.part + 1) * width)
-    heads = None
-    if COMPONENTS[name].per_head:
-        heads = torch.arange(place.part * width, (place.part + 1) * width).view(-1, head_dim)
-    whole = f"{path}.{place.path}" if place.path else path
-    return Slot(module, whole, place.side, channels=channels, heads=heads, width=width)
+def _additive(found: Findings) -> bool:
+    """Whether the block's output is its input plus what attention and the MLP say they add."""
+    total, target = found.block.input, found.block.output
+    parts = [found.value(name) for name in ("attention_output", "cross_attention_output", "mixer_output", "mlp_output")]
+    if total is None or target is None or found.value("mlp_output") is None:
+        return False
+    for part in parts:
+        if part is not None and part.numel() == total.numel():
+            total = total + part.reshape(total.shape)
+    tolerance = 1e-4 if target.dtype in (torch.float32, torch.float64) else 3e-2
+    return bool((total - target).abs().max() <= tolerance * target.abs().max())
 
 
-def _residual_width(family: Family, block: nn.Module) -> int:
-    output = family.places["attention_output"]
-    module = submodule(block, output.path)
-    width = None if module is None else module_width(module, "output")
-    if width is None:
-        raise SiteError(f"the width of the residual stream of a {family.name} block cannot be read off {output.path!r}")
-    return width
+def _block(found: Findings) -> Block:
+    return Block(found.block.path, found.block.number, found.slots, found.how, found.missing, found.flags)

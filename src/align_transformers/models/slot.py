@@ -31,6 +31,9 @@ class Slot:
         heads: `(n_heads, head_dim)` the last-axis entries of each head; `None` where there are no heads.
         width: number of coordinates; `None` where the module does not tell.
         grouping: how heads are shared, for messages; empty when they are not.
+        via: `module`, or what of transformers' attention or experts interface the tensor is, inside `module`.
+        n_heads: number of heads where their size depends on the input (attention patterns); else 0.
+        around: where the tensor is `(tokens, channels)`, the module whose input tells batch and length.
     """
 
     module: nn.Module
@@ -42,6 +45,9 @@ class Slot:
     heads: Int64[Tensor, "n_heads head_dim"] | None = None
     width: int | None = None
     grouping: str = ""
+    via: str = "module"
+    n_heads: int = 0
+    around: nn.Module | None = None
 
 
 def _tensor_leaves(value: Any, at: Leaf = ()) -> Iterator[tuple[Leaf, Tensor]]:

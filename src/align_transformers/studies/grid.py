@@ -16,7 +16,7 @@ from .._version import library_version
 from ..engine import Effect, bind, execute
 from ..interventions import CollectIntervention, VanillaIntervention
 from ..metrics import Metric, logit_difference
-from ..models import component_map, resolve
+from ..models import resolve
 from ..plan import Constant, Edit, Plan, Run
 from ..positions import Positions
 from ..sites import COMPONENT_NAMES, Site
@@ -127,8 +127,8 @@ def _sites(model: nn.Module, components: Sequence[str], layers: Which) -> list[S
     for name in components:
         if Site(name, 0 if name in COMPONENT_NAMES else None).path is not None:
             raise SpecError(f"grid goes through the layers of a named component; {name!r} is the path of one module")
-        resolve(model, Site(name, 0))
-    count = len(component_map(model).slots)
+        resolve(model).slot(Site(name, 0))
+    count = max(len(resolve(model).stacks[Site(name, 0).stack]) for name in components)
     chosen = indices(layers, count, "layer", f"{type(model).__name__} has {count} layers")
     return [Site(name, layer) for name in dict.fromkeys(components) for layer in chosen]
 

@@ -1,0 +1,97 @@
+"""A dummy input that a model's forward pass accepts, made from the model alone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BATCH, LENGTH, ENCODER_LENGTH = 2, 7, 11
+"""Small, and all different, so that axes can be told apart."""
+
+
+def dummy_inputs(model: nn.Module) -> Iterator[Mapping[str, Any]]:
+    """Yield inputs to try, the likeliest first: token ids, then waveforms, spectrograms and pictures.
+
+    Args:
+        model: a model of transformers, or one whose forward pass takes `input_ids`.
+    """
+    main = getattr(model, "main_input_name", "input_ids")
+    if main == "pixel_values":
+        yield from _pictures(model)
+    elif main in ("input_values", "input_features"):
+        yield from _sounds(model, main)
+    else:
+        yield from _texts(model)
+
+
+def _ids(model: nn.Module, length: int, rows: int = BATCH) -> Tensor:
+    """Return token ids that differ along a row, small enough for any vocabulary, on the model's device."""
+    table = getattr(model, "get_input_embeddings", lambda: None)
+    embeddings = _or_none(table)
+    size = int(getattr(embeddings, "num_embeddings", 0) or 32)
+    generator = torch.Generator().manual_seed(0)
+    low = min(6, size - 1)
+    ids = torch.randint(low, max(low + 1, min(size, 150)), (rows, length), generator=generator)
+    return ids.to(_device(model))
+
+
+def _or_none(get: Any) -> Any:
+    try:
+        return get()
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _texts(model: nn.Module) -> Iterator[Mapping[str, Any]]:
+    takes = inspect.signature(model.forward).parameters
+    quiet = {"use_cache": False} if "use_cache" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()) else {}
+    ids = _ids(model, LENGTH)
+    if "decoder_input_ids" in takes:
+        yield {"input_ids": _ids(model, ENCODER_LENGTH), "decoder_input_ids": ids, **quiet}
+    yield {"input_ids": ids, **quiet}
+    yield {"input_ids": ids}
+    books = int(getattr(model, "num_codebooks", 0) or getattr(getattr(model, "config", None), "num_codebooks", 0) or 0)
+    if books:
+        yield {"input_ids": _ids(model, LENGTH, BATCH * books), **quiet}
+
+
+def _setting(model: nn.Module, name: str, default: int) -> int:
+    """Return a size from the configuration or one of its parts."""
+    config = getattr(model, "config", None)
+    for part in (config, *(getattr(config, key, None) for key in ("vision_config", "backbone_config", "encoder"))):
+        value = getattr(part, name, None)
+        if value is not None:
+            return int(value[0]) if isinstance(value, list | tuple) else int(value)
+    return default
+
+
+def _pictures(model: nn.Module) -> Iterator[Mapping[str, Any]]:
+    channels = _setting(model, "num_channels", 3)
+    for size in dict.fromkeys((_setting(model, "image_size", 32), 32, 64, 128, 224)):
+        yield {"pixel_values": _noise(model, BATCH, channels, size, size)}
+
+
+def _sounds(model: nn.Module, main: str) -> Iterator[Mapping[str, Any]]:
+    more: dict[str, Any] = {}
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        more = {"decoder_input_ids": _ids(model, LENGTH), "use_cache": False}
+    bins, frames = _setting(model, "num_mel_bins", 16), 2 * _setting(model, "max_source_positions", 64)
+    shapes: list[tuple[int, ...]] = [(1600,), (8000,), (16000,)] if main == "input_values" else []
+    shapes += [(bins, frames), (40, bins), (128, frames), (40, 80), (40, 160), (1, 64, bins), (1, 1001, 64)]
+    shapes += [(_setting(model, "max_length", 64), bins)]
+    for shape in shapes:
+        yield {main: _noise(model, BATCH, *shape), **more}
+
+
+def _noise(model: nn.Module, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return torch.randn(*shape, generator=generator).to(_device(model), dtype)

@@ -1,0 +1,276 @@
+"""Watching one forward pass: which modules ran in which order, on what, and what attention was computed.
+
+While it is watched, the output of every linear layer and of every attention is cut loose from what came before: it
+becomes a leaf of the autograd graph. A gradient then tells, exactly and without names, which linear layer a tensor comes
+from directly, and which of its channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .._errors import SiteError
+from .slot import Leaf, find_leaf, replace_leaf
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of one module.
+
+    Args:
+        path: dotted path of the module.
+        module: the module.
+        number: how many calls of it came before in this pass.
+        start: time stamp when it began; `end` when it returned (-1 if it never did).
+        parent: the call it happened in; `None` for the model itself.
+        arguments: `(args, kwargs)`.
+        input: the first floating-point tensor among them, and `input_leaf` the way to it.
+        output: the first floating-point tensor of what it returned, and `output_leaf` the way to it.
+        cut: for a linear layer the leaf of the autograd graph that its output was replaced with.
+    """
+
+    path: str
+    module: nn.Module
+    number: int
+    start: int
+    parent: Call | None
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    input: Tensor | None = None
+    input_leaf: Leaf = ()
+    output: Tensor | None = None
+    output_leaf: Leaf = ()
+    end: int = -1
+    cut: Tensor | None = None
+
+    def inside(self, other: Call) -> bool:
+        """Whether this call happened during `other`."""
+        return other.start < self.start and -1 < self.end < other.end
+
+
+@dataclass(eq=False)
+class Attention:
+    """One softmax attention.
+
+    Args:
+        owner: the call it happened in.
+        time: time stamp.
+        source: `interface` (transformers' attention interface), `sdpa` or `softmax` (seen at the torch function).
+        query: what was multiplied with `key`, after norms and rotary; `None` if not seen.
+        value: what the pattern was multiplied with.
+        pattern: the softmax, where it was seen.
+        core: the heads' output, cut loose from what came before.
+    """
+
+    owner: Call
+    time: int
+    source: str
+    query: Tensor | None = None
+    key: Tensor | None = None
+    value: Tensor | None = None
+    pattern: Tensor | None = None
+    core: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Trace:
+    """What was seen in one forward pass."""
+
+    calls: list[Call] = field(default_factory=list)
+    attentions: list[Attention] = field(default_factory=list)
+
+    def during(self, call: Call) -> list[Call]:
+        """Return the calls that happened during `call`, in order."""
+        return [other for other in self.calls if other.inside(call)]
+
+    def attentions_during(self, call: Call) -> list[Attention]:
+        """Return the attentions that were computed during `call`, in order."""
+        return [seen for seen in self.attentions if call.start < seen.time < call.end]
+
+
+def watch(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
+    """Run one forward pass and return what was seen. The model is in eval mode meanwhile, and as before afterwards.
+
+    Args:
+        model: any module.
+        inputs: its keyword arguments, batch first.
+    """
+    watcher = _Watcher(model)
+    with evaluating(model), torch.enable_grad(), watcher.watching():
+        model(**inputs)
+    return watcher.trace
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Keep every module in eval mode while the context is open."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def is_linear(module: nn.Module, inputs: Tensor | None, output: Tensor | None) -> bool:
+    """Whether a call maps the last axis by one matrix: known by its weight, or by `in_features` where that is packed."""
+    if inputs is None or output is None or isinstance(module, nn.Embedding) or min(inputs.ndim, output.ndim) < 2:
+        return False
+    sizes = inputs.shape[-1], output.shape[-1]
+    inner = getattr(module, "base_layer", None)  # an adapter around a linear layer
+    if isinstance(inner, nn.Module):
+        return is_linear(inner, inputs, output)
+    if next(module.children(), None) is not None:
+        return False
+    if (getattr(module, "in_features", None), getattr(module, "out_features", None)) == sizes:
+        return True
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 2 and tuple(weight.shape) in (sizes, sizes[::-1])
+
+
+class _Watcher(TorchFunctionMode):
+    """Hooks on every module, a wrapper around transformers' attention interface, and an eye on torch functions."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.trace = Trace()
+        self.clock = 0
+        self.open: list[Call] = []
+        self.inside_attention = 0
+        self.awaiting_value: Attention | None = None
+        self.last_product: dict[int, tuple[Tensor, Tensor]] = {}
+        self.counts: dict[str, int] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for path, module in self.model.named_modules():
+                stack.enter_context(module.register_forward_pre_hook(self._entering(path), with_kwargs=True))
+                stack.enter_context(module.register_forward_hook(self._leaving))
+            stack.enter_context(_wrapped_interface(self))
+            stack.enter_context(self)
+            yield
+
+    def tick(self) -> int:
+        self.clock += 1
+        return self.clock
+
+    def _entering(self, path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            number = self.counts.get(path, 0)
+            self.counts[path] = number + 1
+            call = Call(path, module, number, self.tick(), self.open[-1] if self.open else None, (args, kwargs))
+            call.input_leaf, call.input = _first(call.arguments)
+            self.open.append(call)
+            self.trace.calls.append(call)
+
+        return hook
+
+    def _leaving(self, module: nn.Module, _args: Any, output: Any) -> Any:
+        call = self.open.pop()
+        call.output_leaf, call.output = _first(output)
+        call.end = self.tick()
+        nested = any(hasattr(outer.module, "base_layer") for outer in self.open)
+        if call.output is None or nested or not is_linear(module, call.input, call.output):
+            return None
+        call.cut = call.output.detach().requires_grad_()
+        call.output = call.cut
+        return replace_leaf(
+            output, call.output_leaf, call.cut.clone()
+        )  # a clone, so that in-place code goes on working
+
+    def saw(self, attention: Attention, core: Tensor) -> Tensor:
+        """Note the output of an attention; return it as a leaf's clone."""
+        attention.core = core.detach().requires_grad_()
+        attention.time = self.tick()
+        return attention.core.clone()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if self.inside_attention or not self.open or not isinstance(output, Tensor) or output.ndim < 3:
+            return output
+        name = getattr(func, "__name__", "")
+        if name == "scaled_dot_product_attention":
+            given = [*args, *(kwargs[key] for key in ("query", "key", "value")[len(args) :])][:3]
+            attention = Attention(self.open[-1], self.tick(), "sdpa", *given)
+            self.trace.attentions.append(attention)
+            return self.saw(attention, output)
+        if name in ("softmax", "_softmax"):
+            return self._saw_softmax(output)
+        if name in ("matmul", "bmm", "einsum", "__matmul__", "baddbmm"):
+            return self._saw_product(name, args, kwargs, output)
+        return output
+
+    def _saw_softmax(self, output: Tensor) -> Tensor:
+        owner = self.open[-2] if isinstance(self.open[-1].module, nn.Softmax) and len(self.open) > 1 else self.open[-1]
+        attention = Attention(owner, self.tick(), "softmax", pattern=output)
+        if id(owner) in self.last_product:
+            attention.query, attention.key = self.last_product[id(owner)]
+        self.trace.attentions.append(attention)
+        self.awaiting_value = attention
+        return output
+
+    def _saw_product(self, name: str, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+        flat = [item for value in args for item in (value if isinstance(value, list | tuple) else [value])]
+        flat += [kwargs[key] for key in ("batch1", "batch2", "mat2", "other") if key in kwargs]
+        factors = [item for item in flat if isinstance(item, Tensor)]
+        factors = factors[1:] if name == "baddbmm" and len(factors) == 3 else factors
+        waiting, owner = self.awaiting_value, self.open[-1]
+        if waiting is not None and waiting.owner is owner and len(factors) == 2 and waiting.pattern is not None:
+            self.awaiting_value = None
+            first_is_pattern = factors[0].shape[-1] == waiting.pattern.shape[-1]
+            waiting.value = factors[1] if first_is_pattern else factors[0]
+            return self.saw(waiting, output)
+        if len(factors) == 2:
+            self.last_product[id(owner)] = (factors[0], factors[1])
+        return output
+
+
+def _first(container: Any) -> tuple[Leaf, Tensor | None]:
+    try:
+        return find_leaf(container, None, "")
+    except SiteError:
+        return (), None
+
+
+@contextmanager
+def _wrapped_interface(watcher: _Watcher) -> Iterator[None]:
+    """See every call of transformers' attention interface while the context is open."""
+    try:
+        from transformers.modeling_utils import AttentionInterface
+    except ImportError:  # a model of plain torch modules needs no transformers
+        yield
+        return
+    original = AttentionInterface.get_interface
+
+    def get_interface(self: Any, *args: Any, **kwargs: Any) -> Any:
+        function = original(self, *args, **kwargs)
+
+        def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Any:
+            watcher.inside_attention += 1
+            try:
+                core, *others = function(module, query, key, value, *rest, **more)
+            finally:
+                watcher.inside_attention -= 1
+            owner = next((call for call in reversed(watcher.open) if call.module is module), watcher.open[-1])
+            pattern = others[0] if others and isinstance(others[0], Tensor) else None
+            attention = Attention(owner, watcher.tick(), "interface", query, key, value, pattern)
+            watcher.trace.attentions.append(attention)
+            return (watcher.saw(attention, core), *others)
+
+        return attend
+
+    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        AttentionInterface.get_interface = original  # type: ignore[method-assign]
