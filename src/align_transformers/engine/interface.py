@@ -1,7 +1,8 @@
 """Edits inside transformers' attention and experts interfaces: what no module's input or output shows.
 
-While a pass asks for such a component, the look-up of the interface is wrapped, so that the modules asked for go through
-here. All others get the function that they would have got: fused attention stays on. No configuration is touched.
+While a pass asks for such a component, the look-up of the interface is wrapped, so that the modules asked for go
+through here. All others get the function that they would have got: fused attention stays on. No configuration
+is touched.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ def inside_interfaces(visits: Mapping[int, Visits]) -> Iterator[None]:
         return get_interface
 
     originals = AttentionInterface.get_interface, ExpertsInterface.get_interface
-    AttentionInterface.get_interface = wrapped(originals[0], _attend)  # type: ignore[method-assign]
-    ExpertsInterface.get_interface = wrapped(originals[1], _consult)  # type: ignore[method-assign]
+    AttentionInterface.get_interface = wrapped(originals[0], _attend)
+    ExpertsInterface.get_interface = wrapped(originals[1], _consult)
     try:
         yield
     finally:
-        AttentionInterface.get_interface, ExpertsInterface.get_interface = originals  # type: ignore[method-assign]
+        AttentionInterface.get_interface, ExpertsInterface.get_interface = originals
 
 
 def _attend(
@@ -185,4 +186,4 @@ def _consult(
         flat = neurons.view(tokens.shape[0], count * neurons.shape[-1])
         return visit(flat).view_as(neurons)
 
-    return batched_mm_experts_forward(_Gate(module, show), tokens, chosen, weights)  # type: ignore[arg-type]
+    return batched_mm_experts_forward(_Gate(module, show), tokens, chosen, weights)

@@ -92,7 +92,7 @@ def _key_length(event: Attention) -> int | None:
 
 
 def _key_sources(found: Findings, event: Attention, linears: Sequence[Call]) -> tuple[bool, bool]:
-    """Return whether keys come from this block's sequence, and whether from another that was handed to it ready-made."""
+    """Return whether keys come from this block's sequence, and whether from another, handed to it ready-made."""
     before = [call for call in linears if call.end < event.time and call.cut is not None]
     leaves = [call.cut for call in before if call.cut is not None]
     key = event.key

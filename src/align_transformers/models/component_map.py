@@ -38,7 +38,7 @@ class ComponentMap:
 
     Args:
         model_class: name of the model's class, for messages.
-        stacks: the blocks of each stack; the only or the main stack is named `""`, others `encoder`, `decoder`, `vision`.
+        stacks: the blocks of each stack; the only or the main stack is named `""`, others `encoder`, `decoder`, ...
         ends: `embedding_output`, `final_norm_output` and `logits`, as far as they were found.
         missing: why there is nothing, or which ends were not found.
     """

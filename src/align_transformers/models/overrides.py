@@ -12,7 +12,7 @@ from .findings import Findings
 from .trace import Call, Trace
 
 Override = tuple[str, str] | tuple[str, str, int]
-"""Path from the block (empty for the block itself), `input` or `output`, and the number of heads where there are any."""
+"""Path from the block (empty for the block itself), `input` or `output`, and how many heads where there are any."""
 
 
 def override(named: Mapping[str, Sequence[Findings]], component: str, place: Override, trace: Trace) -> None:

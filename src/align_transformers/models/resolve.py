@@ -1,4 +1,4 @@
-"""`resolve(model)`: watch one forward pass, and say where every component of every block is, or why that is not sure."""
+"""`resolve(model)`: watch one forward pass, and say where every component is, or why that is not sure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def resolve(
 
     Args:
         model: any module; nothing of it is changed.
-        example_inputs: keyword arguments that its forward pass accepts, two or more examples; a dummy is made if left out.
+        example_inputs: keyword arguments that its forward pass accepts, two or more examples; default: a dummy.
         overrides: for components that the caller knows better: `(path from the block, "input" or "output")`, and for
             rows of heads the number of heads as a third entry.
 
@@ -72,9 +72,8 @@ def find_slot(model: nn.Module, site: Site) -> Slot:
     path, side = site.path
     module = submodule(model, path)
     if module is None:
-        raise SiteError(
-            f"{type(model).__name__} has no module {path!r}; {near_misses(path, [n for n, _ in model.named_modules() if n])}"
-        )
+        known = near_misses(path, [name for name, _ in model.named_modules() if name])
+        raise SiteError(f"{type(model).__name__} has no module {path!r}; {known}")
     return Slot(module, path, side, site.call, width=module_width(module, side))
 
 
@@ -200,9 +199,7 @@ def _transfer(known: Findings, block: Call, trace: Trace) -> Findings:
         trace, block, known.batch, known.length, {}, dict(known.how), dict(known.missing), dict(known.flags)
     )
     for name, slot in known.slots.items():
-        number = (
-            known.block.number if slot.call is None and known.block.number else slot.call or 0
-        ) - known.block.number
+        number = 0 if slot.call is None else slot.call - known.block.number
         call = by_path[_relative(slot.path, known.block.path), number]
         found.slots[name] = replace(
             slot,

@@ -1,8 +1,8 @@
 """Watching one forward pass: which modules ran in which order, on what, and what attention was computed.
 
 While it is watched, the output of every linear layer and of every attention is cut loose from what came before: it
-becomes a leaf of the autograd graph. A gradient then tells, exactly and without names, which linear layer a tensor comes
-from directly, and which of its channels.
+becomes a leaf of the autograd graph. A gradient then tells, exactly and without names, which linear layer a tensor
+comes from directly, and which of its channels.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def is_linear(module: nn.Module, inputs: Tensor | None, output: Tensor | None) -> bool:
-    """Whether a call maps the last axis by one matrix: known by its weight, or by `in_features` where that is packed."""
+    """Whether a call maps the last axis by one matrix: told by its weight, or by `in_features` if that is packed."""
     if inputs is None or output is None or isinstance(module, nn.Embedding) or min(inputs.ndim, output.ndim) < 2:
         return False
     sizes = inputs.shape[-1], output.shape[-1]
@@ -269,8 +269,8 @@ def _wrapped_interface(watcher: _Watcher) -> Iterator[None]:
 
         return attend
 
-    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
+    AttentionInterface.get_interface = get_interface
     try:
         yield
     finally:
-        AttentionInterface.get_interface = original  # type: ignore[method-assign]
+        AttentionInterface.get_interface = original
