@@ -9,24 +9,60 @@ from tests.untyped import untyped
 from align_transformers import COMPONENTS, Site, SpecError, UnknownNameError
 from align_transformers.sites import COMPONENT_NAMES
 
-SKIPS = {"block_output": "block_input", "mlp_output": "mlp_input", "attention_output": "attention_input"}
+SKIPS = {
+    "block_output": "block_input",
+    "mlp_output": "mlp_input",
+    "attention_output": "attention_input",
+    "mixer_output": "mixer_input",
+}
+ENDS = ("embedding_output", "final_norm_output", "logits")
+IN_BLOCKS = [name for name in COMPONENT_NAMES if name not in ENDS]
 
 
 def test_the_components_are_those_that_users_know():
+    attention = {
+        *(
+            "attention_output",
+            "attention_value_output",
+            "query_output",
+            "key_output",
+            "value_output",
+            "attention_input",
+        ),
+        *("query_rotary", "key_rotary", "attention_score", "attention_pattern", "head_output"),
+    }
+    per_head = attention - {"attention_output", "attention_input"}
     assert set(COMPONENT_NAMES) == {
         *("block_input", "block_output", "mlp_input", "mlp_activation", "mlp_output"),
-        *("attention_input", "attention_output", "attention_value_output"),
-        *("query_output", "key_output", "value_output", "head_attention_value_output"),
-        *("head_query_output", "head_key_output", "head_value_output"),
+        *("mixer_input", "mixer_output", "router_output", "expert_activation"),
+        *attention,
+        *(f"head_{name}" for name in per_head),
+        *(f"cross_{name}" for name in attention),
+        *(f"head_cross_{name}" for name in per_head),
+        *ENDS,
     }
 
 
-@pytest.mark.parametrize("name", COMPONENT_NAMES)
+@pytest.mark.parametrize("name", IN_BLOCKS)
 def test_a_named_component(name):
     site = Site(name, 2)
     assert site.path is None
-    assert site.name == name.removeprefix("head_")
+    assert site.name == (name if name == "head_output" else name.removeprefix("head_"))
     assert str(site) == f"layer 2 {name}"
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_an_end_of_the_model_has_no_layer(name):
+    assert (Site(name).name, Site(name).path, str(Site(name))) == (name, None, name)
+    with pytest.raises(SpecError, match="is an end of the model; found layer=0"):
+        Site(name, 0)
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder", "vision", "model.vision_tower.layers"])
+def test_a_stack_in_front(stack):
+    site = Site(f"{stack}.head_value_output", 1)
+    assert (site.stack, site.name, site.path) == (stack, "value_output", None)
+    assert Site(f"{stack}.mlp_output", 1).skip_source() == Site(f"{stack}.mlp_input", 1)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +117,7 @@ def test_numbers_of_numpy_become_plain_ones():
     assert type(site.layer) is int
 
 
-@pytest.mark.parametrize("name", COMPONENT_NAMES)
+@pytest.mark.parametrize("name", IN_BLOCKS)
 def test_skipping_a_component(name):
     if name in SKIPS:
         assert Site(name, 3, call=1).skip_source() == Site(SKIPS[name], 3, call=1)

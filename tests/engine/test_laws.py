@@ -66,10 +66,11 @@ def at(component, layer, **more):
 def test_hooks_of_others_survive_and_see_the_edited_output(family):
     model, base, source = new_model(family), tokens(2, 5), tokens(2, 5, 1)
     place = locus(model, "mlp_output", 1)
+    face = IntervenableModel(at("mlp_output", 1), model)  # watches one dummy pass, which hooks of others would see, too
     seen: list[torch.Tensor] = []
     with hooked((place.module, "output", lambda t: seen.append(t.clone()))):
         before = hook_counts(model)
-        IntervenableModel(at("mlp_output", 1), model)(base, source)
+        face(base, source)
         assert hook_counts(model) == before
         model(**base)
     (value,), (plain,) = grab(model, source, place), grab(model, base, place)

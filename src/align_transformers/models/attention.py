@@ -194,7 +194,8 @@ def _note_groups(found: Findings, prefix: str, maps: dict[str, HeadMap]) -> None
         if "query" in maps and role in maps and len(maps["query"].channels) != len(maps[role].channels):
             queries, keys = len(maps["query"].channels), len(maps[role].channels)
             note = (
-                f"{queries} query heads share {keys} {role} heads: query head h uses {role} head h // {queries // keys}"
+                f"{queries} query heads share {keys} key/value heads: query head h uses key/value head "
+                f"h // {queries // keys}"
             )
             name = f"{prefix}{role}_output"
             found.slots[name] = replace(found.slots[name], grouping=note)

@@ -30,7 +30,7 @@ class Branch:
     @property
     def width(self) -> float:
         """Number of neurons; experts count as any number."""
-        return float("inf") if self.down is None or self.down.input is None else self.down.input.shape[-1]
+        return float("inf") if self.down is None or self.down.input is None else float(self.down.input.shape[-1])
 
 
 def find_mlp(found: Findings, linears: Sequence[Call]) -> None:

@@ -35,6 +35,8 @@ def resolve(
 ) -> ComponentMap:
     """Return where the components of a model are. One forward pass is run, once for each model object.
 
+    That pass is an ordinary one: hooks that others have on the model see it.
+
     Args:
         model: any module; nothing of it is changed.
         example_inputs: keyword arguments that its forward pass accepts, two or more examples; default: a dummy.

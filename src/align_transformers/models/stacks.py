@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +67,7 @@ def _chains(calls: list[Call]) -> bool:
         return False
     if any(is_linear(call.module, call.input, call.output) for call in calls):
         return False
-    pairs = list(zip(calls, calls[1:], strict=False))
+    pairs = list(itertools.pairwise(calls))
     if any(before.end > after.start for before, after in pairs):
         return False
     return sum(hands_on(before, after) for before, after in pairs) >= _HANDED_ON * len(pairs)
