@@ -99,7 +99,8 @@ def module_width(module: nn.Module, side: Side) -> int | None:
 def _resolve(model: nn.Module, example: Mapping[str, Any] | None, overrides: Mapping[str, Override]) -> ComponentMap:
     name = type(model).__name__
     inner = getattr(model, "_orig_mod", model)  # a compiled model is watched uncompiled
-    with evaluating(inner):
+    # Gradients are needed whatever mode the caller is in.
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(inner):
         trace = _trace(inner, example)
         if isinstance(trace, str):
             return ComponentMap(name, {}, missing={"": trace})

@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -95,14 +94,14 @@ class Trace:
 
 
 def watch(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
-    """Run one forward pass and return what was seen. The model is in eval mode meanwhile, and as before afterwards.
+    """Run one forward pass and return what was seen.
 
     Args:
-        model: any module.
+        model: any module, in eval mode; gradients are on.
         inputs: its keyword arguments, batch first.
     """
     watcher = _Watcher(model)
-    with evaluating(model), torch.enable_grad(), watcher.watching():
+    with watcher.watching():
         model(**inputs)
     return watcher.trace
 
