@@ -22,7 +22,7 @@ SOURCE = Axis(2, [(0, 5), (2, 5)])  # left-padded to 5
 def read(spec, *units, limit=4, link=LINK, source=SOURCE, base=BASE):
     """Locate with one intervention for each of `units`; `pos` if none is given."""
     addressed = [Addressed(unit, limit) for unit in units or ("pos",)]
-    return locate(spec, link, addressed, [source] * len(addressed), base)
+    return locate(spec, link, addressed, [source] * len(addressed), [base] * len(addressed))
 
 
 def at(rows, heads=None):
@@ -139,12 +139,12 @@ def test_one_source_example_serves_the_whole_batch():
     assert per_example == both([[1], [4]], [[0], [1]])
     assert read({LINK: ([[[4]]], [[[0], [1]]])}, source=one) == both([[4], [4]], [[0], [1]])
     assert read({LINK: (-4, 0)}, source=one) == both([[1], [1]], [[0], [0]])
-    found = locate((0, 0), LINK, [Addressed("pos", 1)] * 2, [SOURCE, one], Axis(2, BASE.spans))
+    found = locate((0, 0), LINK, [Addressed("pos", 1)] * 2, [SOURCE, one], [Axis(2, BASE.spans)] * 2)
     assert [len(location.source.rows) for location in found] == [2, 2]
 
 
 def test_sources_have_their_own_axes():
-    found = locate((-1, -1), LINK, [Addressed("pos", 1)] * 2, [SOURCE, BASE], BASE)
+    found = locate((-1, -1), LINK, [Addressed("pos", 1)] * 2, [SOURCE, BASE], [BASE, BASE])
     assert [location.source.rows for location in found] == [((4,), (4,)), ((5,), (3,))]
 
 

@@ -159,12 +159,16 @@ def _locations(
     spec: Any, links: Sequence[Link], representations: Sequence[Representation], inputs: Mapping[str, Inputs]
 ) -> dict[int, tuple[Link, Location | None]]:
     """Return by number of the representation its link, and where it reads and writes (`None`: it is skipped)."""
-    axes = {name: Axis(batch_size(given), real_spans(given)) for name, given in inputs.items()}
+
+    def axis(number: int, run: str) -> Axis:
+        return Axis(batch_size(inputs[run]), real_spans(inputs[run], representations[number].site.sequence))
+
     found: dict[int, tuple[Link, Location | None]] = {}
     for link, value in zip(links, _by_link(spec, [link.name for link in links]), strict=True):
         addressed = [representations[number].addressed for number in link.sources]
-        sources = [axes[name or link.target] for name in link.sources.values()]
-        located = locate(value, link.name, addressed, sources, axes[link.target])
+        sources = [axis(number, name or link.target) for number, name in link.sources.items()]
+        bases = [axis(number, link.target) for number in link.sources]
+        located = locate(value, link.name, addressed, sources, bases)
         found |= {number: (link, one) for number, one in zip(link.sources, located, strict=True)}
     return found
 

@@ -59,7 +59,7 @@ class Addressed:
 
 
 def locate(
-    spec: Any, link: str, interventions: Sequence[Addressed], sources: Sequence[Axis], base: Axis
+    spec: Any, link: str, interventions: Sequence[Addressed], sources: Sequence[Axis], bases: Sequence[Axis]
 ) -> list[Location | None]:
     """Return where each intervention reads and writes.
 
@@ -70,7 +70,7 @@ def locate(
         link: `"sources->base"`, or `"source_0->source_1"` and so on in serial mode.
         interventions: those that the link carries, in order.
         sources: for each of them what its source locations refer to.
-        base: what base locations refer to.
+        bases: for each of them what its base locations refer to.
 
     Returns:
         One entry an intervention; `None` where the call skips it.
@@ -81,13 +81,13 @@ def locate(
         PositionError: a position counted from the end does not exist, or a slice selects no real token.
 
     >>> axis = Axis(batch=2, spans=[(0, 5), (0, 3)])
-    >>> locate({"sources->base": (1, -1)}, "sources->base", [Addressed("pos", 1)], [axis], axis)
+    >>> locate({"sources->base": (1, -1)}, "sources->base", [Addressed("pos", 1)], [axis], [axis])
     [Location(source=Positions(rows=((1,), (1,)), ...), base=Positions(rows=((4,), (2,)), ...))]
     """
     source_spec, base_spec = _sides(spec, link)
-    served = [source.serving(base.batch) for source in sources]
+    served = [source.serving(base.batch) for source, base in zip(sources, bases, strict=True)]
     reads = _normalise(source_spec, interventions, served, f"the source side of {link!r}")
-    writes = _normalise(base_spec, interventions, [base] * len(interventions), f"the base side of {link!r}")
+    writes = _normalise(base_spec, interventions, bases, f"the base side of {link!r}")
     found: list[Location | None] = []
     for number, (read, written) in enumerate(zip(reads, writes, strict=True)):
         if written is None and read is not None and source_spec is not None:

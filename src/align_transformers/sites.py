@@ -45,6 +45,8 @@ _CROSS = (
     ("head_output", True),
 )
 
+_OF_ANOTHER_SEQUENCE = ("cross_key_output", "cross_value_output", "cross_key_rotary")
+
 COMPONENTS: Mapping[str, Component] = MappingProxyType(
     {
         "block_input": Component("the residual stream before the block"),
@@ -146,6 +148,11 @@ class Site:
     def stack(self) -> str:
         """The name of the stack in front of the component's; empty for the only or the main stack."""
         return self.component.rpartition(".")[0] if self.name else ""
+
+    @property
+    def sequence(self) -> str:
+        """The stack whose sequence positions count here; keys and values of cross-attention are of another one."""
+        return "encoder" if self.name in _OF_ANOTHER_SEQUENCE else self.stack
 
     @property
     def path(self) -> tuple[str, Side] | None:

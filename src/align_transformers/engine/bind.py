@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from .._errors import PlanError, PositionError, SiteError, UnknownNameError, near_misses
 from ..interventions import Intervention
-from ..models import Slot, find_slot
+from ..models import Slot
 from ..plan import Constant, Edit, Plan, Read, Run
 from ..positions import Positions, Rows
 from ..sites import Site
 from .inputs import Inputs, batch_size, real_spans, token_axis
 from .places import Places, place
 from .schedule import Pass, schedule
+from .steps import find_place
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ def bind(
     """Make a plan fit a model and its inputs. No forward pass is run.
 
     Args:
-        model: the user's model; it is not changed.
+        model: the user's model; it is not changed. A compiled one is run uncompiled while it is edited.
         plan: what is to happen.
         inputs: for each input name of the plan the model's keyword arguments (or its only tensor).
         interventions: for each intervention name of the plan the module that computes the new value.
@@ -94,7 +95,7 @@ def bind(
                 source_input = inputs[plan.run(edit.source.run).input]
                 _check_fit(bound, reads[edit.source], inputs[one.run.input], source_input)
             edits[edit.name] = bound
-    return Bound(model, passes, inputs, edits, reads)
+    return Bound(uncompiled(model), passes, inputs, edits, reads)
 
 
 def _look_up(table: Mapping[str, T], name: str, kind: str) -> T:
@@ -104,7 +105,7 @@ def _look_up(table: Mapping[str, T], name: str, kind: str) -> T:
 
 
 def _bind_read(model: nn.Module, read: Read, source: Inputs) -> BoundRead:
-    slot = find_slot(model, read.site)
+    slot = find_place(model, read.site)
     if read.positions.steps:
         raise PlanError(f"{read.site} is read from the run {read.run!r}: generated tokens can only be edited, not read")
     _check_positions(read.positions, read.site, source, f"run {read.run!r}")
@@ -119,7 +120,7 @@ def _bind_edit(
     interventions: Mapping[str, Intervention],
     constants: Mapping[str, Tensor],
 ) -> BoundEdit:
-    slot = find_slot(model, edit.site)
+    slot = find_place(model, edit.site)
     intervention = _look_up(interventions, edit.intervention, "intervention")
     constant = _look_up(constants, edit.source.name, "constant") if isinstance(edit.source, Constant) else None
     if edit.source is None:
@@ -150,7 +151,7 @@ def _bind_edit(
 
 def _check_positions(positions: Positions, site: Site, inputs: Inputs, who: str) -> None:
     """Refuse positions outside the sequence or on its padding, as far as the input tells."""
-    spans = real_spans(inputs)
+    spans = real_spans(inputs, site.sequence)
     if spans is None or positions.rows is None:
         return
     if len(spans) == 1:
@@ -186,7 +187,7 @@ def _check_fit(edit: BoundEdit, read: BoundRead, base: Inputs, source: Inputs) -
     if written.steps and read_at.widest != 1:
         raise PlanError(f"{where}: a generated token is one place, so exactly one source position must be named")
     if written.rows is None and read_at.rows is None:
-        _check_lengths(where, base, source)
+        _check_lengths(where, token_axis(base, edit.edit.site.sequence), token_axis(source, read.read.site.sequence))
     elif read_at.rows is None and written.rows is not None:
         raise PlanError(f"{where}: positions are written but none are named to read; give the source's positions too")
     elif written.rows is None and read_at.widest != 1:
@@ -198,8 +199,7 @@ def _check_fit(edit: BoundEdit, read: BoundRead, base: Inputs, source: Inputs) -
         raise SiteError(f"{where}: {widths[0]} coordinates are written, but {widths[1]} are read")
 
 
-def _check_lengths(where: str, base: Inputs, source: Inputs) -> None:
-    base_tokens, source_tokens = token_axis(base), token_axis(source)
+def _check_lengths(where: str, base_tokens: Tensor | None, source_tokens: Tensor | None) -> None:
     if base_tokens is not None and source_tokens is not None and base_tokens.shape[1] != source_tokens.shape[1]:
         raise PositionError(
             f"{where}: the whole sequence is written, but the base has {base_tokens.shape[1]} tokens and the source "

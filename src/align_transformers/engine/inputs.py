@@ -38,36 +38,45 @@ def _is_batched(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0
 
 
-def token_axis(inputs: Inputs) -> Tensor | None:
+def token_axis(inputs: Inputs, stack: str = "") -> Tensor | None:
     """Return the tensor whose second axis is the sequence: token ids or embeddings; `None` if that is not certain.
 
-    An encoder-decoder's input has two sequences, so neither is certain.
+    Args:
+        inputs: the model's.
+        stack: the stack of blocks in question. An encoder-decoder's input has two sequences, so neither is certain
+            unless `encoder` or `decoder` is said.
     """
+    prefix = "decoder_" if stack == "decoder" else ""
     if isinstance(inputs, Tensor):
         tokens: Any = inputs
-    elif "decoder_input_ids" in inputs:
+    elif stack not in ("", "encoder", "decoder") or (not stack and "decoder_input_ids" in inputs):
         return None
     else:
-        tokens = inputs.get("input_ids")
-        tokens = inputs.get("inputs_embeds") if tokens is None else tokens
+        tokens = inputs.get(f"{prefix}input_ids")
+        tokens = inputs.get(f"{prefix}inputs_embeds") if tokens is None else tokens
     if not isinstance(tokens, Tensor):
         return None
     return tokens if tokens.ndim == (3 if tokens.is_floating_point() else 2) else None
 
 
-def real_spans(inputs: Inputs) -> list[Span] | None:
+def real_spans(inputs: Inputs, stack: str = "") -> list[Span] | None:
     """Return for each example the first column of a real token and one past the last; `None` if not known.
+
+    Args:
+        inputs: the model's.
+        stack: the stack of blocks in question, as for `token_axis`.
 
     >>> import torch
     >>> ids = torch.zeros(2, 3, dtype=torch.long)
     >>> real_spans({"input_ids": ids, "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])})
     [(1, 3), (0, 3)]
     """
-    tokens = token_axis(inputs)
+    tokens = token_axis(inputs, stack)
     if tokens is None:
         return None
     batch, length = int(tokens.shape[0]), int(tokens.shape[1])
-    mask = None if isinstance(inputs, Tensor) else inputs.get("attention_mask")
+    name = "decoder_attention_mask" if stack == "decoder" else "attention_mask"
+    mask = None if isinstance(inputs, Tensor) else inputs.get(name)
     if not isinstance(mask, Tensor) or tuple(mask.shape) != (batch, length):
         return [(0, length)] * batch
     spans = []

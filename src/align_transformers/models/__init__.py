@@ -1,8 +1,9 @@
 """Models: how a site's words meet the modules of a network."""
 
 from .component_map import Block, ComponentMap
+from .describe import Description, describe
 from .load import load_model
-from .resolve import find_slot, resolve
+from .resolve import find_slot, resolve, uncompiled
 from .slot import Slot, find_leaf, replace_leaf
 
-__all__ = ["Block", "ComponentMap", "Slot", "find_leaf", "find_slot", "load_model", "replace_leaf", "resolve"]
+__all__ = ["Block", "ComponentMap", "Description", "Slot", "describe", "find_leaf", "find_slot", "load_model", "replace_leaf", "resolve", "uncompiled"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,13 +19,20 @@ def dummy_inputs(model: nn.Module) -> Iterator[Mapping[str, Any]]:
     Args:
         model: a model of transformers, or one whose forward pass takes `input_ids`.
     """
+    takes = inspect.signature(model.forward).parameters
     main = getattr(model, "main_input_name", "input_ids")
-    if main == "pixel_values":
-        yield from _pictures(model)
+    if main not in takes:  # a tower may have inherited the name of its model's input
+        main = next(
+            (name for name in ("input_ids", "pixel_values", "grid_thw", "input_features") if name in takes), main
+        )
+    if main in ("pixel_values", "grid_thw"):
+        yield from _pictures(model, takes)
     elif main in ("input_values", "input_features"):
         yield from _sounds(model, main)
     else:
         yield from _texts(model)
+        if "pixel_values" in takes:
+            yield from _pictures(model, takes)
 
 
 def _ids(model: nn.Module, length: int, rows: int = BATCH) -> Tensor:
@@ -73,10 +80,22 @@ def _setting(model: nn.Module, name: str, default: int) -> int:
     return default
 
 
-def _pictures(model: nn.Module) -> Iterator[Mapping[str, Any]]:
+def _pictures(model: nn.Module, takes: Collection[str]) -> Iterator[Mapping[str, Any]]:
     channels = _setting(model, "num_channels", 3)
+    if "grid_thw" in takes:  # patches of all pictures in one row
+        patch, frames = _setting(model, "patch_size", 14), _setting(model, "temporal_patch_size", 1)
+        side = 2 * _setting(model, "spatial_merge_size", 1)
+        flat = _noise(model, side * side, _setting(model, "in_channels", channels) * frames * patch * patch)
+        grid = torch.tensor([[1, side, side]], device=_device(model))
+        yield {("pixel_values" if "pixel_values" in takes else "hidden_states"): flat, "grid_thw": grid}
+    texts = {name: _ids(model, LENGTH) for name in ("input_ids", "decoder_input_ids") if name in takes}
     for size in dict.fromkeys((_setting(model, "image_size", 32), 32, 64, 128, 224)):
-        yield {"pixel_values": _noise(model, BATCH, channels, size, size)}
+        picture = _noise(model, BATCH, channels, size, size)
+        yield {"pixel_values": picture}
+        for name, ids in texts.items():
+            yield {"pixel_values": picture, name: ids}
+        if len(texts) == 2:
+            yield {"pixel_values": picture, **texts}
 
 
 def _sounds(model: nn.Module, main: str) -> Iterator[Mapping[str, Any]]:

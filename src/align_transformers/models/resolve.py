@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,9 +22,21 @@ from .mlp import find_mlp
 from .overrides import Override, override
 from .slot import Slot
 from .stacks import Stack, find_stacks
+from .towers import find_towers, said_name
 from .trace import Call, Trace, evaluating, watch
 
-_maps: WeakKeyDictionary[nn.Module, ComponentMap] = WeakKeyDictionary()
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A map that was made, what the caller said then, and the modules that the model had."""
+
+    map: ComponentMap
+    example: Mapping[str, Any] | None
+    overrides: Mapping[str, Override]
+    modules: tuple[int, ...]
+
+
+_maps: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
 
 def resolve(
@@ -44,16 +56,26 @@ def resolve(
             rows of heads the number of heads as a third entry.
 
     Returns:
-        The map. With `example_inputs` or `overrides` it is made anew, and used from then on.
+        The map. With `example_inputs` or `overrides` it is made anew, and used from then on. It is made again, with
+        the same, where modules of the model have been exchanged since.
 
     Raises:
         SiteError: an override names a place that does not exist or has another shape.
     """
-    if example_inputs is None and not overrides and model in _maps:
-        return _maps[model]
+    known, modules = _maps.get(model), _fingerprint(model)
+    if example_inputs is None and not overrides and known is not None:
+        if known.modules == modules:
+            return known.map
+        example_inputs, overrides = known.example, known.overrides  # modules were put in or exchanged: look again
     found = _resolve(model, example_inputs, overrides or {})
-    _maps[model] = found
+    _maps[model] = _Known(found, example_inputs, overrides or {}, modules)
     return found
+
+
+def _fingerprint(model: nn.Module) -> tuple[int, ...]:
+    """Return what tells whether a model still has the modules that were looked at, and where its weights are."""
+    meta = any(parameter.is_meta for parameter in model.parameters())
+    return (*(id(module) for module in model.modules()), int(meta))
 
 
 def find_slot(model: nn.Module, site: Site) -> Slot:
@@ -72,11 +94,18 @@ def find_slot(model: nn.Module, site: Site) -> Slot:
     if site.path is None:
         return resolve(model).slot(site)
     path, side = site.path
+    model = uncompiled(model)
     module = submodule(model, path)
     if module is None:
         known = near_misses(path, [name for name, _ in model.named_modules() if name])
         raise SiteError(f"{type(model).__name__} has no module {path!r}; {known}")
     return Slot(module, path, side, site.call, width=module_width(module, side))
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Return the module inside a compiled one: compiled code does not see hooks that are added later."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
 
 
 def submodule(root: nn.Module, path: str) -> nn.Module | None:
@@ -98,7 +127,7 @@ def module_width(module: nn.Module, side: Side) -> int | None:
 
 def _resolve(model: nn.Module, example: Mapping[str, Any] | None, overrides: Mapping[str, Override]) -> ComponentMap:
     name = type(model).__name__
-    inner = getattr(model, "_orig_mod", model)  # a compiled model is watched uncompiled
+    inner = uncompiled(model)
     # Gradients are needed whatever mode the caller is in.
     with torch.inference_mode(False), torch.enable_grad(), evaluating(inner):
         trace = _trace(inner, example)
@@ -112,8 +141,10 @@ def _resolve(model: nn.Module, example: Mapping[str, Any] | None, overrides: Map
         for key, component in overrides.items():
             override(named, key, component, trace)
         ends, missing = find_ends(inner, trace, _main(stacks))
+        ran = {call.module for call in trace.calls}
+        towers, untraced = find_towers(inner, ran, lambda tower: _resolve(tower, None, {}))
     blocks = {key: tuple(_block(found) for found in stack) for key, stack in named.items()}
-    return ComponentMap(name, blocks, ends, missing)
+    return ComponentMap(name, blocks | towers, ends, missing | untraced)
 
 
 def _trace(model: nn.Module, example: Mapping[str, Any] | None) -> Trace | str:
@@ -143,14 +174,15 @@ def _main(stacks: Sequence[Stack]) -> Stack:
 def _name_stacks(model: nn.Module, stacks: Sequence[Stack]) -> dict[str, Stack]:
     """Return the stacks by the name that a site uses for them."""
     main = _main(stacks)
+    named = {"": main}
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and len(stacks) > 1:
-        first = min((s for s in stacks if s is not main), key=lambda stack: stack.calls[0].start)
-        return {"encoder": first, "decoder": main} | _rest(stacks, (first, main))
-    return {"": main} | _rest(stacks, (main,))
-
-
-def _rest(stacks: Sequence[Stack], named: Sequence[Stack]) -> dict[str, Stack]:
-    return {stack.path: stack for stack in stacks if stack not in named}
+        first = min((stack for stack in stacks if stack is not main), key=lambda stack: stack.calls[0].start)
+        named = {"encoder": first, "decoder": main}
+    for stack in stacks:
+        if stack not in named.values():
+            said = said_name(model, stack.path)
+            named[stack.path if said in named else said] = stack
+    return named
 
 
 def _resolve_stack(stack: Stack, trace: Trace, batch: int) -> list[Findings]:
