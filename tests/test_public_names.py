@@ -17,6 +17,7 @@ NAMES = [
     "Collected",
     "Constant",
     "ConstantSourceIntervention",
+    "Description",
     "Edit",
     "Effect",
     "FunctionIntervention",
@@ -55,11 +56,13 @@ NAMES = [
     "create_gpt2",
     "create_llama",
     "create_smollm2",
+    "describe",
     "execute",
     "grid",
     "load_model",
     "logit_difference",
     "probability",
+    "resolve",
 ]
 
 

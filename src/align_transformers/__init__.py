@@ -31,7 +31,7 @@ from .interventions import (
     ZeroIntervention,
 )
 from .metrics import Metric, logit_difference, probability
-from .models import load_model
+from .models import Description, describe, load_model, resolve
 from .plan import Constant, Edit, Plan, Read, Run
 from .positions import Positions
 from .sites import COMPONENTS, Site
@@ -48,6 +48,7 @@ __all__ = [
     "Collected",
     "Constant",
     "ConstantSourceIntervention",
+    "Description",
     "Edit",
     "Effect",
     "FunctionIntervention",
@@ -86,9 +87,11 @@ __all__ = [
     "create_gpt2",
     "create_llama",
     "create_smollm2",
+    "describe",
     "execute",
     "grid",
     "load_model",
     "logit_difference",
     "probability",
+    "resolve",
 ]

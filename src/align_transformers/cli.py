@@ -1,4 +1,4 @@
-"""The command line: `align-transformers trace BASE SOURCE`.
+"""The command line: `align-transformers trace BASE SOURCE`, `align-transformers describe MODEL`.
 
 Nothing heavy is imported before there is something to do, so that `--help` answers at once.
 """
@@ -115,6 +115,34 @@ def trace(
         print(json.dumps(_described(table, files)))
     elif not quiet:
         _show(table, files)
+
+
+@app.command(no_args_is_help=True)
+def describe(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="smollm2-135m (embedded), a local folder, or a name on the model hub.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the tree.")] = False,
+) -> None:
+    """Which components does a model have, where are they, and what is not to be had and why?
+
+    **Examples**
+
+    `align-transformers describe smollm2-135m`
+
+    `align-transformers describe ./my-model --json | jq .stacks`
+    """
+    from .models import describe as description_of
+    from .models import load_model
+
+    loaded, _ = load_model(model)
+    found = description_of(loaded)
+    if as_json:
+        print(json.dumps(found.to_dict()))
+        return
+    from rich.console import Console
+
+    Console().print(found)
 
 
 def _sweep(

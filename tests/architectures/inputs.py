@@ -22,6 +22,9 @@ def input_candidates(model: nn.Module, mapping: str, model_type: str, seed: int)
     if named is not None:
         yield {name: _from_hint(value, generator) for name, value in named.items()}
         return
+    if mapping == "VISION_TOWER":
+        yield from _patches(model, generator)
+        return
     main = getattr(model, "main_input_name", "input_ids")
     if main == "pixel_values" and mapping != "CAUSAL_LM":
         yield from _images(model, generator)
@@ -88,6 +91,32 @@ def _images(model: Any, generator: torch.Generator) -> Iterator[Inputs]:
     decoder = _decoder(model, generator)
     for edge in dict.fromkeys((side, 32, 64, 128, 224)):
         yield {"pixel_values": torch.randn(BATCH, channels, edge, edge, generator=generator), **decoder}
+
+
+def _patches(tower: Any, generator: torch.Generator) -> Iterator[Inputs]:
+    """Yield images for an encoder on its own: whole, or cut into patches, packed, with a grid of their places."""
+    names = [name for name in inspect.signature(tower.forward).parameters if name != "kwargs"]
+    channels = _setting(tower, "in_channels", None) or _setting(tower, "num_channels", 3)
+    patch, frames = _setting(tower, "patch_size", 8), _setting(tower, "temporal_patch_size", 1)
+    side = _setting(tower, "image_size", 32)
+    for edge in dict.fromkeys((side if isinstance(side, int) else side[0], 32, 64)):
+        image = torch.randn(BATCH, channels, edge, edge, generator=generator)
+        yield {names[0]: image}
+        sizes = {name: torch.tensor([[edge, edge]] * BATCH) for name in names if name == "image_sizes"}
+        yield {names[0]: image, **sizes}
+    rows = 4
+    flat = torch.randn(BATCH, rows * rows, channels * frames * patch * patch, generator=generator)
+    grids = [name for name in names if "grid" in name]
+    for grid in ([1, rows, rows], [rows, rows]):
+        shapes = {name: torch.tensor([grid] * BATCH) for name in grids}
+        yield {names[0]: flat.flatten(0, 1), **shapes}
+        yield {names[0]: flat.reshape(BATCH * rows * rows, channels, patch, patch), **shapes} if frames == 1 else {}
+    mask = torch.ones(BATCH, rows * rows, dtype=torch.long)
+    masks = {name: mask for name in names if name in ("pixel_attention_mask", "attention_mask")}
+    spatial = {name: torch.tensor([[rows, rows]] * BATCH) for name in names if name == "spatial_shapes"}
+    yield {names[0]: flat, **masks, **spatial}
+    places = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(rows), indexing="ij"), -1).reshape(1, -1, 2)
+    yield {names[0]: flat, **{name: places.expand(BATCH, -1, -1) for name in names if "position_ids" in name}}
 
 
 def _audio(model: Any, main: str, generator: torch.Generator) -> Iterator[Inputs]:

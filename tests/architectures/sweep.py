@@ -18,7 +18,7 @@ from dataclasses import asdict
 import torch
 
 from . import chosen, table
-from .record import COMPLETE, NOT_BUILT, REFUSED, VERDICTS, WRONG, Record, examine
+from .record import COMPLETE, NOT_BUILT, REFUSED, VERDICTS, WRONG, Record, examine, is_refusal
 from .tiny import MAPPINGS, entries
 
 Job = tuple[str, tuple[str, ...]]
@@ -110,7 +110,9 @@ def _report(records: Sequence[Record], verbose: bool) -> Iterable[str]:
         for failure in record.failures:
             yield f"wrong: {record.name} {failure}"
         if record.verdict in (NOT_BUILT, REFUSED) or (verbose and record.verdict != COMPLETE):
-            reasons = sorted({f"{name}: {why}" for kind in record.kinds for name, why in kind.missing.items()})
+            reasons = sorted(
+                {f"{n}: {why}" for k in record.kinds for n, why in k.missing.items() if is_refusal(n, why)}
+            )
             yield f"{record.verdict}: {record.name} {record.reason[:300]} {'; '.join(reasons)[:600]}".rstrip()
     width = max(len(mapping) for mapping in MAPPINGS)
     yield " " * width + "".join(f"{verdict:>11}" for verdict in VERDICTS) + f"{'goal':>7}"

@@ -23,7 +23,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "mixer": ("mixer_input", "mixer_output"),
     "cross": ("cross_attention_input", "cross_attention_output", "cross_attention_value_output"),
     "cross q k v": ("cross_query_output", "cross_key_output", "cross_value_output"),
-    "router": ("router_output",),
+    "inside": ("query_rotary", "key_rotary", "head_output", "attention_score", "attention_pattern"),
+    "experts": ("router_output", "expert_activation"),
 }
 _HEAD = """# Architectures
 
@@ -34,6 +35,13 @@ with random weights, resolved without any code for it, and every component that 
 - · the block has no such thing
 - ✗ refused, with the number of the reason; `overrides` can name it
 - two signs in a cell: the architecture's blocks are of several kinds
+
+*inside* are the rotated queries and keys, the raw heads, and the attention's scores and pattern, which transformers'
+attention interface shows; *experts* the router's output and the experts' neurons. The scores, patterns and experts'
+neurons are not checked here but by the tests of the engine.
+
+An architecture is *complete* when it has everything but these extras (*inside*, `router_output`), or the block has no
+such thing; *partial* when something is refused.
 
 z is `attention_value_output`; q, k, v are `query_output`, `key_output`, `value_output`. *additive* says where
 `block_output = block_input + attention_output + mlp_output` holds. A `stack` is named where a model has several.
@@ -129,7 +137,8 @@ def _notes(kinds: Sequence[Kind]) -> list[str]:
 
 
 def _remarks(record: Record) -> list[str]:
-    return [*(f"**wrong** {failure}" for failure in record.failures), *record.excused]
+    wrong = dict.fromkeys(": ".join(failure.split(": ")[:2]) for failure in record.failures)
+    return [*(f"**wrong** {failure}" for failure in wrong), *record.excused]
 
 
 def _short(text: str) -> str:

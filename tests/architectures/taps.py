@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import AttentionInterface
 
 from .tiny import output_of
 
 Edit = Callable[[Tensor], Tensor]
+SEEN_INSIDE = ("query_rotary", "key_rotary", "head_output")
+"""What is read and written in transformers' attention interface. Of the rest (patterns, scores, the neurons of experts)
+plain hooks see nothing: the engine's own tests are about those."""
 
 
 @dataclass(eq=False)
@@ -82,6 +86,9 @@ def _with(container: Any, leaf: Sequence[Any], tensor: Tensor) -> Any:
 def attach(stack: ExitStack, tap: Tap) -> None:
     """Register a tap's hook for as long as the stack is open."""
     module: nn.Module = tap.slot.module
+    if is_inside(tap.slot):
+        stack.enter_context(_watched_attention(tap))
+        return
     if tap.slot.side == "input":
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -95,6 +102,49 @@ def attach(stack: ExitStack, tap: Tap) -> None:
 
         handle = module.register_forward_hook(after)
     stack.callback(handle.remove)
+
+
+def is_inside(slot: Any) -> bool:
+    """Return whether a slot is a tensor inside an interface of transformers, and no module's input or output."""
+    return getattr(slot, "via", "module") != "module"
+
+
+@contextmanager
+def _watched_attention(tap: Tap) -> Iterator[None]:
+    """Let a tap see a tensor of its module's attention, as `(batch, positions, heads * size)`."""
+    original = AttentionInterface.get_interface
+
+    def get_interface(interface: Any, *names: Any) -> Any:
+        function = original(interface, *names)
+
+        def attend(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if module is not tap.slot.module:
+                return function(module, query, key, *args, **kwargs)
+            if tap.slot.via == "query_rotary":
+                query = _see_heads(tap, query)
+            if tap.slot.via == "key_rotary":
+                key = _see_heads(tap, key)
+            core, *rest = function(module, query, key, *args, **kwargs)
+            if tap.slot.via == "head_output":
+                core = _see_heads(tap, core.transpose(1, 2)).transpose(1, 2)
+            return (core, *rest)
+
+        return attend
+
+    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        AttentionInterface.get_interface = original  # type: ignore[method-assign]
+
+
+def _see_heads(tap: Tap, tensor: Tensor) -> Tensor:
+    """Show `(batch, heads, positions, size)` to a tap as the map counts its channels."""
+    flat = tensor.transpose(1, 2).flatten(2)
+    new = tap.see(flat)
+    if new is None:
+        return tensor
+    return new.view(*flat.shape[:2], tensor.shape[1], -1).transpose(1, 2)
 
 
 def run(model: nn.Module, inputs: Mapping[str, Any], taps: Sequence[Tap] = ()) -> Tensor:

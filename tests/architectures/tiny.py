@@ -24,7 +24,9 @@ MAPPINGS = (
     "SPEECH_SEQ_2_SEQ",
     "IMAGE_CLASSIFICATION",
     "AUDIO_CLASSIFICATION",
+    "VISION_TOWER",
 )
+"""Those of transformers, and the image encoders of the models that read images and text, on their own."""
 _MANY_PARAMETERS = 60_000_000
 _OUTPUTS = ("logits", "prediction_logits", "logits_per_image", "last_hidden_state", "spectrogram")
 
@@ -42,9 +44,18 @@ class NotBuiltError(Exception):
     """No variant of the tiny configuration gave a model that runs."""
 
 
+class NoSuchPartError(NotBuiltError):
+    """The model has not got the part that was asked for, however its configuration is made."""
+
+
 def entries(mapping: str) -> tuple[str, ...]:
     """Return the model types of one of the mappings."""
-    return tuple(getattr(auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES"))
+    return tuple(_classes(mapping))
+
+
+def _classes(mapping: str) -> Mapping[str, Any]:
+    name = "IMAGE_TEXT_TO_TEXT" if mapping == "VISION_TOWER" else mapping
+    return getattr(auto, f"MODEL_FOR_{name}_MAPPING_NAMES")
 
 
 def output_of(result: Any) -> Tensor:
@@ -75,6 +86,8 @@ def tiny_model(mapping: str, model_type: str, seed: int = 0) -> TinyModel:
             try:
                 model = _build(mapping, model_type, make(), seed)
                 inputs = _inputs_that_run(model, mapping, model_type, seed)
+            except NoSuchPartError:
+                raise
             except Exception as error:  # a variant may fail in any way; the next one may work
                 failures[f"{type(error).__name__}: {error}".replace("\n", " ")[:240]] = None
                 continue
@@ -154,7 +167,7 @@ def _merge(fields: Fields, extra: Fields) -> Fields:
 
 
 def _build(mapping: str, model_type: str, config: Any, seed: int) -> Any:
-    name = getattr(auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES")[model_type]
+    name = _classes(mapping)[model_type]
     model_class = getattr(transformers, name if isinstance(name, str) else name[0])
     wanted = model_class.config_class
     if wanted is not None and not isinstance(config, wanted):
@@ -176,7 +189,14 @@ def _build(mapping: str, model_type: str, config: Any, seed: int) -> Any:
     if hasattr(model, "set_default_language"):
         model.set_default_language(config.languages[0])
     randomise(model, seed)
-    return model
+    return _tower(model) if mapping == "VISION_TOWER" else model
+
+
+def _tower(model: Any) -> Any:
+    tower = model.get_encoder(modality="image")
+    if tower is None or tower is model or next(tower.parameters(), None) is None:
+        raise NoSuchPartError("no image encoder of its own")
+    return tower
 
 
 def randomise(model: nn.Module, seed: int) -> None:
@@ -191,8 +211,8 @@ def randomise(model: nn.Module, seed: int) -> None:
             if not parameter.is_floating_point():
                 continue
             if parameter.ndim >= 2 and parameter.shape[-1] > 1:
-                fan_in = parameter[0].numel() if parameter.ndim > 3 else max(parameter.shape[-2:])
-                parameter.copy_(noise(parameter, fan_in**-0.5))
+                fan_in = parameter[0].numel() / 2 if parameter.ndim > 3 else max(parameter.shape[-2:])
+                parameter.copy_(noise(parameter, fan_in**-0.5))  # twice as strong in convolutions: they come in series
             elif name.endswith("bias"):
                 parameter.add_(noise(parameter, 0.1))
             elif parameter.abs().max() < 0.01:  # gates and layer scales that start shut

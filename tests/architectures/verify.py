@@ -22,24 +22,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .taps import Tap, channels_of, overwrite, run
+from .taps import SEEN_INSIDE, Tap, channels_of, is_inside, overwrite, run
 
 _WRITERS = ("attention_output", "cross_attention_output", "mixer_output", "mlp_output")
-_ATTENTION = ("query_output", "key_output", "value_output", "attention_value_output", "attention_output")
-_CROSS = ("cross_query_output", "cross_attention_value_output", "cross_attention_output")
+_ATTENTION = ("query_output", "key_output", "value_output", "head_output", "attention_value_output", "attention_output")
+_CROSS = ("cross_query_output", "cross_head_output", "cross_attention_value_output", "cross_attention_output")
+_INTO_Z = ("head_output", "attention_value_output", "attention_output", "block_output")
+_INTO_CROSS_Z = ("cross_head_output", "cross_attention_value_output", "cross_attention_output", "block_output")
 FOLLOWS: Mapping[str, tuple[str, ...]] = {
     "block_input": (*_ATTENTION, "mlp_output", "mixer_output", "block_output"),
     "attention_input": (*_ATTENTION, "block_output"),
-    "query_output": ("attention_value_output", "attention_output", "block_output"),
-    "key_output": ("attention_value_output", "attention_output", "block_output"),
-    "value_output": ("attention_value_output", "attention_output", "block_output"),
-    "attention_value_output": ("attention_output", "block_output"),
+    "query_output": ("query_rotary", *_INTO_Z),
+    "key_output": ("key_rotary", *_INTO_Z),
+    "value_output": _INTO_Z,
+    "query_rotary": _INTO_Z,
+    "key_rotary": _INTO_Z,
+    "head_output": _INTO_Z[1:],
+    "attention_value_output": _INTO_Z[2:],
     "attention_output": ("block_output",),
-    "cross_attention_input": (*_CROSS, "block_output"),
-    "cross_query_output": _CROSS[1:],
-    "cross_key_output": _CROSS[1:],
-    "cross_value_output": _CROSS[1:],
-    "cross_attention_value_output": ("cross_attention_output", "block_output"),
+    "cross_attention_input": ("cross_query_output", *_INTO_CROSS_Z),
+    "cross_query_output": ("cross_query_rotary", *_INTO_CROSS_Z),
+    "cross_key_output": ("cross_key_rotary", *_INTO_CROSS_Z),
+    "cross_value_output": _INTO_CROSS_Z,
+    "cross_query_rotary": _INTO_CROSS_Z,
+    "cross_key_rotary": _INTO_CROSS_Z,
+    "cross_head_output": _INTO_CROSS_Z[1:],
+    "cross_attention_value_output": _INTO_CROSS_Z[2:],
     "cross_attention_output": ("block_output",),
     "mixer_input": ("mixer_output", "block_output"),
     "mixer_output": ("block_output",),
@@ -56,7 +64,10 @@ NOT_BEFORE: Mapping[str, tuple[str, ...]] = {
     "mlp_input": (*_ATTENTION, "mixer_output", *_CROSS),
     "mlp_activation": (*_ATTENTION, "mixer_output", *_CROSS, "mlp_input"),
     "cross_attention_input": _ATTENTION,
-    "attention_value_output": ("query_output", "key_output", "value_output"),
+    "attention_value_output": ("query_output", "key_output", "value_output", "head_output"),
+    "head_output": ("query_output", "key_output", "value_output", "query_rotary", "key_rotary"),
+    "query_rotary": ("key_rotary",),
+    "key_rotary": ("query_rotary",),
 }
 """What does not depend on a component."""
 
@@ -120,7 +131,7 @@ class Verifier:
 
     def _read(self, slots: Mapping[str, Any]) -> dict[str, Tensor]:
         """Check `place`; return what the well-placed components hold."""
-        taps = {name: Tap(slot) for name, slot in slots.items()}
+        taps = {name: Tap(slot) for name, slot in slots.items() if not is_inside(slot) or slot.via in SEEN_INSIDE}
         try:
             run(self.model, self.inputs, list(taps.values()))
         except Exception as error:  # a wrong way to the tensor
@@ -205,7 +216,7 @@ class Verifier:
         """Check that zeroing the last head's channels is zeroing its part of the weights."""
         weight, channels = _weight_of(slot.module), slot.heads[-1]
         calls = Tap(slot)
-        if weight is None or self._is_shared(weight) or slot.leaf not in (None, (), (0, 0)):
+        if is_inside(slot) or weight is None or self._is_shared(weight) or slot.leaf not in (None, (), (0, 0)):
             return
         by_hook = run(self.model, self.inputs, [Tap(slot, overwrite(channels, 0.0)), calls])
         if calls.calls != 1:
@@ -284,9 +295,19 @@ def _share_channels(slot: Any, other: Any) -> bool:
     return same and (slot.channels is None or other.channels is None)
 
 
+ABSENT = (
+    "no softmax attention was seen in this block",
+    "this block only attends to another sequence",
+    "no part of the block mixes positions",
+    "this block has no MLP",
+    "the neurons are those of experts",
+)
+"""Beginnings of the reasons that say: the block has no such thing. All others are refusals."""
+
+
 def is_absent(reason: str) -> bool:
     """Return whether a component is missing because the block has no such thing, rather than refused."""
-    return reason.startswith(("no ", "not "))
+    return reason.startswith(ABSENT)
 
 
 def _width_problem(slot: Any, value: Tensor) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._errors import PlanError, PositionError, SiteError, UnknownNameError, near_misses
 from ..interventions import Intervention
-from ..models import Slot
+from ..models import Slot, uncompiled
 from ..plan import Constant, Edit, Plan, Read, Run
 from ..positions import Positions, Rows
 from ..sites import Site

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..models import Slot, find_leaf, replace_leaf
 from .interface import Visit, inside_interfaces
+from .steps import by_cells
 
 Act = Callable[[Tensor, int], Tensor | None]
 """Called with the tensor at a slot and the number of earlier calls of the module in this pass; returns the new tensor,
@@ -61,6 +62,8 @@ def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
             if slot.around is not None:
                 tap = Tap(slot, stack.enter_context(_with_batch_axis(slot.around, tap.act)))
             groups.setdefault((id(slot.module), slot.side, slot.via), []).append(tap)
+        for fused in {id(tap.slot.fused): tap.slot.fused for tap in taps if tap.slot.fused is not None}.values():
+            stack.enter_context(by_cells(fused))
         visits = [_Visit(group) for group in groups.values()]
         inside: dict[int, dict[str, Visit]] = {}
         for visit in visits:

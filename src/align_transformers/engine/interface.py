@@ -7,13 +7,13 @@ is touched.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .._errors import SiteError
 
@@ -22,6 +22,9 @@ Visit = Callable[[Any], Any]
 
 Visits = Mapping[str, Visit]
 """What is asked of one module, by `Slot.via`."""
+
+_MASKED = -1e15
+"""What a masked key's score is shown as: far below any real score, yet its square is a finite number in the ledger."""
 
 
 @contextmanager
@@ -35,14 +38,14 @@ def inside_interfaces(visits: Mapping[int, Visits]) -> Iterator[None]:
     from transformers.modeling_utils import AttentionInterface
 
     def wrapped(original: Any, go: Callable[..., Any]) -> Any:
-        def get_interface(self: Any, *args: Any, **kwargs: Any) -> Any:
-            function = original(self, *args, **kwargs)
+        def get_interface(self: Any, implementation: Any, default: Any) -> Any:
+            function = original(self, implementation, default)
 
             def call(module: nn.Module, *inputs: Any, **options: Any) -> Any:
                 asked = visits.get(id(module))
                 if asked is None:
                     return function(module, *inputs, **options)
-                return go(asked, function, module, *inputs, **options)
+                return go(asked, function, default, module, *inputs, **options)
 
             return call
 
@@ -60,26 +63,30 @@ def inside_interfaces(visits: Mapping[int, Visits]) -> Iterator[None]:
 def _attend(
     visits: Visits,
     function: Callable[..., Any],
+    eager: Callable[..., Any],
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None = None,
-    *rest: Any,
+    attention_mask: Any = None,
     **options: Any,
 ) -> Any:
     """Attend as the model would, with edits at the queries, keys, scores, pattern and heads' output."""
     query = _by_head(visits.get("query_rotary"), query)
     key = _by_head(visits.get("key_rotary"), key)
-    core, *others = function(module, query, key, value, mask, *rest, **options)
+    core, *others = function(module, query, key, value, attention_mask, **options)
     if "attention_score" in visits or "attention_pattern" in visits:
-        plain, pattern = _pattern(visits, module, query, key, value, mask, options)
-        changed = (plain != pattern).any(-1).transpose(1, 2).unsqueeze(-1)  # elsewhere the model's own result stands
-        core = torch.where(changed, _mix(pattern, value).to(core.dtype), core)
+        # Eager attention knows masks only as they are; a fused kernel may be given another form of them.
+        added = attention_mask if function is eager else _additive(attention_mask, query, key, module, options)
+        plain, pattern = _pattern(visits, eager, module, query, key, value, added, options)
+        if pattern is not plain:
+            core = _remixed(core, plain, pattern, value)
+            others[:1] = [pattern if isinstance(weights, Tensor) else weights for weights in others[:1]]
     visit = visits.get("head_output")
     if visit is not None:
-        flat = core.reshape(*core.shape[:2], -1)
-        core = visit(flat).view_as(core)
+        flat = core.flatten(2)
+        new = visit(flat)
+        core = core if new is flat else new.reshape(core.shape)
     return (core, *others)
 
 
@@ -89,34 +96,29 @@ def _by_head(visit: Visit | None, tensor: Tensor) -> Tensor:
         return tensor
     flat = tensor.transpose(1, 2).flatten(2)
     new = visit(flat)
-    return tensor if new is flat else new.view(*flat.shape[:2], tensor.shape[1], -1).transpose(1, 2)
+    return tensor if new is flat else new.reshape(*flat.shape[:2], tensor.shape[1], -1).transpose(1, 2)
 
 
 def _pattern(
     visits: Visits,
+    eager: Callable[..., Any],
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
+    added: Tensor | None,
     options: Mapping[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    """Return the attention pattern before and after edits, `(batch, heads, queries, keys)`.
+    """Return the attention pattern before and after edits, `(batch, heads, queries, keys)`; one object if none wrote.
 
     Raises:
         SiteError: the model's scores go through more than a softmax, so they cannot be edited on their own.
     """
-    added = _additive(mask, query, key, module, options)
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    if eager is None:
-        raise SiteError(f"{type(module).__name__} has no eager attention beside it, so its pattern cannot be seen")
-    quiet = {**options, "dropout": 0.0}
-    pattern = plain = eager(module, query, key, value, added, **quiet)[1]
+    pattern = plain = eager(module, query, key, value, added, **{**options, "dropout": 0.0})[1]
     if "attention_score" in visits:
-        scale = options.get("scaling") or query.shape[-1] ** -0.5
-        scores = query @ _repeated(key, query.shape[1]).transpose(2, 3) * scale
-        scores = scores if added is None else scores + added[..., : key.shape[2]]
-        if not torch.allclose(scores.float().softmax(-1), plain.float(), atol=1e-3):
+        scores = _scores(query, key, added, options)
+        more = options.get("softcap") is not None or options.get("s_aux") is not None
+        if more or not torch.allclose(scores.float().softmax(-1), plain.float(), atol=1e-3):
             raise SiteError(
                 f"the scores of {type(module).__name__} go through more than a softmax (a cap or a sink): "
                 "edit attention_pattern instead"
@@ -124,6 +126,26 @@ def _pattern(
         edited = _by_head(visits["attention_score"], scores)
         pattern = plain if edited is scores else edited.float().softmax(-1).to(plain.dtype)
     return plain, _by_head(visits.get("attention_pattern"), pattern)
+
+
+def _scores(query: Tensor, key: Tensor, added: Tensor | None, options: Mapping[str, Any]) -> Tensor:
+    """Return what goes into the softmax, `(batch, heads, queries, keys)`; masked keys have `_MASKED`."""
+    scale, bias = options.get("scaling"), options.get("position_bias")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = query @ _repeated(key, query.shape[1]).transpose(2, 3) * scale
+    scores = scores if bias is None else scores + bias
+    scores = scores if added is None else scores + added
+    return scores.clamp(min=max(_MASKED, torch.finfo(scores.dtype).min))
+
+
+def _remixed(core: Tensor, plain: Tensor, pattern: Tensor, value: Tensor) -> Tensor:
+    """Return the heads' output under an edited pattern; bit for bit the model's own where the pattern is as it was."""
+    changed = (plain != pattern).any(-1).transpose(1, 2).unsqueeze(-1)
+    new = _mix(pattern, value).to(core.dtype)
+    if torch.is_grad_enabled() and pattern.requires_grad:
+        # Plus nothing; but an edit that changes nothing yet, such as a vector that is still 0, has a gradient.
+        core = core + (new - _mix(plain, value).to(core.dtype))
+    return torch.where(changed, new, core)
 
 
 def _mix(pattern: Tensor, value: Tensor) -> Tensor:
@@ -136,10 +158,17 @@ def _repeated(shared: Tensor, heads: int) -> Tensor:
     return shared.repeat_interleave(heads // shared.shape[1], dim=1)
 
 
-def _additive(
-    mask: Tensor | None, query: Tensor, key: Tensor, module: nn.Module, options: Mapping[str, Any]
-) -> Tensor | None:
-    """Return the mask as numbers to add to the scores, whatever form a fused kernel takes it in."""
+def _additive(mask: Any, query: Tensor, key: Tensor, module: nn.Module, options: Mapping[str, Any]) -> Tensor | None:
+    """Return the mask as numbers to add to the scores, whatever form a fused kernel takes it in.
+
+    Raises:
+        SiteError: the mask is in a form that is not known here, such as a flex attention's.
+    """
+    if mask is not None and not isinstance(mask, Tensor):
+        raise SiteError(
+            f"{type(module).__name__} attends under a {type(mask).__name__}, of which scores and patterns cannot be "
+            "seen: load the model with attn_implementation='sdpa' or 'eager'"
+        )
     lowest = torch.finfo(query.dtype).min
     queries, keys = query.shape[2], key.shape[2]
     if mask is not None and mask.ndim == 4:
@@ -175,15 +204,67 @@ class _Gate:
 
 
 def _consult(
-    visits: Visits, _function: Callable[..., Any], module: nn.Module, tokens: Tensor, chosen: Tensor, weights: Tensor
+    visits: Visits,
+    function: Callable[..., Any],
+    _eager: Callable[..., Any],
+    module: nn.Module,
+    hidden_states: Tensor,
+    top_k_index: Tensor,
+    top_k_weights: Tensor,
 ) -> Any:
-    """Run the experts token by token, in routed order, with an edit at their neurons."""
+    """Run the experts token by token, in routed order, with an edit at their neurons.
+
+    Where nothing is written, the model's own result stands.
+    """
     from transformers.integrations.moe import batched_mm_experts_forward
 
-    visit, count = visits["expert_activation"], chosen.shape[-1]
+    visit, tokens, written = visits["expert_activation"], hidden_states.shape[0], False
 
     def show(neurons: Tensor) -> Tensor:
-        flat = neurons.view(tokens.shape[0], count * neurons.shape[-1])
-        return visit(flat).view_as(neurons)
+        nonlocal written
+        flat = neurons.reshape(tokens, top_k_index.shape[-1] * neurons.shape[-1])
+        new = visit(flat)
+        written = written or new is not flat
+        return new.reshape(neurons.shape)
 
-    return batched_mm_experts_forward(_Gate(module, show), tokens, chosen, weights)
+    edited = batched_mm_experts_forward(_Gate(module, show), hidden_states, top_k_index, top_k_weights)
+    return edited if written else function(module, hidden_states, top_k_index, top_k_weights)
+
+
+class _Logits(TorchFunctionMode):
+    """Shows the result of the first linear map in a forward pass of a router."""
+
+    def __init__(self, visit: Visit) -> None:
+        super().__init__()
+        self._visit: Visit | None = visit
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is nn.functional.linear and self._visit is not None:
+            visit, self._visit = self._visit, None
+            result = visit(result)
+        return result
+
+
+@contextmanager
+def inside_router(module: nn.Module, visit: Visit) -> Iterator[None]:
+    """Show the logits of a router that chooses within the same module, before it chooses.
+
+    Args:
+        module: the router; what it returns of its logits is not read by anyone.
+        visit: what sees them, `(tokens, experts)`.
+    """
+    forward, had_own = module.forward, "forward" in vars(module)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        with _Logits(visit):
+            return forward(*args, **kwargs)
+
+    module.forward = watched
+    try:
+        yield
+    finally:
+        if had_own:
+            module.forward = forward
+        else:
+            del module.forward

@@ -14,10 +14,11 @@ from .._errors import InterventionError, NeverFiredError, PlanError
 from ..plan import Read
 from .bind import Bound, BoundEdit, BoundRead
 from .hooks import Tap, tapped
-from .inputs import Inputs
+from .inputs import Inputs, token_axis
 from .ledger import Effect, Tally, close
 from .places import Places
 from .schedule import Pass
+from .steps import Assembly, Step, at_step, check_one_vector, counts_steps
 from .window import Window, visible
 
 
@@ -58,6 +59,7 @@ class Work:
     collected: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     tallies: dict[str, Tally] = field(default_factory=dict)
     window: Window = field(default_factory=Window)
+    assembled: dict[Read | str, Assembly] = field(default_factory=dict)
 
 
 Forward = Callable[[Work, Inputs, Callable[[], None]], Any]
@@ -90,12 +92,19 @@ def execute(bound: Bound, last: Forward = forward_once) -> Outcome:
         forward = last if number == len(bound.passes) else forward_once
         with _hooked(work, one) as restart:
             output = forward(work, bound.inputs[one.run.input], restart)
+        _check_steps(work, one)
         _check_reads(work, one)
         if one.wanted:
             outputs[one.run.name] = output
-    seen = work.collected.items()
-    collected = {name: Collected(tuple(v for v, _ in pairs), tuple(r for _, r in pairs)) for name, pairs in seen}
+    collected = {name: _collected(pairs) for name, pairs in work.collected.items()}
     return Outcome(outputs, collected, close(list(work.tallies.values())))
+
+
+def _collected(pairs: list[tuple[Tensor, Tensor]]) -> Collected:
+    """Return what a collecting edit saw; each of several calls without a sequence axis is one unit."""
+    if len(pairs) > 1:
+        pairs = [(v.unsqueeze(1), r.unsqueeze(1)) if v.ndim == 2 else (v, r) for v, r in pairs]
+    return Collected(tuple(value for value, _ in pairs), tuple(real for _, real in pairs))
 
 
 def _check_clocks(bound: Bound, last: Forward) -> None:
@@ -118,6 +127,17 @@ def _hooked(work: Work, one: Pass) -> Iterator[Callable[[], None]]:
         yield restart
 
 
+def _check_steps(work: Work, one: Pass) -> None:
+    """Refuse time steps that this pass never came to, and hand on what was collected step by step."""
+    tokens = token_axis(work.bound.inputs[one.run.input])
+    for key in (*one.reads, *(edit.name for edit in one.run.edits)):
+        assembly = work.assembled.get(key)
+        if assembly is not None:
+            assembly.check(None if tokens is None else int(tokens.shape[1]))
+            if isinstance(key, str) and assembly.values is not None and assembly.real is not None:
+                work.collected[key] = [(assembly.values, assembly.real)]
+
+
 def _check_reads(work: Work, one: Pass) -> None:
     missed = [str(read.site) for read in one.reads if read not in work.captured]
     if missed:
@@ -125,15 +145,35 @@ def _check_reads(work: Work, one: Pass) -> None:
 
 
 def _read_tap(work: Work, read: BoundRead) -> Tap:
-    def act(tensor: Tensor, _call: int) -> None:
+    def act(tensor: Tensor, call: int) -> None:
+        if counts_steps(read.slot, tensor, read.places.index is not None):
+            _read_step(work, read, tensor, call)
+            return
         read.places.check(tensor, str(read.read.site))
         work.captured.setdefault(read.read, []).append(read.places.fitted(tensor).gather(tensor))
 
     return Tap(read.slot, act)
 
 
+def _read_step(work: Work, read: BoundRead, tensor: Tensor, call: int) -> None:
+    """Read what one call of a module, one time step, has for a read; tensor is `(batch, width)`."""
+    assembly = work.assembled.setdefault(read.read, Assembly(str(read.read.site), read.places.reach))
+    assembly.calls = call + 1
+    step = at_step(read.places.to(tensor.device), call)
+    if step is None:
+        return
+    column = tensor.unsqueeze(1)
+    step.places.check(column, assembly.where)
+    values = step.places.gather(column)
+    work.captured[read.read] = [values if step.mask is None else assembly.add(step.mask, values)]
+
+
 def _edit_tap(work: Work, edit: BoundEdit) -> Tap:
     def act(tensor: Tensor, call: int) -> Tensor | None:
+        source = edit.edit.source
+        named = edit.places.index is not None or (isinstance(source, Read) and source.positions.rows is not None)
+        if work.window.prompt is None and counts_steps(edit.slot, tensor, named):
+            return _edit_step(work, edit, tensor, call)
         new = tensor
         for places in visible(edit.edit, edit.places, work.window, tensor, not edit.intervention.writes):
             new = _apply(work, edit, places, new, call)
@@ -142,15 +182,35 @@ def _edit_tap(work: Work, edit: BoundEdit) -> Tap:
     return Tap(edit.slot, act)
 
 
-def _apply(work: Work, edit: BoundEdit, places: Places, tensor: Tensor, call: int) -> Tensor:
+def _edit_step(work: Work, edit: BoundEdit, tensor: Tensor, call: int) -> Tensor | None:
+    """Edit what one call of a module, one time step, has for an edit; tensor is `(batch, width)`."""
+    assembly = work.assembled.setdefault(edit.edit.name, Assembly(str(edit.edit.site), edit.places.reach))
+    assembly.calls = call + 1
+    step = at_step(edit.places.to(tensor.device), call)
+    if step is None:
+        return None
+    if not edit.intervention.keep_last_dim:
+        check_one_vector(edit.edit.positions, assembly.where)
+    column = tensor.unsqueeze(1)
+    new = _apply(work, edit, step.places, column, call, step)
+    return None if new is column else new.squeeze(1)
+
+
+def _apply(work: Work, edit: BoundEdit, places: Places, tensor: Tensor, call: int, step: Step | None = None) -> Tensor:
     """Gather, intervene and scatter once; return the new activation, or the old one if the edit only looks."""
     places.check(tensor, str(edit.edit.site))
     places = places.fitted(tensor)
     old = places.gather(tensor)
-    new = _intervene(edit, old, _source(work, edit, call, old), work.window.repeats)
+    source = _source(work, edit, call, old)
+    if step is not None and source is not None:
+        source = step.pick(source)
+    new = _intervene(edit, old, source, work.window.repeats)
     tally, mask = work.tallies[edit.edit.name], places.real_values(old)
     if not edit.intervention.writes:
         tally.count(old, None, mask)
+        if step is not None and step.mask is not None:
+            work.assembled[edit.edit.name].add(step.mask, new)
+            return tensor
         real = torch.ones(old.shape[:-1], dtype=torch.bool) if places.real is None else places.real
         work.collected.setdefault(edit.edit.name, []).append((new, real))
         return tensor

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .findings import Findings, common_ancestor, reached, same_values
 from .heads import HeadMap, gradients_by_head, map_heads, split_heads
+from .slot import find_leaf
 from .trace import Attention, Call
 
 ROLES = ("query", "key", "value")
@@ -100,7 +101,8 @@ def _key_sources(found: Findings, event: Attention, linears: Sequence[Call]) -> 
     if not sources:
         other = _key_length(event) not in (None, found.length, found.length + 1)
         return not other, other
-    handed = [tensor for tensor in _tensors(found.block.arguments) if tensor is not found.block.input]
+    own = find_leaf(found.block.arguments, found.block.input_leaf, found.block.path)[1]
+    handed = [tensor for tensor in _tensors(found.block.arguments) if tensor is not own]
     foreign = [any(same_values(source, tensor) for tensor in handed) for source in sources]
     return not all(foreign), any(foreign)
 
@@ -170,6 +172,9 @@ def _projections(
             found.refuse([f"{prefix}{role}_output"], head_map)
             continue
         maps[role] = head_map
+        size = sizes[role]
+        if size is not None and head_map.channels.shape[1] < size:  # the rest of a head is shared, or comes otherwise
+            found.flags[f"{prefix}{role}_part"] = (int(head_map.channels.shape[1]), size)
         found.found(
             f"{prefix}{role}_output",
             head_map.call,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .findings import Findings, common_ancestor, reached, same_values
 from .trace import Call
@@ -171,6 +172,10 @@ def _note_dense(found: Findings, branch: Branch) -> None:
         home = None if home.parent is found.block else home.parent
     if home is not None:
         found.found("mlp_input", home, "input", "the module that holds the up and the down projection")
+        if _adds_residual(home, down):
+            found.found("mlp_output", down, "output", "the down projection (the module around it adds the residual)")
+            found.flags["mlp_output_is_down"] = True
+            return
         found.found("mlp_output", home, "output", "the module that holds the up and the down projection")
         found.flags["mlp_output_is_down"] = same_values(home.output, down.output)
         return
@@ -180,3 +185,15 @@ def _note_dense(found: Findings, branch: Branch) -> None:
         found.found("mlp_input", ups[0], "input", "the up projection's input (there is no module around the MLP)")
     else:
         found.refuse(["mlp_input"], f"{len(ups)} linear layers read it and there is no module around the MLP")
+
+
+def _adds_residual(home: Call, down: Call) -> bool:
+    """Whether a module returns its down projection's output plus another tensor that it was handed."""
+    args, kwargs = home.arguments
+    handed = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point()]
+    out, inner = home.output, down.output
+    if out is None or inner is None or out.numel() != inner.numel() or same_values(out, inner):
+        return False
+    added = (out - inner.reshape(out.shape)).detach()
+    tolerance = (1e-4 if out.dtype in (torch.float32, torch.float64) else 3e-2) * out.detach().abs().max()
+    return any(t.shape == out.shape and bool((t.detach() - added).abs().max() <= tolerance) for t in handed)

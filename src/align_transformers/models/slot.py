@@ -34,6 +34,7 @@ class Slot:
         via: `module`, or what of transformers' attention or experts interface the tensor is, inside `module`.
         n_heads: number of heads where their size depends on the input (attention patterns); else 0.
         around: where the tensor is `(tokens, channels)`, the module whose input tells batch and length.
+        fused: the recurrent module that runs by its cells for `module`, one of them, to be called.
     """
 
     module: nn.Module
@@ -48,6 +49,7 @@ class Slot:
     via: str = "module"
     n_heads: int = 0
     around: nn.Module | None = None
+    fused: nn.Module | None = None
 
 
 def _tensor_leaves(value: Any, at: Leaf = ()) -> Iterator[tuple[Leaf, Tensor]]:

@@ -167,7 +167,7 @@ class _Watcher(TorchFunctionMode):
             number = self.counts.get(path, 0)
             self.counts[path] = number + 1
             call = Call(path, module, number, self.tick(), self.open[-1] if self.open else None, (args, kwargs))
-            call.input_leaf, call.input = _first(call.arguments)
+            call.input_leaf, call.input = _kept(call.arguments)
             self.open.append(call)
             self.trace.calls.append(call)
 
@@ -175,7 +175,7 @@ class _Watcher(TorchFunctionMode):
 
     def _leaving(self, module: nn.Module, _args: Any, output: Any) -> Any:
         call = self.open.pop()
-        call.output_leaf, call.output = _first(output)
+        call.output_leaf, call.output = _kept(output)
         call.end = self.tick()
         nested = any(hasattr(outer.module, "base_layer") for outer in self.open)
         if call.output is None or nested or not is_linear(module, call.input, call.output):
@@ -234,11 +234,13 @@ class _Watcher(TorchFunctionMode):
         return output
 
 
-def _first(container: Any) -> tuple[Leaf, Tensor | None]:
+def _kept(container: Any) -> tuple[Leaf, Tensor | None]:
+    """Return the first tensor as it is now: models go on to change some in place (`mlp_output += attention_output`)."""
     try:
-        return find_leaf(container, None, "")
+        leaf, tensor = find_leaf(container, None, "")
     except SiteError:
         return (), None
+    return leaf, tensor.clone()
 
 
 @contextmanager
