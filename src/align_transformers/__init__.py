@@ -37,7 +37,22 @@ from .positions import Positions
 from .sites import COMPONENTS, Site
 from .studies import grid
 from .table import Table
-from .zoo import create_gpt2, create_llama, create_smollm2
+from .zoo import (
+    GRUConfig,
+    MLPConfig,
+    create_blip,
+    create_blip_itm,
+    create_gpt2,
+    create_gpt2_lm,
+    create_gpt_neo,
+    create_gpt_neox,
+    create_gru,
+    create_gru_classifier,
+    create_gru_lm,
+    create_llama,
+    create_mlp_classifier,
+    create_smollm2,
+)
 
 __all__ = [
     "COMPONENTS",
@@ -52,6 +67,7 @@ __all__ = [
     "Edit",
     "Effect",
     "FunctionIntervention",
+    "GRUConfig",
     "IntervenableConfig",
     "IntervenableGeneration",
     "IntervenableModel",
@@ -59,6 +75,7 @@ __all__ = [
     "IntervenableRepresentationConfig",
     "Intervention",
     "InterventionError",
+    "MLPConfig",
     "MeanIntervention",
     "Metric",
     "ModelNotFoundError",
@@ -84,8 +101,17 @@ __all__ = [
     "VanillaIntervention",
     "ZeroIntervention",
     "bind",
+    "create_blip",
+    "create_blip_itm",
     "create_gpt2",
+    "create_gpt2_lm",
+    "create_gpt_neo",
+    "create_gpt_neox",
+    "create_gru",
+    "create_gru_classifier",
+    "create_gru_lm",
     "create_llama",
+    "create_mlp_classifier",
     "create_smollm2",
     "describe",
     "execute",

@@ -16,9 +16,10 @@ from ._errors import SpecError, UnknownNameError
 from .compose import Call, Composed, Representation, Timing, compose
 from .config import IntervenableConfig, RepresentationConfig
 from .engine import Bound, Collected, Effect, Inputs, Outcome
+from .engine.steps import find_place
 from .interventions import Intervention, build_intervention
 from .locations import Addressed
-from .models import Slot, find_slot
+from .models import Slot
 from .positions import Steps
 from .sites import Site
 
@@ -238,7 +239,7 @@ def _represent(config: IntervenableConfig, model: nn.Module) -> list[Representat
     found = []
     for number, (spec, representation) in enumerate(zip(config.specs(), config.representations, strict=True)):
         site = Site(representation.component, representation.layer, representation.call)
-        slot = find_slot(model, site)
+        slot = find_place(model, site)
         link = representation.intervention_link_key
         intervention = linked.get(link) if link is not None else None
         if intervention is None:

@@ -130,7 +130,8 @@ def _hooked(work: Work, one: Pass) -> Iterator[Callable[[], None]]:
 def _check_steps(work: Work, one: Pass) -> None:
     """Refuse time steps that this pass never came to, and hand on what was collected step by step."""
     tokens = token_axis(work.bound.inputs[one.run.input])
-    for key in (*one.reads, *(edit.name for edit in one.run.edits)):
+    keys: list[Read | str] = [*one.reads, *(edit.name for edit in one.run.edits)]
+    for key in keys:
         assembly = work.assembled.get(key)
         if assembly is not None:
             assembly.check(None if tokens is None else int(tokens.shape[1]))

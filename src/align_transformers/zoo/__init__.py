@@ -1,5 +1,52 @@
-"""Ready-made models, each with its configuration and tokenizer."""
+"""Ready-made models: language models and vision-language models of transformers, an MLP and a GRU of our own."""
 
-from .language_models import create_gpt2, create_llama, create_smollm2
+from .gru import (
+    GRU_COMPONENTS,
+    GRUConfig,
+    GRUForClassification,
+    GRULMHeadModel,
+    GRUModel,
+    GRUOutput,
+    create_gru,
+    create_gru_classifier,
+    create_gru_lm,
+    gru_path,
+)
+from .language_models import (
+    create_blip,
+    create_blip_itm,
+    create_gpt2,
+    create_gpt2_lm,
+    create_gpt_neo,
+    create_gpt_neox,
+    create_llama,
+    create_smollm2,
+)
+from .mlp import MLP_COMPONENTS, MLPConfig, MLPForClassification, MLPOutput, create_mlp_classifier, mlp_path
 
-__all__ = ["create_gpt2", "create_llama", "create_smollm2"]
+__all__ = [
+    "GRU_COMPONENTS",
+    "MLP_COMPONENTS",
+    "GRUConfig",
+    "GRUForClassification",
+    "GRULMHeadModel",
+    "GRUModel",
+    "GRUOutput",
+    "MLPConfig",
+    "MLPForClassification",
+    "MLPOutput",
+    "create_blip",
+    "create_blip_itm",
+    "create_gpt2",
+    "create_gpt2_lm",
+    "create_gpt_neo",
+    "create_gpt_neox",
+    "create_gru",
+    "create_gru_classifier",
+    "create_gru_lm",
+    "create_llama",
+    "create_mlp_classifier",
+    "create_smollm2",
+    "gru_path",
+    "mlp_path",
+]

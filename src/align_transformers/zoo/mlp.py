@@ -1,0 +1,146 @@
+"""An MLP classifier made of blocks, for alignment studies that need no language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from align_transformers._errors import SpecError, UnknownNameError, near_misses
+
+ACTIVATIONS: Mapping[str, type[nn.Module]] = MappingProxyType(
+    {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+)
+MLP_COMPONENTS: Mapping[str, str] = MappingProxyType(
+    {"block_input": "input", "block_output": "output", "mlp_activation": "act.output"}
+)
+"""The places of a block by the names they are known under; each is a path from the block on."""
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """The sizes of an MLP classifier.
+
+    Args:
+        h_dim: size of the input and of every layer.
+        n_layer: number of blocks.
+        num_classes: number of classes.
+        activation: one of `ACTIVATIONS`.
+        include_bias: whether the layers have a bias.
+        squeeze_output: whether logits of inputs of length 1 lose their length axis.
+        pdrop: dropout after each block, while training.
+
+    Raises:
+        SpecError: a size is not a number from 1, or `pdrop` is no probability below 1.
+        UnknownNameError: there is no such activation.
+    """
+
+    h_dim: int = 64
+    n_layer: int = 1
+    num_classes: int = 2
+    activation: str = "gelu"
+    include_bias: bool = True
+    squeeze_output: bool = True
+    pdrop: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("h_dim", "n_layer", "num_classes"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"{name} is a number from 1; found {getattr(self, name)}")
+        if self.activation not in ACTIVATIONS:
+            raise UnknownNameError(f"no activation {self.activation!r}; {near_misses(self.activation, ACTIVATIONS)}")
+        if not 0 <= self.pdrop < 1:
+            raise SpecError(f"pdrop is a probability below 1; found {self.pdrop}")
+
+
+@dataclass(frozen=True, eq=False)
+class MLPOutput:
+    """What the classifier returns.
+
+    Args:
+        logits: `(batch, length, num_classes)`; `(batch, num_classes)` for length 1 with `squeeze_output`.
+        last_hidden_state: `(batch, length, h_dim)` the last block's output.
+        loss: where labels were given the mean cross entropy; else `None`.
+    """
+
+    logits: Tensor
+    last_hidden_state: Tensor
+    loss: Tensor | None = None
+
+
+class MLPBlock(nn.Module):
+    """One layer: a linear map, its activation, and dropout while training."""
+
+    def __init__(self, config: MLPConfig) -> None:
+        super().__init__()
+        self.ff1 = nn.Linear(config.h_dim, config.h_dim, bias=config.include_bias)
+        self.act = ACTIVATIONS[config.activation]()
+        self.dropout = nn.Dropout(config.pdrop)
+
+    def forward(self, hidden_states: Float[Tensor, "batch length h_dim"]) -> Tensor:
+        """Return the next hidden states, of the same shape."""
+        return self.dropout(self.act(self.ff1(hidden_states)))
+
+
+class MLPForClassification(nn.Module):
+    """Blocks, and a linear map to the logits of the classes.
+
+    Args:
+        config: the sizes.
+
+    >>> import torch
+    >>> MLPForClassification(MLPConfig(h_dim=3))(torch.zeros(5, 1, 3)).logits.shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(self, config: MLPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.h = nn.ModuleList(MLPBlock(config) for _ in range(config.n_layer))
+        self.score = nn.Linear(config.h_dim, config.num_classes, bias=config.include_bias)
+
+    def forward(
+        self, inputs_embeds: Float[Tensor, "batch length h_dim"], labels: Int64[Tensor, " places"] | None = None
+    ) -> MLPOutput:
+        """Return the logits, and with labels the loss.
+
+        Args:
+            inputs_embeds: the inputs; a single vector an example has length 1.
+            labels: the class of each place, `batch * length` of them in order.
+        """
+        states = inputs_embeds
+        for block in self.h:
+            states = block(states)
+        logits = self.score(states)
+        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels)
+        squeezed = logits.squeeze(1) if self.config.squeeze_output else logits
+        return MLPOutput(squeezed, states, loss)
+
+
+def mlp_path(component: str, layer: int = 0) -> str:
+    """Return the dotted path of one of `MLP_COMPONENTS`.
+
+    Args:
+        component: its name.
+        layer: number of the block, from 0.
+
+    Raises:
+        UnknownNameError: there is no such component.
+
+    >>> mlp_path("mlp_activation", 2)
+    'h[2].act.output'
+    """
+    if component not in MLP_COMPONENTS:
+        raise UnknownNameError(f"an MLP block has no {component!r}; {near_misses(component, MLP_COMPONENTS)}")
+    return f"h[{layer}].{MLP_COMPONENTS[component]}"
+
+
+def create_mlp_classifier(config: MLPConfig | None = None) -> tuple[MLPConfig, Any, MLPForClassification]:
+    """Return a random MLP classifier in eval mode, with its configuration; it has no tokenizer (`None`)."""
+    config = config or MLPConfig()
+    return config, None, MLPForClassification(config).eval()
