@@ -200,6 +200,37 @@ def test_senseless_numbers_are_refused(text):
         cli.numbers(text, "--layers")
 
 
+def test_describe_prints_the_tree(run, folder):
+    status, out, err = run("describe", folder)
+    assert (status, err) == (0, "")
+    lines = [line.strip("│├└─ ") for line in out.splitlines()]
+    assert lines[:3] == ["LlamaForCausalLM", "blocks: 3", "layers 0-2: LlamaDecoderLayer  model.layers.{n}"]
+    assert ["key_output", "self_attn.k_proj.output", "12", "=", "2", "x", "6"] in [line.split()[:7] for line in lines]
+    assert "query head h uses" in out
+    assert "additive: block_output = block_input + attention_output + mlp_output" in lines
+
+
+def test_describe_as_json_prints_one_object(run, folder):
+    status, out, err = run("describe", folder, "--json")
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert found["model"] == "LlamaForCausalLM"
+    assert found["stacks"][""][0]["layers"] == [0, 1, 2]
+    places = {place["name"]: place for place in found["stacks"][""][0]["places"]}
+    assert (places["mlp_output"]["module"], places["mlp_output"]["side"]) == ("mlp", "output")
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [("./nowhere", "cannot load a model from './nowhere'"), ("smollm-135m", "did you mean 'smollm2-135m'")],
+)
+def test_describe_of_an_unknown_model_is_one_line_and_status_2(run, model, said):
+    status, out, err = run("describe", model)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_madrid_becomes_rome(run, tmp_path):
     started = time.monotonic()

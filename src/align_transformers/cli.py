@@ -120,7 +120,8 @@ def trace(
 @app.command(no_args_is_help=True)
 def describe(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="smollm2-135m (embedded), a local folder, or a name on the model hub.")
+        str,
+        typer.Argument(metavar="MODEL", help="smollm2-135m (embedded), a local folder, or a name on the model hub."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the tree.")] = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..models import Slot, find_leaf, replace_leaf
-from .interface import Visit, inside_interfaces
+from .interface import Visit, inside_interfaces, inside_router
 from .steps import by_cells
 
 Act = Callable[[Tensor, int], Tensor | None]
@@ -71,6 +71,8 @@ def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
             if slot.via == "module":
                 register = _watch_output if slot.side == "output" else _watch_input
                 stack.enter_context(register(slot.module, visit))
+            elif slot.via == "router_output":
+                stack.enter_context(inside_router(slot.module, visit))
             else:
                 inside.setdefault(id(slot.module), {})[slot.via] = visit
         if inside:

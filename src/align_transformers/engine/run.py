@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -176,11 +176,23 @@ def _edit_tap(work: Work, edit: BoundEdit) -> Tap:
         if work.window.prompt is None and counts_steps(edit.slot, tensor, named):
             return _edit_step(work, edit, tensor, call)
         new = tensor
-        for places in visible(edit.edit, edit.places, work.window, tensor, not edit.intervention.writes):
-            new = _apply(work, edit, places, new, call)
+        seen = replace(work, window=_window(edit, work.window, tensor))
+        for places in visible(edit.edit, edit.places, seen.window, tensor, not edit.intervention.writes):
+            new = _apply(seen, edit, places, new, call)
         return None if new is tensor else new
 
     return Tap(edit.slot, act)
+
+
+def _window(edit: BoundEdit, window: Window, tensor: Tensor) -> Window:
+    """Return the columns that the tensor is about: those of the pass, but attention gets all keys of the cache again.
+
+    The cache holds them as they were before edits, so that edits of earlier keys are made again.
+    """
+    end, keys = window.start + window.length, tensor.shape[1] if tensor.ndim > 1 else 0
+    if edit.edit.site.name != "key_rotary" or window.prompt is None or keys > end:
+        return window
+    return replace(window, start=end - keys, length=keys)
 
 
 def _edit_step(work: Work, edit: BoundEdit, tensor: Tensor, call: int) -> Tensor | None:

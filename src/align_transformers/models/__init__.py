@@ -6,4 +6,16 @@ from .load import load_model
 from .resolve import find_slot, resolve, uncompiled
 from .slot import Slot, find_leaf, replace_leaf
 
-__all__ = ["Block", "ComponentMap", "Description", "Slot", "describe", "find_leaf", "find_slot", "load_model", "replace_leaf", "resolve", "uncompiled"]
+__all__ = [
+    "Block",
+    "ComponentMap",
+    "Description",
+    "Slot",
+    "describe",
+    "find_leaf",
+    "find_slot",
+    "load_model",
+    "replace_leaf",
+    "resolve",
+    "uncompiled",
+]

@@ -172,9 +172,9 @@ def _projections(
             found.refuse([f"{prefix}{role}_output"], head_map)
             continue
         maps[role] = head_map
-        size = sizes[role]
-        if size is not None and head_map.channels.shape[1] < size:  # the rest of a head is shared, or comes otherwise
-            found.flags[f"{prefix}{role}_part"] = (int(head_map.channels.shape[1]), size)
+        whole, own = sizes[role], int(head_map.channels.shape[1])
+        if whole is not None and own < whole:  # the rest of a head is shared, or comes otherwise
+            found.flags[f"{prefix}{role}_part"] = (own, whole)
         found.found(
             f"{prefix}{role}_output",
             head_map.call,

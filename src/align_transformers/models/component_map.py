@@ -59,6 +59,11 @@ class ComponentMap:
         """
         name = str(site.name)
         if site.layer is None:
+            if site.stack:
+                raise SiteError(
+                    f"{site}: an end belongs to the whole model, so no stack stands in front of it; "
+                    "give the module's dotted path for another stack's"
+                )
             found = self.ends.get(name)
             reason = self.missing.get(name, "it was not found")
         else:
@@ -78,7 +83,14 @@ class ComponentMap:
             stack: name of the stack.
         """
         if layer is None:
-            return self.missing.get(component, f"{self.ends[component].path}.{self.ends[component].side}")
+            if component in self.missing:
+                return self.missing[component]
+            if component not in self.ends:
+                known = near_misses(component, [name for name in (*self.ends, *self.missing) if name])
+                raise SiteError(
+                    f"{component!r} is no end of {self.model_class}: {known} What is in a block needs a layer"
+                )
+            return f"{self.ends[component].path}.{self.ends[component].side}"
         block = self._block(layer, stack, component)
         if component in block.slots:
             slot = block.slots[component]

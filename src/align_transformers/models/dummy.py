@@ -54,7 +54,7 @@ def _or_none(get: Any) -> Any:
 
 
 def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+    return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
 
 
 def _texts(model: nn.Module) -> Iterator[Mapping[str, Any]]:

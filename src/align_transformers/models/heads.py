@@ -105,6 +105,11 @@ def map_heads(
         rival = torch.stack(others).amax(0) if others else torch.zeros(reach.shape[0])
         strongest = reach.amax(1)
         own = (strongest > _PRESENT * reach.max()) & (strongest > 3 * rival)
+        if not bool(own.any()):
+            reason = (
+                f"no channel of {call.path} makes the {role} alone: it makes another of query, key and value as well"
+            )
+            continue
         groups = _groups(reach, own)
         if groups is None:
             reason = f"the channels of {call.path} do not fall into heads of the {role}"
@@ -127,8 +132,6 @@ def map_heads(
 
 def _groups(reach: Tensor, own: Tensor) -> list[list[int]] | None:
     """Return the channels of each head (or of each group of heads that share them), or `None` if they do not divide."""
-    if not bool(own.any()):
-        return None
     dominant = reach > _OWN * reach.amax(1, keepdim=True)
     sets: dict[tuple[int, ...], list[int]] = {}
     for channel in own.nonzero().flatten().tolist():

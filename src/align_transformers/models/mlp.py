@@ -146,7 +146,12 @@ def _note_experts(found: Findings, branch: Branch, inside: Sequence[Call]) -> No
         found.refuse(["expert_activation"], "the experts do not go through transformers' experts interface")
     count = _expert_count(home.module)
     routers = [c for c in inside if c.output is not None and c.output.shape[-1] == count and c.number == 0]
-    if len(routers) == 1:
+    if len(routers) == 1 and routers[0].output_leaf != ():  # it chooses itself, so an edit of what it returns is late
+        how = f"the first linear map in the module that chooses among {count} experts"
+        found.found_via(
+            "router_output", routers[0], "router_output", how, width=count, around=found.block.module
+        )
+    elif len(routers) == 1:
         found.found(
             "router_output", routers[0], "output", f"the linear layer with one output for each of {count} experts"
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from .._errors import SiteError, SpecError, near_misses
-from ..sites import COMPONENTS
+from ..sites import COMPONENTS, Side
 from .findings import Findings
 from .trace import Call, Trace
 
@@ -29,11 +29,7 @@ def override(named: Mapping[str, Sequence[Findings]], component: str, place: Ove
         SiteError: no such module was called in a block, or what it holds has not the block's rows.
     """
     stack, _, name = component.rpartition(".")
-    if name not in COMPONENTS or not COMPONENTS[name].in_block or stack not in named:
-        raise SpecError(f"override of {component!r}: {near_misses(name, COMPONENTS)} Stacks: {list(named)}")
-    path, side, *heads = place
-    if side not in ("input", "output"):
-        raise SpecError(f"override of {component!r}: the side is 'input' or 'output'; found {side!r}")
+    path, side, heads = _checked(component, place, stack, name, list(named))
     for found in named[stack]:
         call = _called(found, path, trace)
         tensor = call.input if side == "input" else call.output
@@ -44,11 +40,34 @@ def override(named: Mapping[str, Sequence[Findings]], component: str, place: Ove
                 f"{found.batch} x {found.length} vectors"
             )
         width = int(tensor.shape[-1])
-        if heads and width % heads[0]:
-            raise SiteError(f"override of {component!r}: width {width} does not divide into {heads[0]} heads")
-        rows = torch.arange(width).view(heads[0], -1) if heads else None
+        if heads and width % heads:
+            raise SiteError(f"override of {component!r}: width {width} does not divide into {heads} heads")
+        rows = torch.arange(width).view(heads, -1) if heads else None
         found.missing.pop(name, None)
-        found.found(name, call, "input" if side == "input" else "output", "the caller's word", heads=rows)
+        found.found(name, call, side, "the caller's word", heads=rows)
+
+
+def _checked(component: str, place: Override, stack: str, name: str, stacks: list[str]) -> tuple[str, Side, int]:
+    """Return path, side and number of heads (0: none), or say what is wrong with the words themselves."""
+    what = f"override of {component!r}:"
+    if name not in COMPONENTS:
+        raise SpecError(f"{what} no such component; {near_misses(name, COMPONENTS)}")
+    if not COMPONENTS[name].in_block:
+        raise SpecError(f"{what} that is an end of the model; name its module by dotted path where you need it")
+    if stack not in stacks:
+        raise SpecError(
+            f"{what} there is no stack {stack!r}; {near_misses(stack, [s or '(no prefix)' for s in stacks])}"
+        )
+    if isinstance(place, str) or len(place) not in (2, 3):
+        raise SpecError(
+            f"{what} give (path from the block, 'input' or 'output') or with the heads as third; found {place!r}"
+        )
+    path, side, *heads = place
+    if side not in ("input", "output"):
+        raise SpecError(f"{what} the side is 'input' or 'output'; found {side!r}")
+    if heads and (not isinstance(heads[0], int) or heads[0] < 1):
+        raise SpecError(f"{what} the number of heads is a number from 1; found {heads[0]!r}")
+    return path, "input" if side == "input" else "output", heads[0] if heads else 0
 
 
 def _called(found: Findings, path: str, trace: Trace) -> Call:

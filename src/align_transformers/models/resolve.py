@@ -47,7 +47,8 @@ def resolve(
 ) -> ComponentMap:
     """Return where the components of a model are. One forward pass is run, once for each model object.
 
-    That pass is an ordinary one: hooks that others have on the model see it.
+    That pass is an ordinary one: hooks that others have on the model see it. Parts of a block are then called again by
+    themselves, to see whether they mix positions; hooks see that, too.
 
     Args:
         model: any module; nothing of it is changed.
@@ -128,8 +129,9 @@ def module_width(module: nn.Module, side: Side) -> int | None:
 def _resolve(model: nn.Module, example: Mapping[str, Any] | None, overrides: Mapping[str, Override]) -> ComponentMap:
     name = type(model).__name__
     inner = uncompiled(model)
-    # Gradients are needed whatever mode the caller is in.
-    with torch.inference_mode(False), torch.enable_grad(), evaluating(inner):
+    # Gradients are needed whatever mode the caller is in; compiled blocks would not see the hooks.
+    eager = torch.compiler.set_stance("force_eager")
+    with torch.inference_mode(False), torch.enable_grad(), eager, evaluating(inner):
         trace = _trace(inner, example)
         if isinstance(trace, str):
             return ComponentMap(name, {}, missing={"": trace})
@@ -151,7 +153,8 @@ def _trace(model: nn.Module, example: Mapping[str, Any] | None) -> Trace | str:
     """Return a watched forward pass, or why there is none."""
     if example is not None:
         return watch(model, example)
-    if any(p.is_meta for p in model.parameters()):
+    fetched = any(hasattr(module, "_hf_hook") for module in model.modules())  # accelerate fetches what it offloaded
+    if not fetched and any(p.is_meta for p in model.parameters()):
         return "its weights are on the meta device, so no forward pass can be watched: load them first"
     reasons = []
     for inputs in dummy_inputs(model):
@@ -230,9 +233,8 @@ def _transfer(known: Findings, block: Call, trace: Trace) -> Findings:
     """Return what is known of a block for another one that ran alike."""
     by_path = {(_relative(call.path, block.path), call.number - block.number): call for call in trace.during(block)}
     by_path["", 0] = block
-    found = Findings(
-        trace, block, known.batch, known.length, {}, dict(known.how), dict(known.missing), dict(known.flags)
-    )
+    how, missing, flags = (_renamed(said, known.block, block) for said in (known.how, known.missing, known.flags))
+    found = Findings(trace, block, known.batch, known.length, {}, how, missing, flags)
     for name, slot in known.slots.items():
         number = 0 if slot.call is None else slot.call - known.block.number
         call = by_path[_relative(slot.path, known.block.path), number]
@@ -244,6 +246,12 @@ def _transfer(known: Findings, block: Call, trace: Trace) -> Findings:
             around=None if slot.around is None else block.module,
         )
     return found
+
+
+def _renamed(said: Mapping[str, Any], known: Call, block: Call) -> dict[str, Any]:
+    """Return what was said of one block with the paths of another in it."""
+    old, new = f"{known.path}.", f"{block.path}."
+    return {key: value.replace(old, new) if isinstance(value, str) else value for key, value in said.items()}
 
 
 def _additive(found: Findings) -> bool:
