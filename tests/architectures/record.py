@@ -49,6 +49,7 @@ class Record:
     ends: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     excused: list[str] = field(default_factory=list)
+    skipped: tuple[str, ...] = ()
     heads_checked: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -123,8 +124,11 @@ def _layout(heads: Tensor) -> str:
 
 
 def _judge(record: Record, tiny: TinyModel, components: Any) -> None:
-    outcome = finite_difference.check(tiny.model, tiny.inputs, components)
-    failures = Verifier(tiny.model, tiny.inputs).check(components) + outcome.failures
+    verifier = Verifier(tiny.model, tiny.inputs)
+    failures = verifier.check(components)
+    outcome = finite_difference.check(tiny.model, tiny.inputs, components, verifier.skipped)
+    failures = failures + outcome.failures
+    record.skipped = tuple(verifier.skipped)
     record.heads_checked = outcome.counts
     for failure in failures:
         excuse = _excuse(record, failure)

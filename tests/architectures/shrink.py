@@ -39,7 +39,7 @@ _ROLES = {
     "hidden": r"hidden_size|d_model|n_embd|dim|embed_dim|word_embed_proj_dim|embedding_size|emb_dim|embedding_dim|"
     r"attention_hidden_size|backbone_hidden_size|lru_width|hidden_dim|model_dim|(input|output)_embedding_size|"
     r"(decoder|encoder)_hidden_size|(decoder|encoder)_embed_dim|out_hidden_size|mm_hidden_size|"
-    r"hidden_size_per_layer_input|cross_attention_hidden_size|dim_model|d_embed|projection_dim|text_hidden_size|"
+    r"cross_attention_hidden_size|dim_model|d_embed|projection_dim|text_hidden_size|"
     r"vision_output_dim|pooler_output_size|vision_output_size|output_dim|text_d_model|shared_embedding_size|hidden_size_global|"
     r"moe_hidden_size|adapter_in_dim|adapter_out_dim|adapter_input_size|cross_hidden_size|"
     r"projector_hidden_size|vision_hidden_size|audio_hidden_size",
@@ -144,6 +144,8 @@ def _tiny_list(name: str, values: list[Any], sizes: Sizes, depth: int) -> Any:
         return [sizes.inner] * (sizes.layers if len(values) == depth else len(values))
     if name == "depths":
         return [min(v, 2) for v in values]
+    if name in ("image_size", "patch_size") and len(set(values)) == 1:
+        return [hints()["sizes"][name]] * len(values)
     if name == "conv_dim":  # of a waveform's feature extractor
         return [32] * len(values)
     if name.endswith("token_id"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers.modeling_utils import AttentionInterface
 from .tiny import output_of
 
 Edit = Callable[[Tensor], Tensor]
+_CLOCK = count()
 SEEN_INSIDE = ("query_rotary", "key_rotary", "head_output")
 """What is read and written in transformers' attention interface. Of the rest (patterns, scores, the neurons of experts)
 plain hooks see nothing: the engine's own tests are about those."""
@@ -32,6 +34,7 @@ class Tap:
     edit: Edit | None = None
     values: list[Tensor] = field(default_factory=list)
     calls: int = 0
+    time: int = 0  # when it last read: later is larger
 
     @property
     def value(self) -> Tensor:
@@ -48,7 +51,13 @@ class Tap:
         for step in leaf:
             value = value[step]
         self.values.append(value.detach().clone())
-        return None if self.edit is None else _with(container, leaf, self.edit(value))
+        self.time = next(_CLOCK)
+        if self.edit is None:
+            return None
+        new = self.edit(value)
+        for place in (leaf, *self.slot.also):
+            container = _with(container, place, new)
+        return container
 
 
 def first_leaf(container: Any) -> tuple[Any, ...]:

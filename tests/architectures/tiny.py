@@ -59,13 +59,17 @@ def _classes(mapping: str) -> Mapping[str, Any]:
 
 
 def output_of(result: Any) -> Tensor:
-    """Return what a model answers with: logits, or its last hidden state."""
-    for name in _OUTPUTS:
-        value = getattr(result, name, None)
-        if isinstance(value, Tensor):
-            return value
-    value = result[0]
-    return value[0] if isinstance(value, tuple | list) else value
+    """Return what a model answers with, in one tensor: its logits; an encoder's last hidden state and what it pools."""
+    found = [getattr(result, name, None) for name in _OUTPUTS]
+    tensors = [value for value in found if isinstance(value, Tensor)][:1]
+    pooled = getattr(result, "pooler_output", None)
+    parts = pooled if isinstance(pooled, tuple | list) else (pooled,)
+    if not hasattr(result, "logits"):
+        tensors += [part for part in parts if isinstance(part, Tensor)]
+    if not tensors:
+        first = result if isinstance(result, Tensor) else result[0]
+        tensors = [first[0] if isinstance(first, tuple | list) else first]
+    return tensors[0] if len(tensors) == 1 else torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def tiny_model(mapping: str, model_type: str, seed: int = 0) -> TinyModel:
@@ -86,6 +90,7 @@ def tiny_model(mapping: str, model_type: str, seed: int = 0) -> TinyModel:
             try:
                 model = _build(mapping, model_type, make(), seed)
                 inputs = _inputs_that_run(model, mapping, model_type, seed)
+                _settle_batch_norms(model, inputs)
             except NoSuchPartError:
                 raise
             except Exception as error:  # a variant may fail in any way; the next one may work
@@ -219,6 +224,19 @@ def randomise(model: nn.Module, seed: int) -> None:
                 parameter.copy_(0.5 + noise(parameter, 0.1))
             else:
                 parameter.add_(noise(parameter, 0.05))
+
+
+def _settle_batch_norms(model: nn.Module, inputs: Inputs) -> None:
+    """Give batch norms the statistics of these inputs: else what goes through many of them fades away."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model(**inputs)
+    model.eval()
 
 
 def _inputs_that_run(model: nn.Module, mapping: str, model_type: str, seed: int) -> Inputs:

@@ -63,7 +63,7 @@ def test_side_by_side_is_additive(name: str) -> None:
 
 def test_a_module_that_adds_the_residual_is_not_what_the_mlp_adds() -> None:
     assert sums("bloom", "attention_output", "mlp_output") == (True, True)
-    assert resolve(shared("bloom")).why("mlp_output", 1).endswith("(the module around it adds the residual)")
+    assert resolve(shared("bloom")).why("mlp_output", 1).endswith("(past it, more goes through the module around it)")
 
 
 def test_a_mixer_is_a_part_of_the_sum() -> None:

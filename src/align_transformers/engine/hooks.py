@@ -41,7 +41,8 @@ class _Visit:
                 leaf, tensor = find_leaf(container, tap.slot.leaf, f"{tap.slot.path}.{tap.slot.side}")
                 new = tap.act(tensor, call)
                 if new is not None:
-                    container = replace_leaf(container, leaf, new)
+                    for place in (leaf, *tap.slot.also):
+                        container = replace_leaf(container, place, new)
         return container
 
 

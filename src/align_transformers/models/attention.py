@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .again import follow
 from .findings import Findings, common_ancestor, reached, same_values
 from .heads import HeadMap, gradients_by_head, map_heads, split_heads
 from .slot import find_leaf
@@ -75,6 +76,8 @@ def block_axes(block: Call, events: Sequence[Attention], batch: int) -> tuple[in
         return 1, int(shape[0])
     if len(shape) == 3 and shape[0] != batch and shape[1] == batch:
         return batch, int(shape[0])
+    if len(shape) == 4:  # several streams: (batch, length, streams, width) or (streams, batch, length, width)
+        return batch, int(shape[1] if shape[0] == batch else shape[2])
     return batch, int(shape[-2])
 
 
@@ -294,6 +297,9 @@ def _find_input(
     while ancestor is not None and ancestor is not found.block:
         reads = any(same_values(ancestor.input, entry.input) for entry in entries if entry.inside(ancestor))
         if all(call.inside(ancestor) for call in wanted) and reads:
+            if not all(follow(ancestor, [call.module for call in wanted]) or [False]):
+                found.refuse([name], f"not every projection follows from what {ancestor.path} is given first")
+                return
             found.found(name, ancestor, "input", "the module that holds the projections, and reads what they read")
             return
         ancestor = ancestor.parent

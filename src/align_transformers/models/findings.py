@@ -66,7 +66,16 @@ class Findings:
         width = int(tensor.shape[-1]) if channels is None else len(channels)
         number = call.number if times > 1 else None
         self.slots[name] = Slot(
-            call.module, call.path, side, number, leaf, channels, heads, width, around=self._around(tensor)
+            call.module,
+            call.path,
+            side,
+            number,
+            leaf,
+            channels,
+            heads,
+            width,
+            also=call.input_twins if side == "input" else (),
+            around=self._around(tensor),
         )
         self.how[name] = how
 

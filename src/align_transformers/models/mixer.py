@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from .again import call_again, passes_around
 from .findings import Findings
-from .slot import find_leaf, replace_leaf
 from .trace import Call
 
 NAMES = ("mixer_input", "mixer_output")
@@ -31,6 +30,7 @@ def find_mixer(found: Findings, linears: Sequence[Call]) -> None:
     if len(mixers) > 1 and len(far) == 1:  # a shift by one position is no rival of what carries all the way
         mixers = far
     how = "what it does: a change of the first position reaches others through it"
+    mixers = [_without_residual(found, mixer) for mixer in mixers] if len(mixers) == 1 else mixers
     if len(mixers) == 1:
         found.found("mixer_input", mixers[0], "input", how)
         found.found("mixer_output", mixers[0], "output", how)
@@ -44,6 +44,15 @@ def find_mixer(found: Findings, linears: Sequence[Call]) -> None:
         found.take(mixer, linears)
 
 
+def _without_residual(found: Findings, mixer: Call) -> Call:
+    """Return the part inside a mixer that does its work, where the mixer also hands its input past it."""
+    parts = [call for call in found.trace.calls if call.parent is mixer and found.keeps_rows(call)]
+    working = [part for part in parts if reaches_to(part) > 0]
+    if len(working) == 1 and passes_around(mixer, working[0].module):
+        return _without_residual(found, working[0])
+    return mixer
+
+
 def reaches_to(call: Call) -> int:
     """Return the last position of a module's output that changes when the first position of its input does.
 
@@ -51,21 +60,14 @@ def reaches_to(call: Call) -> int:
     """
     if call.input is None or call.output is None or call.input.ndim != 3 or call.output.ndim != 3:
         return 0
-    with torch.no_grad():
-        before, after = (_again(call, amount) for amount in (0.0, 1.0))
-    if before is None or after is None or before.shape != after.shape:
+
+    def nudge(tensor: Tensor) -> Tensor:
+        tensor[:, 0] += 1.0
+        return tensor
+
+    before, after = call_again(call, lambda tensor: tensor), call_again(call, nudge)
+    if before is None or after is None or before[0].shape != after[0].shape:
         return 0
-    moved = (before - after).abs().flatten(2).amax((0, 2))
+    moved = (before[0] - after[0]).abs().flatten(2).amax((0, 2))
     changed = (moved > _FELT * moved[0]).nonzero()
     return int(changed.max()) if len(changed) else 0
-
-
-def _again(call: Call, amount: float) -> Tensor | None:
-    assert call.input is not None
-    changed = call.input.detach().clone()
-    changed[:, 0] += amount
-    args, kwargs = replace_leaf(call.arguments, call.input_leaf, changed)
-    try:
-        return find_leaf(call.module(*args, **kwargs), call.output_leaf, call.path)[1]
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
-        return None  # a module that cannot be called on its own is not taken for a mixer

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from .again import passes_around
 from .findings import Findings, common_ancestor, reached, same_values
 from .trace import Call
 
@@ -47,8 +47,11 @@ def find_mlp(found: Findings, linears: Sequence[Call]) -> None:
     branches = experts + _dense_branches(found, [call for call in free if call not in inside])
     wide = [branch for branch in branches if branch.width >= found.width]
     if wide:  # an adapter narrows, an MLP widens
+        found.flags["adapters"] = [b.down.path for b in branches if b not in wide and b.down is not None]
         branches = wide
     found.flags["mlp"] = "unsure"
+    if found.flags["mixer"] == "none":
+        _doubt_mixer(found, [call for call in free if call not in inside], branches)
     if len(branches) > 1:
         ends = [(branch.down or branch.members[0]).path for branch in branches]
         found.refuse(NAMES, f"several MLP branches, so none is the MLP: {', '.join(ends)}")
@@ -65,6 +68,17 @@ def find_mlp(found: Findings, linears: Sequence[Call]) -> None:
         _note_dense(found, branches[0])
     else:
         _note_by_elimination(found, free)
+
+
+def _doubt_mixer(found: Findings, free: Sequence[Call], branches: Sequence[Branch]) -> None:
+    """Say that a mixer may have been overlooked where linear layers of a block without one belong to nothing known."""
+    if not branches:
+        return
+    members = [call for branch in branches for call in branch.members]
+    left = [c.path for c in free if not any(c is m or c.inside(m) or m.parent is c.parent for m in members)]
+    if left:
+        found.flags["mixer"] = "unsure"
+        found.refuse(("mixer_input", "mixer_output"), f"linear layers belong to nothing known: {', '.join(left)}")
 
 
 def _note_by_elimination(found: Findings, free: Sequence[Call]) -> None:
@@ -123,7 +137,7 @@ def _is_stacked(module: nn.Module) -> bool:
     """Whether a module keeps the weights of several experts in one three-dimensional tensor."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return False
-    return sum(p.ndim == 3 for p in module.parameters(recurse=False)) >= 1
+    return any(p.ndim == 3 and min(p.shape) > 1 for p in module.parameters(recurse=False))
 
 
 def _child(found: Findings, call: Call) -> Call:
@@ -148,9 +162,7 @@ def _note_experts(found: Findings, branch: Branch, inside: Sequence[Call]) -> No
     routers = [c for c in inside if c.output is not None and c.output.shape[-1] == count and c.number == 0]
     if len(routers) == 1 and routers[0].output_leaf != ():  # it chooses itself, so an edit of what it returns is late
         how = f"the first linear map in the module that chooses among {count} experts"
-        found.found_via(
-            "router_output", routers[0], "router_output", how, width=count, around=found.block.module
-        )
+        found.found_via("router_output", routers[0], "router_output", how, width=count, around=found.block.module)
     elif len(routers) == 1:
         found.found(
             "router_output", routers[0], "output", f"the linear layer with one output for each of {count} experts"
@@ -177,8 +189,10 @@ def _note_dense(found: Findings, branch: Branch) -> None:
         home = None if home.parent is found.block else home.parent
     if home is not None:
         found.found("mlp_input", home, "input", "the module that holds the up and the down projection")
-        if _adds_residual(home, down):
-            found.found("mlp_output", down, "output", "the down projection (the module around it adds the residual)")
+        if passes_around(home, down.module):
+            found.found(
+                "mlp_output", down, "output", "the down projection (past it, more goes through the module around it)"
+            )
             found.flags["mlp_output_is_down"] = True
             return
         found.found("mlp_output", home, "output", "the module that holds the up and the down projection")
@@ -190,15 +204,3 @@ def _note_dense(found: Findings, branch: Branch) -> None:
         found.found("mlp_input", ups[0], "input", "the up projection's input (there is no module around the MLP)")
     else:
         found.refuse(["mlp_input"], f"{len(ups)} linear layers read it and there is no module around the MLP")
-
-
-def _adds_residual(home: Call, down: Call) -> bool:
-    """Whether a module returns its down projection's output plus another tensor that it was handed."""
-    args, kwargs = home.arguments
-    handed = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point()]
-    out, inner = home.output, down.output
-    if out is None or inner is None or out.numel() != inner.numel() or same_values(out, inner):
-        return False
-    added = (out - inner.reshape(out.shape)).detach()
-    tolerance = (1e-4 if out.dtype in (torch.float32, torch.float64) else 3e-2) * out.detach().abs().max()
-    return any(t.shape == out.shape and bool((t.detach() - added).abs().max() <= tolerance) for t in handed)

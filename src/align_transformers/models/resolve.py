@@ -190,16 +190,17 @@ def _name_stacks(model: nn.Module, stacks: Sequence[Stack]) -> dict[str, Stack]:
 
 def _resolve_stack(stack: Stack, trace: Trace, batch: int) -> list[Findings]:
     """Examine one block of each kind; blocks that ran alike are alike."""
-    seen: dict[Any, Findings] = {}
+    signatures = [_signature(call, trace) for call in stack.calls]
+    # The last of a kind: a model that loops may run all but its last round without gradients.
+    known = {
+        signature: _examine(call, trace, batch)
+        for signature, call in dict(zip(signatures, stack.calls, strict=True)).items()
+    }
     result = []
-    for call in stack.calls:
-        signature = _signature(call, trace)
-        if signature not in seen:
-            seen[signature] = _examine(call, trace, batch)
-            result.append(seen[signature])
-        else:
-            result.append(_transfer(seen[signature], call, trace))
-        result[-1].flags["signature"] = list(seen).index(signature)
+    for signature, call in zip(signatures, stack.calls, strict=True):
+        found = known[signature]
+        result.append(found if found.block is call else _transfer(found, call, trace))
+        result[-1].flags["signature"] = list(known).index(signature)
     return result
 
 
@@ -257,12 +258,14 @@ def _renamed(said: Mapping[str, Any], known: Call, block: Call) -> dict[str, Any
 def _additive(found: Findings) -> bool:
     """Whether the block's output is its input plus what attention and the MLP say they add."""
     total, target = found.block.input, found.block.output
-    parts = [found.value(name) for name in ("attention_output", "cross_attention_output", "mixer_output", "mlp_output")]
-    if total is None or target is None or found.value("mlp_output") is None:
+    names = ("attention_output", "cross_attention_output", "mixer_output", "mlp_output")
+    parts = [part for part in (found.value(name) for name in names) if part is not None]
+    if total is None or target is None or not parts or total.shape != target.shape:
+        return False
+    if any(part.numel() != total.numel() for part in parts):
         return False
     for part in parts:
-        if part is not None and part.numel() == total.numel():
-            total = total + part.reshape(total.shape)
+        total = total + part.reshape(total.shape)
     tolerance = 1e-4 if target.dtype in (torch.float32, torch.float64) else 3e-2
     return bool((total - target).abs().max() <= tolerance * target.abs().max())
 

@@ -33,6 +33,7 @@ class Slot:
         grouping: how heads are shared, for messages; empty when they are not.
         via: `module`, or what of transformers' attention or experts interface the tensor is, inside `module`.
         n_heads: number of heads where their size depends on the input (attention patterns); else 0.
+        also: further places in the arguments that hold the very same tensor, and are written with it.
         around: where the tensor is `(tokens, channels)`, the module whose input tells batch and length.
         fused: the recurrent module that runs by its cells for `module`, one of them, to be called.
     """
@@ -48,8 +49,20 @@ class Slot:
     grouping: str = ""
     via: str = "module"
     n_heads: int = 0
+    also: tuple[Leaf, ...] = ()
     around: nn.Module | None = None
     fused: nn.Module | None = None
+
+
+def twins(container: Any, leaf: Leaf, tensor: Tensor) -> tuple[Leaf, ...]:
+    """Return the other places of a container that hold the very same tensor.
+
+    >>> import torch
+    >>> x = torch.ones(1)
+    >>> twins(((x, x), {"key": x}), (0, 0), x)
+    ((0, 1), (1, 'key'))
+    """
+    return tuple(other for other, value in _tensor_leaves(container) if value is tensor and other != leaf)
 
 
 def _tensor_leaves(value: Any, at: Leaf = ()) -> Iterator[tuple[Leaf, Tensor]]:

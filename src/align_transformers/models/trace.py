@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._errors import SiteError
-from .slot import Leaf, find_leaf, replace_leaf
+from .slot import Leaf, find_leaf, replace_leaf, twins
 
 
 @dataclass(eq=False)
@@ -30,7 +30,8 @@ class Call:
         start: time stamp when it began; `end` when it returned (-1 if it never did).
         parent: the call it happened in; `None` for the model itself.
         arguments: `(args, kwargs)`.
-        input: the first floating-point tensor among them, and `input_leaf` the way to it.
+        input: the first floating-point tensor among them, `input_leaf` the way to it, and `input_twins` the ways to
+            where it stands again.
         output: the first floating-point tensor of what it returned, and `output_leaf` the way to it.
         cut: for a linear layer the leaf of the autograd graph that its output was replaced with.
     """
@@ -43,6 +44,7 @@ class Call:
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     input: Tensor | None = None
     input_leaf: Leaf = ()
+    input_twins: tuple[Leaf, ...] = ()
     output: Tensor | None = None
     output_leaf: Leaf = ()
     end: int = -1
@@ -168,6 +170,9 @@ class _Watcher(TorchFunctionMode):
             self.counts[path] = number + 1
             call = Call(path, module, number, self.tick(), self.open[-1] if self.open else None, (args, kwargs))
             call.input_leaf, call.input = _kept(call.arguments)
+            if call.input is not None:
+                original = find_leaf(call.arguments, call.input_leaf, path)[1]
+                call.input_twins = twins(call.arguments, call.input_leaf, original)
             self.open.append(call)
             self.trace.calls.append(call)
 

@@ -1,0 +1,99 @@
+"""Calling a part of the model again on its own, with its input changed, to see what follows from what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .slot import find_leaf, replace_leaf
+from .trace import Call
+
+Change = Callable[[Tensor], Tensor]
+
+
+def call_again(
+    call: Call, change: Change, *, force: Mapping[nn.Module, Change] | None = None, watch: Sequence[nn.Module] = ()
+) -> list[Tensor] | None:
+    """Return the outputs of a call and of modules inside it when it is made again.
+
+    Args:
+        call: the call; it gets the arguments that it had, without gradients.
+        change: what to do to its input, wherever that stands among the arguments.
+        force: for modules inside, what to do to their outputs.
+        watch: modules inside whose outputs are wanted.
+
+    Returns:
+        The call's output, then that of each watched module; `None` if it cannot be called on its own.
+    """
+    assert call.input is not None
+    arguments: Any = call.arguments
+    for leaf in (call.input_leaf, *call.input_twins):
+        arguments = replace_leaf(arguments, leaf, change(call.input.detach().clone()))
+    seen: dict[nn.Module, Tensor] = {}
+    with ExitStack() as stack, torch.no_grad():
+        for module, edit in (force or {}).items():
+            stack.enter_context(module.register_forward_hook(_forcing(edit)))
+        for module in watch:
+            stack.enter_context(module.register_forward_hook(_noting(seen)))
+        try:
+            output = find_leaf(call.module(*arguments[0], **arguments[1]), call.output_leaf, call.path)[1]
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
+            return None  # nothing can be said of a module that cannot be called on its own
+    if any(module not in seen for module in watch):
+        return None
+    return [output, *(seen[module] for module in watch)]
+
+
+def _forcing(edit: Change) -> Any:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        leaf, tensor = find_leaf(output, None, "output")
+        return replace_leaf(output, leaf, edit(tensor))
+
+    return hook
+
+
+def _noting(seen: dict[nn.Module, Tensor]) -> Any:
+    def hook(module: nn.Module, _args: Any, output: Any) -> None:
+        seen[module] = find_leaf(output, None, "output")[1].clone()
+
+    return hook
+
+
+def follow(call: Call, modules: Sequence[nn.Module]) -> list[bool] | None:
+    """Return for each module inside a call whether its output changes with the call's input.
+
+    Args:
+        call: the call.
+        modules: modules called inside it.
+
+    Returns:
+        `None` if it cannot be called on its own.
+    """
+
+    def stir(tensor: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return tensor + torch.randn(tensor.shape, generator=generator).to(tensor)
+
+    before = call_again(call, lambda tensor: tensor, watch=modules)
+    after = call_again(call, stir, watch=modules)
+    if before is None or after is None:
+        return None
+    return [not torch.equal(a, b) for a, b in zip(before[1:], after[1:], strict=True)]
+
+
+def passes_around(call: Call, silenced: nn.Module) -> bool:
+    """Whether something of a call's input reaches its output past a module inside: with that silenced, rows differ.
+
+    Args:
+        call: the call; its output is `(batch, length, width)`.
+        silenced: the module whose output is set to zero.
+    """
+    outputs = call_again(call, lambda tensor: tensor, force={silenced: torch.zeros_like})
+    if outputs is None:
+        return False
+    rows = outputs[0].reshape(-1, outputs[0].shape[-1])
+    return not torch.allclose(rows, rows[:1].expand_as(rows), rtol=1e-4, atol=1e-5)
