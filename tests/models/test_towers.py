@@ -16,14 +16,28 @@ from transformers import (
 
 from align_transformers import IntervenableModel, SiteError, ZeroIntervention, resolve
 
-TEXT = dict(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=60, projection_dim=16,
-    encoder_hidden_size=32, bos_token_id=1, pad_token_id=0, eos_token_id=2, sep_token_id=3,
-)  # fmt: skip
-VISION = dict(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8,
-    projection_dim=16,
-)  # fmt: skip
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 60,
+    "projection_dim": 16,
+    "encoder_hidden_size": 32,
+    "bos_token_id": 1,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+    "sep_token_id": 3,
+}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "projection_dim": 16,
+}
 
 
 def blip(kind):
