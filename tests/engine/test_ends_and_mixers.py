@@ -30,7 +30,7 @@ MIXERS = {
     "rwkv": ("CAUSAL_LM", 1, "rwkv.blocks.1.attention"),
     "jamba": ("CAUSAL_LM", 0, "model.layers.0.mamba"),
     "qwen3_next": ("CAUSAL_LM", 0, "model.layers.0.linear_attn"),
-    "fnet": ("MASKED_LM", 1, "fnet.encoder.layer.1.fourier"),
+    "fnet": ("MASKED_LM", 1, "fnet.encoder.layer.1.fourier.self"),
 }
 ENDS = {
     ("gpt2", "embedding_output"): "transformer.wte",

@@ -20,7 +20,7 @@ TWENTY = [f" w{i}" for i in range(20)]
 
 def printed(table: Table, *, width: int = 80, encoding: str = "utf-8", **options: object) -> str:
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    console = Console(file=stream, width=width, **options)  # type: ignore[arg-type]
+    console = Console(file=stream, width=width, height=50, **options)  # type: ignore[arg-type]
     console.print(heat_map(table))
     stream.flush()
     return stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]

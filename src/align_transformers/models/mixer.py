@@ -47,7 +47,8 @@ def find_mixer(found: Findings, linears: Sequence[Call]) -> None:
 def _without_residual(found: Findings, mixer: Call) -> Call:
     """Return the part inside a mixer that does its work, where the mixer also hands its input past it."""
     parts = [call for call in found.trace.calls if call.parent is mixer and found.keeps_rows(call)]
-    working = [part for part in parts if reaches_to(part) > 0]
+    far = reaches_to(mixer)
+    working = [part for part in parts if reaches_to(part) == far]
     if len(working) == 1 and passes_around(mixer, working[0].module):
         return _without_residual(found, working[0])
     return mixer

@@ -41,6 +41,10 @@ def find_mlp(found: Findings, linears: Sequence[Call]) -> None:
         found: the block; linear layers of its attention and mixers are taken already.
         linears: the linear layers called in it.
     """
+    if found.flags["mixer"] == "none" and any(isinstance(c.module, nn.Conv2d) for c in found.trace.during(found.block)):
+        found.flags["mlp"] = "unsure"
+        found.refuse(NAMES, "a block of convolutions over pictures: no part of it is an MLP over tokens")
+        return
     free = [call for call in linears if found.free(call)]
     experts = _expert_branches(found, free)
     inside = {call for branch in experts for call in free if any(call.inside(m) or call is m for m in branch.members)}
