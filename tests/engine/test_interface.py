@@ -198,7 +198,7 @@ plain_softmax = pytest.mark.parametrize(("name", "way"), ways(FUSED))
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_is_collected_and_that_looking_changes_nothing(name: str, way: str, stage: str) -> None:
     if stage == "attention_score" and name not in FUSED:
-        pytest.skip("refused: see below")
+        pytest.skip("scores behind a cap or a sink are refused: test_scores_under_a_cap_or_a_sink_are_refused")
     inputs, model = padded(), model_of(name, way)
     with torch.no_grad():
         plain = model(**inputs).logits
@@ -271,7 +271,7 @@ KINDS = {"swap": VanillaIntervention, "zero": ZeroIntervention, "add": AdditionI
 @pytest.mark.parametrize("stage", STAGES)
 def test_edits(name: str, way: str, stage: str) -> None:
     if stage == "attention_score" and name not in FUSED:
-        pytest.skip("refused: see below")
+        pytest.skip("scores behind a cap or a sink are refused: test_scores_under_a_cap_or_a_sink_are_refused")
     base, source, model = padded(1), tokens(2, LENGTH, 2), model_of(name, way)
     value, plain = seen_by_hand(name, way, source, stage), oracle(name, way, base)
     for unit in ("pos", "h", "h.pos"):
