@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.contracts.cases import CASES
 from tests.helpers import FAMILIES, grab, hook_counts, hooked, locus, tiny, tokens
 
-import align_transformers
-from align_transformers import IntervenableModel, Intervention
+from align_transformers import IntervenableModel
 
-FREE = [
-    cls
-    for cls in (getattr(align_transformers, name) for name in align_transformers.__all__)
-    if isinstance(cls, type) and issubclass(cls, Intervention) and not cls.__abstractmethods__
-]
-OPTIONS = {
-    "MeanIntervention": lambda: {"source_representation": torch.ones(32)},
-    "FunctionIntervention": lambda: {"function": lambda base, source: base - 2 * source},
-}
 SITE, WRITE, READ = ("mlp_output", 1), [[1, 4], [3, 0]], [[2, 5], [0, 1]]
 
 
-@pytest.fixture(params=FREE, ids=lambda cls: cls.__name__)
+MUST_CHOOSE = {case.kind: case.must_choose for case in CASES.values()}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
 def intervention(request):
-    return request.param(**OPTIONS.get(request.param.__name__, dict)())
+    one = request.param.make(32)
+    if one.source_kind == "constant":
+        one.set_source_representation(torch.ones(32))
+    return one
 
 
 @pytest.fixture(params=FAMILIES)
@@ -31,12 +28,14 @@ def model(request):
     return tiny(request.param)
 
 
-def call(model, intervention, base, source, read, write):
+def call(model, intervention, base, source, read, write, examples=slice(None)):
     face = IntervenableModel(
         {"layer": SITE[1], "component": SITE[0], "max_number_of_units": 2, "intervention": intervention}, model
     )
+    choice = MUST_CHOOSE[type(intervention)]
+    subspaces = None if choice is None else [[list(parts) for parts in choice[examples]]]
     with torch.no_grad():
-        return face(base, source, {"sources->base": ([read], [write])}, return_dict=True)
+        return face(base, source, {"sources->base": ([read], [write])}, subspaces=subspaces, return_dict=True)
 
 
 def test_it_touches_its_places_only(model, intervention):
@@ -73,5 +72,6 @@ def test_an_example_does_not_depend_on_its_batch(model, intervention):
     together = call(model, intervention, base, source, read, write).intervened_outputs.logits
     for n in range(2):
         one, other = ({name: value[n : n + 1] for name, value in given.items()} for given in (base, source))
-        alone = call(model, intervention, one, other, [read[n]], [write[n]]).intervened_outputs.logits
+        alone = call(model, intervention, one, other, [read[n]], [write[n]], slice(n, n + 1))
+        alone = alone.intervened_outputs.logits
         torch.testing.assert_close(together[n], alone[0], rtol=1e-4, atol=1e-4)

@@ -16,7 +16,11 @@ from align_transformers import (
     TrainableIntervention,
     VanillaIntervention,
 )
-from align_transformers.interventions import build_intervention
+from align_transformers.interventions import (
+    LoreftIntervention,
+    LowRankRotatedSpaceIntervention,
+    build_intervention,
+)
 
 # --- users' subclasses, as they write them for libraries of this kind ------------------------------------------------
 
@@ -145,6 +149,23 @@ def test_a_class_gets_what_it_takes():
     assert build_intervention(Keyed, options).rank == 3
     assert build_intervention(VanillaIntervention, {"embed_dim": 4, "subspace_partition": [[0, 2]]}).partition.end == 2
     assert build_intervention(Mix, {"embed_dim": 4}).share.shape == (4,)
+
+
+def test_units_are_joined_where_a_subspace_spans_them():
+    options = {"embed_dim": 4, "low_rank_dimension": 3, "subspace_partition": [[0, 1], [1, 3]]}
+    one = build_intervention(LowRankRotatedSpaceIntervention, options, units=5)
+    assert (one.embed_dim, one.keep_last_dim, one.rotation.shape) == (20, False, (20, 3))
+    one = build_intervention(LowRankRotatedSpaceIntervention, options)
+    assert (one.embed_dim, one.keep_last_dim) == (4, True)
+    one = build_intervention(LowRankRotatedSpaceIntervention, {**options, "keep_last_dim": True}, units=5)
+    assert (one.embed_dim, one.keep_last_dim) == (4, True)
+    for kind in (VanillaIntervention, LoreftIntervention):  # these see each unit on its own
+        one = build_intervention(kind, {"embed_dim": 4, "low_rank_dimension": 3}, units=5)
+        assert (one.embed_dim, one.keep_last_dim) == (4, True)
+    with pytest.raises(SpecError, match="needs embed_dim"):
+        build_intervention(LowRankRotatedSpaceIntervention, {"low_rank_dimension": 3}, units=5)
+    with pytest.raises(SpecError, match="LowRankRotatedSpaceIntervention needs low_rank_dimension"):
+        build_intervention(LowRankRotatedSpaceIntervention, {"embed_dim": 4})
 
 
 def test_an_option_with_no_place_is_refused():

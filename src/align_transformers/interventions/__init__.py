@@ -1,8 +1,28 @@
 """Interventions: operations on a base activation and a source activation."""
 
-from .base import ConstantSourceIntervention, Intervention, SourcelessIntervention, TrainableIntervention
+from .autoencoder import AutoencoderIntervention, DictionaryIntervention, JumpReLUAutoencoderIntervention
+from .base import ConstantSourceIntervention, Intervention, SourcelessIntervention
 from .build import build_intervention
+from .fitted import (
+    DifferenceOfMeansIntervention,
+    DirectionIntervention,
+    ErasureIntervention,
+    LinearProbeIntervention,
+)
 from .function import FunctionIntervention
+from .masked import (
+    BoundlessRotatedSpaceIntervention,
+    MaskedIntervention,
+    SigmoidMaskIntervention,
+    SigmoidMaskRotatedSpaceIntervention,
+)
+from .pca import PCARotatedSpaceIntervention
+from .reft import DireftIntervention, LoreftIntervention
+from .rotated import (
+    LowRankRotatedSpaceIntervention,
+    RotatedSpaceIntervention,
+    StackedLowRankRotatedSpaceIntervention,
+)
 from .static import (
     AdditionIntervention,
     CollectIntervention,
@@ -13,17 +33,35 @@ from .static import (
     VanillaIntervention,
     ZeroIntervention,
 )
+from .trainable import TrainableIntervention
 
 __all__ = [
     "AdditionIntervention",
+    "AutoencoderIntervention",
+    "BoundlessRotatedSpaceIntervention",
     "CollectIntervention",
     "ConstantSourceIntervention",
+    "DictionaryIntervention",
+    "DifferenceOfMeansIntervention",
+    "DirectionIntervention",
+    "DireftIntervention",
+    "ErasureIntervention",
     "FunctionIntervention",
     "Intervention",
+    "JumpReLUAutoencoderIntervention",
+    "LinearProbeIntervention",
+    "LoreftIntervention",
+    "LowRankRotatedSpaceIntervention",
+    "MaskedIntervention",
     "MeanIntervention",
     "NoiseIntervention",
+    "PCARotatedSpaceIntervention",
+    "RotatedSpaceIntervention",
+    "SigmoidMaskIntervention",
+    "SigmoidMaskRotatedSpaceIntervention",
     "SkipIntervention",
     "SourcelessIntervention",
+    "StackedLowRankRotatedSpaceIntervention",
     "SubtractionIntervention",
     "TrainableIntervention",
     "VanillaIntervention",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -26,7 +27,8 @@ class Intervention(nn.Module, ABC):
     Never write into `base` or `source`.
 
     Args:
-        embed_dim: coordinates of one unit; the library fills it in from the model where it can be known.
+        embed_dim: coordinates of the vectors that `forward` sees; the library fills it in from the model where it can
+            be known.
         subspace_partition: parts of the coordinates, as `Partition.of` reads them.
         source_representation: a constant source, `(width,)` or broadcastable to `base`; then no source run is needed.
         keep_last_dim: True hands over `(batch, units, width)`; False `(batch, units * width)`: the units of an example
@@ -50,6 +52,11 @@ class Intervention(nn.Module, ABC):
     """False for interventions that only look."""
     reads_module_input: ClassVar[bool] = False
     """True if the source is the module's input rather than the value at the site itself."""
+    joins_units: ClassVar[bool] = False
+    """True if a configuration with `max_number_of_units` over 1 hands over the units of an example as one vector: the
+    class is constructed with `keep_last_dim=False`, and `embed_dim` is the width of all units together."""
+    tensor_arguments: ClassVar[tuple[str, ...]] = ("source_representation",)
+    """Constructor arguments that are kept in the state dict, not in `arguments`."""
 
     def __init__(
         self,
@@ -66,10 +73,9 @@ class Intervention(nn.Module, ABC):
         self.keep_last_dim = keep_last_dim
         self.low_rank_dimension = low_rank_dimension
         self.partition = None if subspace_partition is None else Partition.of(subspace_partition)
-        if self.partition and embed_dim is not None and keep_last_dim and self.partition.end > embed_dim:
-            raise SpecError(
-                f"subspace_partition names coordinate {self.partition.end - 1}, but the vector has {embed_dim}"
-            )
+        self.subspace_partition = None if self.partition is None else self.partition.as_lists()
+        if embed_dim is not None and keep_last_dim:
+            self.limit_partition(embed_dim)
         self.interchange_dim: int | None = None
         if interchange_dim is not None:
             self.set_interchange_dim(interchange_dim)
@@ -87,6 +93,61 @@ class Intervention(nn.Module, ABC):
             source: of the same shape, or broadcastable to it; `None` for interventions without a source.
             subspaces: for each example the chosen parts; `None` for the whole vector.
         """
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the constructor arguments, as they can be written to JSON.
+
+        `type(x)(**x.arguments())`, given the state dict of `x`, is equal to `x`. Every constructor argument is kept as
+        an attribute of the same name; tensors are in the state dict. Subclasses that keep to this need not override.
+
+        Raises:
+            SpecError: an argument is not kept as an attribute, or is not JSON-able; the message says which.
+
+        >>> from align_transformers import NoiseIntervention
+        >>> NoiseIntervention(seed=3).arguments()["seed"]
+        3
+        """
+        kept = {}
+        for name in dict.fromkeys(_constructor_arguments(type(self))):
+            if name in self.tensor_arguments:
+                continue
+            if not hasattr(self, name):
+                raise SpecError(
+                    f"{type(self).__name__} does not keep its constructor argument {name!r}, so it cannot be saved: "
+                    f"write self.{name} = {name} in its __init__"
+                )
+            kept[name] = getattr(self, name)
+        try:
+            json.dumps(kept)
+        except TypeError as error:
+            raise SpecError(f"the arguments of {type(self).__name__} cannot be written down: {error}") from error
+        return kept
+
+    def limit_partition(self, coordinates: int) -> None:
+        """Refuse a partition that names a coordinate at or past `coordinates`.
+
+        Raises:
+            SpecError: it does.
+        """
+        if self.partition is not None and self.partition.end > coordinates:
+            raise SpecError(
+                f"subspace_partition names coordinate {self.partition.end - 1}, but the vector has {coordinates}"
+            )
+
+    def given(self, base: Tensor, source: Tensor | None) -> Tensor:
+        """Return the source, or else the constant that the intervention carries, in the shape and dtype of `base`.
+
+        Raises:
+            SpecError: there is neither, or it does not fit the base.
+        """
+        value, name = self.source_representation if source is None else source, type(self).__name__
+        if value is None:
+            raise SpecError(f"{name} needs a source: pass one, or construct it with source_representation=")
+        try:
+            return value.to(base).expand_as(base)
+        except RuntimeError:
+            found = f"{tuple(value.shape)} does not fit the base {tuple(base.shape)}"
+            raise SpecError(f"{name}: the source {found}") from None
 
     @classmethod
     def takes_subspaces(cls) -> bool:
@@ -109,7 +170,7 @@ class Intervention(nn.Module, ABC):
         """Mark the coordinates of `base` that a call works in; `None` where it is all of them.
 
         Args:
-            base: `(batch, ..., width)`.
+            base: `(batch, ..., width)`: vectors, or their coordinates in a basis.
             subspaces: one tuple of parts for each example; `None` for the first `interchange_dim` coordinates.
 
         Returns:
@@ -129,6 +190,27 @@ class Intervention(nn.Module, ABC):
         else:
             return None
         return mask.view(len(mask), *([1] * (base.ndim - 2)), width).to(base.device).expand_as(base)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """Make room for saved values that this instance has none of so far: a constant, what was fitted."""
+        for name, buffer in self._buffers.items():
+            saved = state_dict.get(prefix + name)
+            if buffer is None and saved is not None:
+                self.register_buffer(name, torch.empty_like(saved))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def restricted(self, change: Tensor, subspaces: Choice | None) -> Tensor:
+        """Return a change of coordinates, zero outside the chosen ones.
+
+        Args:
+            change: `(batch, ..., k)`: of the coordinates in a basis.
+            subspaces: one tuple of parts for each example; `None` for all.
+
+        Raises:
+            SpecError: as for `chosen`.
+        """
+        mask = self.chosen(change, subspaces)
+        return change if mask is None else torch.where(mask, change, 0)
 
     def within(self, base: Tensor, new: Tensor, subspaces: Choice | None) -> Tensor:
         """Return `new` in the chosen coordinates and `base` in all others.
@@ -157,5 +239,14 @@ class SourcelessIntervention(Intervention):
     source_kind: SourceKind = "none"
 
 
-class TrainableIntervention(Intervention):
-    """Base class of interventions with parameters; combine with `SourcelessIntervention` where no source is read."""
+def _constructor_arguments(kind: type) -> Iterator[str]:
+    """Yield the names of the constructor's arguments; where it takes `**kwargs`, those of the next class, too."""
+    for owner in kind.__mro__:
+        if "__init__" not in vars(owner):
+            continue
+        parameters = list(inspect.signature(vars(owner)["__init__"]).parameters.values())[1:]
+        for one in parameters:
+            if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL):
+                yield one.name
+        if owner is Intervention or not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            return

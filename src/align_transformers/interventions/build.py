@@ -11,7 +11,7 @@ from .base import Intervention
 from .function import FunctionIntervention
 
 
-def build_intervention(spec: Any, options: Mapping[str, Any]) -> Intervention:
+def build_intervention(spec: Any, options: Mapping[str, Any], *, units: int = 1) -> Intervention:
     """Return the intervention that `spec` stands for.
 
     Args:
@@ -19,6 +19,8 @@ def build_intervention(spec: Any, options: Mapping[str, Any]) -> Intervention:
             `f(base, source, subspaces)`.
         options: constructor arguments by name; those that are `None` are left out. `embed_dim`, which the library finds
             out, is left out, too, where a constructor does not take it.
+        units: how many units an example may name. Over 1, a class that `joins_units` is constructed to see them as one
+            vector of `units` times `embed_dim` coordinates, unless `keep_last_dim` is among the options.
 
     Returns:
         An instance is handed back as it is; a class is constructed; a function is wrapped.
@@ -40,13 +42,21 @@ def build_intervention(spec: Any, options: Mapping[str, Any]) -> Intervention:
     if isinstance(spec, type):
         if not issubclass(spec, Intervention):
             raise SpecError(f"{spec.__name__} is not a subclass of Intervention")
-        return _construct(spec, given)
+        return _construct(spec, _joined(given, units) if spec.joins_units and units > 1 else given)
     if not callable(spec):
         raise SpecError(
             "an intervention is a subclass or an instance of Intervention, or a function (base, source) -> new; "
             f"found {spec!r}"
         )
     return FunctionIntervention(spec, **given)
+
+
+def _joined(given: Mapping[str, Any], units: int) -> dict[str, Any]:
+    """Return the options for an intervention that sees the units of an example as one vector."""
+    if given.get("keep_last_dim", False):
+        return dict(given)
+    wide = {"embed_dim": given["embed_dim"] * units} if "embed_dim" in given else {}
+    return {**given, **wide, "keep_last_dim": False}
 
 
 def _construct(kind: type[Intervention], given: Mapping[str, Any]) -> Intervention:

@@ -41,6 +41,17 @@ class FunctionIntervention(Intervention):
         self.arity = _arity(function)
         self.source_kind = "none" if self.arity == 1 else "optional"
 
+    def arguments(self) -> dict[str, Any]:
+        """Refuse: a function cannot be written down as data.
+
+        Raises:
+            SpecError: always.
+        """
+        raise SpecError(
+            f"FunctionIntervention holds {self.function!r}, which is code and cannot be saved as data: loading runs "
+            "nothing that a file names. Write a subclass of Intervention, and load it with that class"
+        )
+
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return what the function returns, or `base` where it returns `None`."""
         value = self.source_representation if source is None else source

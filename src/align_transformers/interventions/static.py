@@ -12,22 +12,6 @@ from ..subspaces import Choice
 from .base import ConstantSourceIntervention, Intervention, SourceKind, SourcelessIntervention
 
 
-def _given(source: Tensor | None, who: Intervention, base: Tensor) -> Tensor:
-    """Return the source, or else the constant that the intervention carries, in the shape and dtype of `base`.
-
-    Raises:
-        SpecError: there is neither, or it does not fit the base.
-    """
-    value = who.source_representation if source is None else source
-    name = type(who).__name__
-    if value is None:
-        raise SpecError(f"{name} needs a source: pass one, or construct it with source_representation=")
-    try:
-        return value.to(base).expand_as(base)
-    except RuntimeError:
-        raise SpecError(f"{name}: the source {tuple(value.shape)} does not fit the base {tuple(base.shape)}") from None
-
-
 @final
 class VanillaIntervention(Intervention):
     """Interchange intervention: the base's value becomes the source's (Geiger et al. 2020, arXiv:2004.14623).
@@ -38,7 +22,7 @@ class VanillaIntervention(Intervention):
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return `source`."""
-        return self.within(base, _given(source, self, base), subspaces)
+        return self.within(base, self.given(base, source), subspaces)
 
 
 @final
@@ -51,7 +35,7 @@ class AdditionIntervention(Intervention):
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return `base + source`."""
-        return self.within(base, base + _given(source, self, base), subspaces)
+        return self.within(base, base + self.given(base, source), subspaces)
 
 
 @final
@@ -64,7 +48,7 @@ class SubtractionIntervention(Intervention):
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return `base - source`."""
-        return self.within(base, base - _given(source, self, base), subspaces)
+        return self.within(base, base - self.given(base, source), subspaces)
 
 
 @final
@@ -94,6 +78,7 @@ class MeanIntervention(ConstantSourceIntervention):
     """
 
     source_kind: SourceKind = "constant"
+    tensor_arguments: ClassVar[tuple[str, ...]] = ("source_representation", "activations")
 
     def __init__(self, *, activations: Tensor | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -102,7 +87,7 @@ class MeanIntervention(ConstantSourceIntervention):
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return the mean."""
-        return self.within(base, _given(source, self, base), subspaces)
+        return self.within(base, self.given(base, source), subspaces)
 
 
 @final
@@ -149,7 +134,7 @@ class SkipIntervention(Intervention):
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return `source`, which the engine read at the module's input."""
-        return self.within(base, _given(source, self, base), subspaces)
+        return self.within(base, self.given(base, source), subspaces)
 
 
 @final

@@ -1,0 +1,281 @@
+"""Frozen interventions fitted from labelled activations: steering vectors, probe directions, erasure."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Literal, TypeVar, final, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .._errors import SpecError
+from ..subspaces import Basis, Choice
+from ..subspaces.concepts import class_numbers, difference_of_means, inlp, leace, logistic_regression, two_classes
+from .base import Intervention, SourceKind, SourcelessIntervention
+from .rotated import swap_in
+
+DirectionOperation = Literal["add", "swap", "ablate"]
+"""What is done along a direction: `strength` times the vector is added; what the base has along it becomes what the
+source has; what the base has along it becomes zero, or the mean."""
+
+ErasureMethod = Literal["leace", "inlp"]
+
+Self = TypeVar("Self", bound="DirectionIntervention")
+
+
+def _kept(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return what was fitted in the precision of the activations, at least float32."""
+    return tensor.to(torch.promote_types(like.dtype, torch.float32))
+
+
+class DirectionIntervention(Intervention):
+    """Base class of edits along one fitted, frozen direction. The same one is used for every unit.
+
+    Args:
+        embed_dim: width of the vectors.
+        operation: `add`: `strength` times the fitted vector is added, at its fitted length; `swap`: the base's
+            coordinate along it becomes the source's; `ablate`: the coordinate becomes zero. Only `swap` needs a source.
+        strength: of `add`; negative steers away.
+        keep_mean: `ablate` to the mean coordinate of the activations it was fitted from, instead of zero.
+        **kwargs: as for `Intervention`; the only coordinate is the one along the direction, so an example for which
+            subspaces name no part is left alone.
+
+    Raises:
+        SpecError: the operation is unknown; as for `Intervention`.
+    """
+
+    vector: Tensor | None
+    mean: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        operation: DirectionOperation = "add",
+        strength: float = 1.0,
+        keep_mean: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(embed_dim=embed_dim, **kwargs)
+        if operation not in get_args(DirectionOperation):
+            raise SpecError(f"operation is one of {', '.join(get_args(DirectionOperation))}; found {operation!r}")
+        self.limit_partition(1)
+        self.operation, self.strength, self.keep_mean = operation, strength, keep_mean
+        self.source_kind: SourceKind = "run" if operation == "swap" else "none"
+        for name in ("vector", "mean"):
+            self.register_buffer(name, None)
+
+    @property
+    def direction(self) -> Float[Tensor, " width"]:
+        """The direction, of length 1.
+
+        Raises:
+            SpecError: it has not been fitted.
+        """
+        vector = self._fitted()[0]
+        return vector / vector.norm()
+
+    def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
+        """Return the base edited along the direction."""
+        vector, mean = self._fitted()
+        basis = Basis.orthonormal(self.direction.unsqueeze(1))
+        if self.operation == "swap":
+            return swap_in(self, basis, base, source, subspaces)
+        coordinate = basis.read(base)
+        if self.operation == "add":
+            change = torch.full_like(coordinate, self.strength) * vector.norm().to(coordinate)
+        else:
+            change = (basis.read(mean.to(base.device)) if self.keep_mean else 0.0) - coordinate
+        return basis.moved(base, self.restricted(change, subspaces))
+
+    def _fitted(self) -> tuple[Tensor, Tensor]:
+        if self.vector is None or self.mean is None:
+            name = type(self).__name__
+            raise SpecError(f"{name} has no direction yet: make it with {name}.fit(activations, labels)")
+        return self.vector, self.mean
+
+    @classmethod
+    @abstractmethod
+    def fit(cls: type[Self], activations: Float[Tensor, "n width"], labels: Tensor, **options: Any) -> Self:
+        """Fit the direction to labelled activations."""
+
+    @classmethod
+    def _along(cls: type[Self], vector: Tensor, activations: Tensor, options: dict[str, Any]) -> Self:
+        """Make one of a fitted vector.
+
+        Raises:
+            SpecError: the vector is zero: there is no direction.
+        """
+        if not float(vector.norm()) > 0:
+            raise SpecError("the activations of both classes are alike: there is no direction between them")
+        one = cls(embed_dim=len(vector), **options)
+        one.register_buffer("vector", _kept(vector, activations))
+        one.register_buffer("mean", _kept(activations.detach().double().mean(0), activations))
+        return one
+
+
+@final
+class DifferenceOfMeansIntervention(DirectionIntervention):
+    """The difference of the means of two classes: a steering vector (CAA; Rimsky et al. 2023, arXiv:2312.06681).
+
+    The arguments are those of `DirectionIntervention`; by default `strength` times the difference is added.
+
+    >>> activations, labels = torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1])
+    >>> DifferenceOfMeansIntervention.fit(activations, labels, strength=0.5)(torch.zeros(1, 1, 2)).tolist()
+    [[[1.0, 0.0]]]
+    """
+
+    @classmethod
+    def fit(
+        cls, activations: Float[Tensor, "n width"], labels: Tensor, **options: Any
+    ) -> DifferenceOfMeansIntervention:
+        """Take the mean of the class of the larger label less that of the other.
+
+        Args:
+            activations: one row an example.
+            labels: `(n,)`, of two classes: booleans or numbers.
+            **options: as for the class.
+
+        Raises:
+            SpecError: there are not two classes, or their means are equal.
+        """
+        return cls._along(difference_of_means(activations.detach().double(), labels), activations, options)
+
+
+@final
+class LinearProbeIntervention(DirectionIntervention):
+    """The direction of a linear probe, a logistic regression (Alain and Bengio 2016, arXiv:1610.01644).
+
+    The arguments are those of `DirectionIntervention`, but by default the coordinate along the direction is swapped.
+    The vector is of length 1 and points to the class of the larger label.
+
+    >>> activations, labels = torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1])
+    >>> probe = LinearProbeIntervention.fit(activations, labels)
+    >>> probe(torch.zeros(1, 1, 2), torch.full((1, 1, 2), 3.0)).tolist()
+    [[[3.0, 0.0]]]
+    """
+
+    def __init__(self, *, embed_dim: int, operation: DirectionOperation = "swap", **kwargs: Any) -> None:
+        super().__init__(embed_dim=embed_dim, operation=operation, **kwargs)
+        self.threshold: Tensor | None
+        self.register_buffer("threshold", None)
+
+    @classmethod
+    def fit(
+        cls, activations: Float[Tensor, "n width"], labels: Tensor, *, l2: float = 1e-3, **options: Any
+    ) -> LinearProbeIntervention:
+        """Fit a logistic regression.
+
+        Args:
+            activations: one row an example.
+            labels: `(n,)`, of two classes: booleans or numbers.
+            l2: see `logistic_regression`.
+            **options: as for the class.
+
+        Raises:
+            SpecError: there are not two classes, or nothing tells them apart.
+        """
+        found = logistic_regression(activations, two_classes(labels, len(activations)), l2=l2)
+        weight, bias = found.weight[:, 1] - found.weight[:, 0], found.bias[1] - found.bias[0]
+        one = cls._along(weight / weight.norm().clamp_min(torch.finfo(weight.dtype).tiny), activations, options)
+        one.register_buffer("threshold", _kept(-bias / weight.norm(), activations))
+        return one
+
+    def predict(self, activations: Float[Tensor, "... width"]) -> Tensor:
+        """Return for each vector whether the probe takes it to be of the class of the larger label.
+
+        Raises:
+            SpecError: it has not been fitted.
+        """
+        if self.threshold is None:
+            raise SpecError("LinearProbeIntervention has no threshold yet: make it with .fit(activations, labels)")
+        direction = self.direction
+        return activations.to(direction.dtype) @ direction > self.threshold
+
+
+@final
+class ErasureIntervention(SourcelessIntervention):
+    """Erase a concept by an affine projection: `x - (x - mean) @ into @ back`, fitted beforehand and frozen.
+
+    LEACE (Belrose et al. 2023, arXiv:2306.03819) is the smallest change after which no linear classifier finds the
+    concept; INLP (Ravfogel et al. 2020, arXiv:2004.07667) projects the directions of trained classifiers away. The same
+    one is applied to each unit.
+
+    Args:
+        embed_dim: width of the vectors.
+        method: `leace` or `inlp`.
+        **kwargs: as for `Intervention`; a partition is one of the erased directions.
+
+    Raises:
+        SpecError: the method is unknown; as for `Intervention`.
+
+    >>> activations, labels = torch.tensor([[0.0, 1.0], [2.0, 3.0], [1.0, 0.0], [3.0, 2.0]]), torch.tensor([0, 0, 1, 1])
+    >>> erased = ErasureIntervention.fit(activations, labels)(activations.unsqueeze(1)).squeeze(1)
+    >>> torch.allclose(erased[:2].mean(0), erased[2:].mean(0), atol=1e-6)
+    True
+    """
+
+    mean: Tensor | None
+    into: Tensor | None
+    back: Tensor | None
+
+    def __init__(self, *, embed_dim: int, method: ErasureMethod = "leace", **kwargs: Any) -> None:
+        super().__init__(embed_dim=embed_dim, **kwargs)
+        if method not in get_args(ErasureMethod):
+            raise SpecError(f"method is one of {', '.join(get_args(ErasureMethod))}; found {method!r}")
+        self.method = method
+        for name in ("mean", "into", "back"):
+            self.register_buffer(name, None)
+
+    @classmethod
+    def fit(
+        cls,
+        activations: Float[Tensor, "n width"],
+        labels: Tensor,
+        *,
+        method: ErasureMethod = "leace",
+        rounds: int = 20,
+        l2: float = 1e-3,
+        **options: Any,
+    ) -> ErasureIntervention:
+        """Fit what erases the labels.
+
+        Args:
+            activations: one row an example. What is fitted is kept in their precision, at least float32: covariances
+                vanish to rounding, so give float64 where that matters.
+            labels: `(n,)` of two or more classes; for LEACE also `(n, c)`, any features.
+            method: `leace` or `inlp`.
+            rounds: of INLP, at most.
+            l2: of INLP's classifiers.
+            **options: as for the class.
+
+        Raises:
+            SpecError: labels do not fit, or nothing linear is there to be erased.
+        """
+        one = cls(embed_dim=activations.shape[1], method=method, **options)
+        if method == "leace" and labels.ndim == 2 and len(labels) == len(activations):
+            found = leace(activations, labels.double())
+        else:
+            numbers = class_numbers(labels, len(activations))
+            if method == "inlp":
+                found = inlp(activations, numbers, rounds=rounds, l2=l2)
+            else:
+                found = leace(activations, torch.nn.functional.one_hot(numbers).double())
+        if found.into.shape[1] == 0:
+            raise SpecError("the activations tell nothing linear about the labels: there is nothing to erase")
+        one.limit_partition(found.into.shape[1])
+        for name in ("mean", "into", "back"):
+            one.register_buffer(name, _kept(getattr(found, name), activations))
+        return one
+
+    def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
+        """Return the base with the concept erased.
+
+        Raises:
+            SpecError: it has not been fitted.
+        """
+        if self.mean is None or self.into is None or self.back is None:
+            raise SpecError("ErasureIntervention has nothing to erase yet: make it with .fit(activations, labels)")
+        basis = Basis(len(self.mean), self.into, self.back)
+        return basis.moved(base, self.restricted(-basis.read(basis.lift(base) - self.mean.to(base.device)), subspaces))

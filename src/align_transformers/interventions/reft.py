@@ -1,0 +1,94 @@
+"""Representation fine-tuning: low-rank edits that read no source."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..subspaces import Basis, Choice, Rotation, uncast
+from .base import SourcelessIntervention
+from .trainable import TrainableIntervention
+
+
+@final
+class LoreftIntervention(SourcelessIntervention, TrainableIntervention):
+    """LoReFT: `h + Rᵀ(W h + b - R h)` (Wu et al. 2024, arXiv:2404.03592), with orthonormal rows R.
+
+    What h has in the subspace becomes a learned function of h. The same one is applied to each unit
+    (`keep_last_dim=True`), as in the paper; `keep_last_dim=False` and the width of all units make it span them all.
+
+    Args:
+        embed_dim: width of the vectors.
+        low_rank_dimension: rows of R.
+        **kwargs: as for `Intervention`; a partition is one of the subspace's coordinates.
+
+    Raises:
+        SpecError: there are no subspaces of so many dimensions; as for `Intervention`.
+
+    >>> import torch
+    >>> LoreftIntervention(embed_dim=4, low_rank_dimension=1)(torch.zeros(1, 1, 4)).shape
+    torch.Size([1, 1, 4])
+    """
+
+    def __init__(self, *, embed_dim: int, low_rank_dimension: int, **kwargs: Any) -> None:
+        super().__init__(embed_dim=embed_dim, low_rank_dimension=low_rank_dimension, **kwargs)
+        self.rotate_layer = Rotation(embed_dim, low_rank_dimension)
+        self.learned_source = nn.Linear(embed_dim, low_rank_dimension)
+        self.limit_partition(low_rank_dimension)
+
+    @property
+    def rotation(self) -> Float[Tensor, "width k"]:
+        """R transposed: orthonormal columns."""
+        return self.rotate_layer.weight
+
+    def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
+        """Return `base + (W base + b - R base)` along R, in the chosen coordinates."""
+        basis = Basis.orthonormal(self.rotation)
+        change = _linear(self.learned_source, basis, base) - basis.read(base)
+        return basis.moved(base, self.restricted(change, subspaces))
+
+
+@final
+class DireftIntervention(SourcelessIntervention, TrainableIntervention):
+    """DiReFT, LoReFT's ablation: `h + Rᵀ(W h + b)` (Wu et al. 2024, arXiv:2404.03592), with orthonormal rows R.
+
+    What h has in the subspace already is kept and added to. The same one is applied to each unit
+    (`keep_last_dim=True`), as in the paper; `keep_last_dim=False` and the width of all units make it span them all.
+
+    Args:
+        embed_dim: width of the vectors.
+        low_rank_dimension: rows of R.
+        **kwargs: as for `Intervention`; a partition is one of the subspace's coordinates.
+
+    Raises:
+        SpecError: there are no subspaces of so many dimensions; as for `Intervention`.
+
+    >>> import torch
+    >>> DireftIntervention(embed_dim=4, low_rank_dimension=1)(torch.zeros(1, 1, 4)).shape
+    torch.Size([1, 1, 4])
+    """
+
+    def __init__(self, *, embed_dim: int, low_rank_dimension: int, **kwargs: Any) -> None:
+        super().__init__(embed_dim=embed_dim, low_rank_dimension=low_rank_dimension, **kwargs)
+        self.rotate_layer = Rotation(embed_dim, low_rank_dimension)
+        self.learned_source = nn.Linear(embed_dim, low_rank_dimension)
+        self.limit_partition(low_rank_dimension)
+
+    @property
+    def rotation(self) -> Float[Tensor, "width k"]:
+        """R transposed: orthonormal columns."""
+        return self.rotate_layer.weight
+
+    def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
+        """Return `base + (W base + b)` along R, in the chosen coordinates."""
+        basis = Basis.orthonormal(self.rotation)
+        return basis.moved(base, self.restricted(_linear(self.learned_source, basis, base), subspaces))
+
+
+def _linear(layer: nn.Linear, basis: Basis, x: Tensor) -> Tensor:
+    """Return what a linear layer makes of `x`, in the precision of the basis."""
+    x = basis.lift(x)
+    with uncast(x):
+        return nn.functional.linear(x, layer.weight.to(x), layer.bias.to(x))
