@@ -80,7 +80,8 @@ SITES = st.fixed_dictionaries(
 POSITIONS = st.fixed_dictionaries(
     {"rows": ROWS, "heads": ROWS, "steps": st.just("all") | st.lists(st.integers(0, 4), max_size=2)}
 )
-READS = st.fixed_dictionaries({"run": st.just("source"), "site": SITES, "positions": POSITIONS})
+EXAMPLES = st.none() | st.lists(st.integers(0, 3), max_size=3)
+READS = st.fixed_dictionaries({"run": st.just("source"), "site": SITES, "positions": POSITIONS, "examples": EXAMPLES})
 EDITS = st.fixed_dictionaries(
     {
         "name": st.text(),
@@ -93,10 +94,14 @@ EDITS = st.fixed_dictionaries(
 )
 
 
-@given(st.lists(EDITS, max_size=4, unique_by=lambda edit: edit["name"]), st.booleans())
-def test_a_plan_survives_json(edits, wants_source):
-    runs = [{"name": "source", "input": "s", "edits": []}, {"name": "base", "input": "b", "edits": edits}]
-    data = {"runs": runs, "outputs": ["base", "source"][: 1 + wants_source]}
+LOGITS = st.none() | st.fixed_dictionaries({"tokens": st.none() | st.lists(st.integers(0, 9), max_size=3)})
+
+
+@given(st.lists(EDITS, max_size=4, unique_by=lambda edit: edit["name"]), st.booleans(), EXAMPLES, LOGITS)
+def test_a_plan_survives_json(edits, wants_source, examples, logits):
+    source = {"name": "source", "input": "s", "edits": [], "examples": None}
+    runs = [source, {"name": "base", "input": "b", "edits": edits, "examples": examples}]
+    data = {"runs": runs, "outputs": ["base", "source"][: 1 + wants_source], "logits": logits}
     plan = Plan.from_dict(data)
     written = json.dumps(plan.to_dict())
     assert json.loads(written) == data

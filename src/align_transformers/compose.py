@@ -90,10 +90,7 @@ def compose(
         PlanError: sources and groups do not fit, or an edit would change nothing.
     """
     groups = config.groups()
-    sources = _sources(call.sources, len(groups))
-    names = _names(config.mode, sources)
-    inputs = {"base": _input("base", call.base)}
-    inputs |= {name: source for name, source in zip(names, sources, strict=True) if name and source is not None}
+    names, inputs = _named(config, groups, call)
     links = _links(config.mode, groups, names)
     located = _locations(call.unit_locations, links, representations, inputs)
     subspaces = choose_subspaces(call.subspaces, len(representations), batch_size(call.base))
@@ -111,6 +108,26 @@ def compose(
     plan = Plan(tuple(runs), ("original", "base") if original else ("base",))
     _check_all_matter(plan)
     return Composed(plan, inputs, constants)
+
+
+def inputs_of(config: IntervenableConfig, call: Call) -> dict[str, Inputs]:
+    """Return the inputs of a call under the names that its plan has for them.
+
+    Raises:
+        SpecError, PlanError: as for `compose`.
+    """
+    return _named(config, config.groups(), call)[1]
+
+
+def _named(
+    config: IntervenableConfig, groups: Sequence[Sequence[int]], call: Call
+) -> tuple[list[str | None], dict[str, Inputs]]:
+    """Return the name of each group's source, and the inputs by name."""
+    sources = _sources(call.sources, len(groups))
+    names = _names(config.mode, sources)
+    inputs = {"base": _input("base", call.base)}
+    inputs |= {name: source for name, source in zip(names, sources, strict=True) if name and source is not None}
+    return names, inputs
 
 
 def _input(name: str, value: Any) -> Inputs:

@@ -220,3 +220,7 @@ def _representations(given: Any) -> tuple[RepresentationConfig, ...]:
         if not isinstance(one, RepresentationConfig):
             raise SpecError(f"a representation is a RepresentationConfig or a dict; found {one!r}")
     return tuple(found)
+
+
+IntervenableRepresentationConfig = RepresentationConfig
+"""The older, longer name."""

@@ -13,6 +13,9 @@ from .positions import EVERYWHERE, Positions
 from .sites import Site
 from .subspaces import Choice
 
+Examples = tuple[int, ...]
+"""Numbers of examples of a batch, from 0; one may be named twice."""
+
 
 @dataclass(frozen=True)
 class Read:
@@ -22,11 +25,14 @@ class Read:
         run: name of the run that is read.
         site: where in the network.
         positions: at which places of the read run's sequence.
+        examples: which example of the read run each line of `positions` looks at; `None`: the one of the same number,
+            or the only one.
     """
 
     run: str
     site: Site
     positions: Positions = EVERYWHERE
+    examples: Examples | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,31 @@ class Edit:
 
 @dataclass(frozen=True)
 class Run:
-    """One forward pass of the model: an input, by name, and the edits made on the way, in their stated order."""
+    """What the model makes of an input while it is edited.
+
+    Args:
+        name: unique in the plan.
+        input: name of the input.
+        edits: what is done on the way, in this order.
+        examples: which examples of the input it works on, in this order; one may stand there many times, so that each
+            copy is edited elsewhere. `None`: all of them, once.
+    """
 
     name: str
     input: str
     edits: tuple[Edit, ...] = ()
+    examples: Examples | None = None
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Which logits of the wanted runs are wanted: those at the last real token of every example.
+
+    Args:
+        tokens: ids of the tokens whose logits are wanted, in this order; `None` for the whole vocabulary.
+    """
+
+    tokens: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +99,8 @@ class Plan:
     Args:
         runs: all runs, each with a unique name.
         outputs: names of the runs whose outputs are wanted.
+        logits: what of their outputs is wanted, so that nothing else need be computed; `None`: all that the model
+            returns.
 
     Raises:
         PlanError: two runs or two edits share a name, no output is wanted, or the reads form a circle.
@@ -86,6 +114,7 @@ class Plan:
 
     runs: tuple[Run, ...]
     outputs: tuple[str, ...]
+    logits: Logits | None = None
     _by_name: dict[str, Run] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -134,7 +163,8 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-able data; `Plan.from_dict` is the inverse."""
-        return {"runs": [asdict(run) for run in self.runs], "outputs": list(self.outputs)}
+        logits = None if self.logits is None else asdict(self.logits)
+        return {"runs": [asdict(run) for run in self.runs], "outputs": list(self.outputs), "logits": logits}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -144,7 +174,9 @@ class Plan:
             SpecError: this is not what `to_dict` writes.
         """
         try:
-            return cls(tuple(_run(run) for run in data["runs"]), tuple(data["outputs"]))
+            logits = data.get("logits")
+            wanted = None if logits is None else Logits(_tuples(logits["tokens"]))
+            return cls(tuple(_run(run) for run in data["runs"]), tuple(data["outputs"]), wanted)
         except (KeyError, TypeError) as error:
             raise SpecError(f"this is not a plan as Plan.to_dict writes it ({error!r})") from error
 
@@ -156,7 +188,7 @@ def _check_unique(names: Sequence[str], kind: str) -> None:
 
 
 def _run(data: Mapping[str, Any]) -> Run:
-    return Run(data["name"], data["input"], tuple(_edit(edit) for edit in data["edits"]))
+    return Run(data["name"], data["input"], tuple(map(_edit, data["edits"])), _tuples(data.get("examples")))
 
 
 def _edit(data: Mapping[str, Any]) -> Edit:
@@ -168,7 +200,8 @@ def _source(data: Mapping[str, Any] | None) -> Read | Constant | None:
     if data is None:
         return None
     if "run" in data:
-        return Read(data["run"], Site(**data["site"]), _positions(data["positions"]))
+        site, examples = Site(**data["site"]), _tuples(data.get("examples"))
+        return Read(data["run"], site, _positions(data["positions"]), examples)
     return Constant(data["name"])
 
 

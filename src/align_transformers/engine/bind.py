@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from .._errors import PlanError, PositionError, SiteError, UnknownNameError, near_misses
 from ..interventions import Intervention
 from ..models import Slot, uncompiled
-from ..plan import Constant, Edit, Plan, Read, Run
+from ..models.resolve import known_map
+from ..plan import Constant, Edit, Examples, Logits, Plan, Read, Run
 from ..positions import Positions, Rows
 from ..sites import Site
-from .inputs import Inputs, batch_size, real_spans, token_axis
+from .chain import Chain, find_chain
+from .inputs import Inputs, Span, batch_size, real_spans, token_axis
+from .kept import Kept
 from .places import Places, place
-from .schedule import Pass, schedule
+from .schedule import Depth, Pass, depth_of, schedule
 from .steps import find_place
 
 T = TypeVar("T")
@@ -41,6 +44,7 @@ class BoundEdit:
         places: index tensors at the input's positions.
         intervention: the operation.
         constant: the source value where it does not come from a run.
+        read: the read that it comes from, where it does.
     """
 
     edit: Edit
@@ -48,17 +52,34 @@ class BoundEdit:
     places: Places
     intervention: Intervention
     constant: Tensor | None
+    read: BoundRead | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """A plan that fits one model and its inputs; it can be run as it is."""
+    """A plan that fits one model and its inputs; it can be run as it is.
+
+    Args:
+        model: the user's, uncompiled.
+        passes: what is to be run, in order.
+        inputs: by name.
+        edits: by name.
+        reads: what later passes need of earlier ones.
+        logits: what of the outputs is wanted; `None`: all that the model returns.
+        chain: the model's blocks, where they are known.
+        depths: how deep each site is, where that is known.
+        known: the unedited states of inputs, where they are known already.
+    """
 
     model: nn.Module
     passes: tuple[Pass, ...]
     inputs: Mapping[str, Inputs]
     edits: Mapping[str, BoundEdit]
     reads: Mapping[Read, BoundRead]
+    logits: Logits | None = None
+    chain: Chain | None = None
+    depths: Mapping[Site, Depth | None] = field(default_factory=dict)
+    known: Mapping[str, Kept] = field(default_factory=dict)
 
 
 def bind(
@@ -67,6 +88,7 @@ def bind(
     inputs: Mapping[str, Inputs],
     interventions: Mapping[str, Intervention],
     constants: Mapping[str, Tensor] | None = None,
+    known: Mapping[str, Kept] | None = None,
 ) -> Bound:
     """Make a plan fit a model and its inputs. No forward pass is run.
 
@@ -76,6 +98,7 @@ def bind(
         inputs: for each input name of the plan the model's keyword arguments (or its only tensor).
         interventions: for each intervention name of the plan the module that computes the new value.
         constants: for each constant of the plan its value, broadcastable to `(batch, units, width)`.
+        known: for some of the inputs what the unedited model makes of them, so that runs need not begin at the start.
 
     Raises:
         UnknownNameError: the plan names an input, intervention or constant that was not handed in.
@@ -85,17 +108,80 @@ def bind(
     """
     for run in plan.runs:
         _look_up(inputs, run.input, "input")
-    passes = schedule(plan)
-    reads = {read: _bind_read(model, read, inputs[plan.run(read.run).input]) for one in passes for read in one.reads}
+        _check_examples(run, inputs[run.input])
+    slots = {site: find_place(model, site) for site in _sites(plan)}
+    chain = _chain(model)
+    depths = {site: _depth(site, slot, chain) for site, slot in slots.items()}
+    passes = schedule(plan, known=known or (), depth=depths.__getitem__)
+    spans = _Spans(inputs)
+    reads = {}
+    for read in (read for one in passes for read in one.reads):
+        reads[read] = _bind_read(slots[read.site], read, plan.run(read.run), spans)
     edits = {}
-    for one in passes:
-        for edit in one.run.edits:
-            bound = _bind_edit(model, edit, one.run, inputs[one.run.input], interventions, constants or {})
+    for run in (run for one in passes for run in one.runs):
+        for edit in run.edits:
+            bound = _bind_edit(slots[edit.site], edit, run, spans, interventions, constants or {})
             if isinstance(edit.source, Read):
-                source_input = inputs[plan.run(edit.source.run).input]
-                _check_fit(bound, reads[edit.source], inputs[one.run.input], source_input)
+                source = plan.run(edit.source.run)
+                _check_fit(
+                    bound,
+                    reads[edit.source],
+                    (inputs[run.input], _count(run, inputs)),
+                    (inputs[source.input], _count(source, inputs)),
+                )
+                bound = replace(bound, read=reads[edit.source])
             edits[edit.name] = bound
-    return Bound(uncompiled(model), passes, inputs, edits, reads)
+    return Bound(uncompiled(model), passes, inputs, edits, reads, plan.logits, chain, depths, known or {})
+
+
+class _Spans:
+    """Where the real tokens of the inputs are, looked up once for each input."""
+
+    def __init__(self, inputs: Mapping[str, Inputs]) -> None:
+        self.inputs = inputs
+        self._known: dict[tuple[str, str], list[Span] | None] = {}
+
+    def of(self, run: Run, stack: str) -> list[Span] | None:
+        """Return the spans of a run's examples; `None` if not known."""
+        key = run.input, stack
+        if key not in self._known:
+            self._known[key] = real_spans(self.inputs[run.input], stack)
+        spans = self._known[key]
+        return spans if spans is None or run.examples is None else [spans[example] for example in run.examples]
+
+
+def _sites(plan: Plan) -> list[Site]:
+    sites = dict.fromkeys(edit.site for edit in plan.edits())
+    return list(sites | dict.fromkeys(read.site for read in plan.reads()))
+
+
+def _chain(model: nn.Module) -> Chain | None:
+    found = known_map(model)
+    return None if found is None else find_chain(found)
+
+
+def _depth(site: Site, slot: Slot, chain: Chain | None) -> Depth | None:
+    """Return how deep a site is in a model whose blocks are known."""
+    if chain is None or slot.call is not None:
+        return None
+    if site.path is not None:
+        return chain.depth_of(slot.path) if site.call is None else None
+    depth = depth_of(site)
+    return depth if depth is None or chain.knows(depth) else None
+
+
+def _count(run: Run, inputs: Mapping[str, Inputs]) -> int:
+    """Return how many examples a run works on."""
+    return batch_size(inputs[run.input]) if run.examples is None else len(run.examples)
+
+
+def _check_examples(run: Run, inputs: Inputs) -> None:
+    batch = batch_size(inputs)
+    wrong = [example for example in run.examples or () if not 0 <= example < batch]
+    if wrong:
+        raise PlanError(
+            f"run {run.name!r} works on example {wrong[0]}, but the input {run.input!r} has {batch}, from 0"
+        )
 
 
 def _look_up(table: Mapping[str, T], name: str, kind: str) -> T:
@@ -104,23 +190,33 @@ def _look_up(table: Mapping[str, T], name: str, kind: str) -> T:
     return table[name]
 
 
-def _bind_read(model: nn.Module, read: Read, source: Inputs) -> BoundRead:
-    slot = find_place(model, read.site)
+def _bind_read(slot: Slot, read: Read, run: Run, spans: _Spans) -> BoundRead:
     if read.positions.steps:
         raise PlanError(f"{read.site} is read from the run {read.run!r}: generated tokens can only be edited, not read")
-    _check_positions(read.positions, read.site, source, f"run {read.run!r}")
-    return BoundRead(read, slot, place(read.positions, slot, batch_size(source)))
+    batch = _count(run, spans.inputs)
+    if read.examples is not None:
+        _check_read_examples(read, batch)
+    _check_positions(read.positions, read.site, spans.of(run, read.site.sequence), f"run {read.run!r}", read.examples)
+    return BoundRead(read, slot, place(read.positions, slot, batch, read.examples))
+
+
+def _check_read_examples(read: Read, batch: int) -> None:
+    examples = read.examples or ()
+    if read.positions.rows is None or len(read.positions.rows) != len(examples):
+        raise PlanError(f"{read.site} of run {read.run!r}: examples={list(examples)} needs as many lines of positions")
+    wrong = [example for example in examples if not 0 <= example < batch]
+    if wrong:
+        raise PlanError(f"{read.site} is read from example {wrong[0]} of run {read.run!r}, which has {batch}, from 0")
 
 
 def _bind_edit(
-    model: nn.Module,
+    slot: Slot,
     edit: Edit,
     run: Run,
-    base: Inputs,
+    spans: _Spans,
     interventions: Mapping[str, Intervention],
     constants: Mapping[str, Tensor],
 ) -> BoundEdit:
-    slot = find_place(model, edit.site)
     intervention = _look_up(interventions, edit.intervention, "intervention")
     constant = _look_up(constants, edit.source.name, "constant") if isinstance(edit.source, Constant) else None
     if edit.source is None:
@@ -130,7 +226,7 @@ def _bind_edit(
                 f"{type(intervention).__name__} at {edit.site} needs a source: a source run, a source representation, "
                 "or an instance constructed with source_representation="
             )
-    batch = batch_size(base)
+    batch = _count(run, spans.inputs)
     if edit.subspace is not None and len(edit.subspace) != batch:
         raise PlanError(f"subspaces at {edit.site} name {len(edit.subspace)} examples, but the batch has {batch}")
     if intervention.writes:
@@ -143,15 +239,18 @@ def _bind_edit(
             f"{type(intervention).__name__} at {edit.site} sees all units of an example as one vector "
             "(keep_last_dim=False), so every example must name the same number of units"
         )
-    _check_positions(edit.positions, edit.site, base, f"run {run.name!r}")
+    _check_positions(edit.positions, edit.site, spans.of(run, edit.site.sequence), f"run {run.name!r}")
     if constant is not None:
         _check_constant(constant, edit, batch, _widths(slot, edit.positions.heads))
     return BoundEdit(edit, slot, place(edit.positions, slot, batch), intervention, constant)
 
 
-def _check_positions(positions: Positions, site: Site, inputs: Inputs, who: str) -> None:
+def _check_positions(
+    positions: Positions, site: Site, spans: list[Span] | None, who: str, examples: Examples | None = None
+) -> None:
     """Refuse positions outside the sequence or on its padding, as far as the input tells."""
-    spans = real_spans(inputs, site.sequence)
+    if spans is not None and examples is not None:
+        spans = [spans[example] for example in examples]
     if spans is None or positions.rows is None:
         return
     if len(spans) == 1:
@@ -177,11 +276,19 @@ def _check_constant(constant: Tensor, edit: Edit, batch: int, width: int | None)
             )
 
 
-def _check_fit(edit: BoundEdit, read: BoundRead, base: Inputs, source: Inputs) -> None:
-    """Refuse a read that cannot fill the places of its edit."""
+def _check_fit(edit: BoundEdit, read: BoundRead, into: tuple[Inputs, int], out_of: tuple[Inputs, int]) -> None:
+    """Refuse a read that cannot fill the places of its edit.
+
+    Args:
+        edit: what is written.
+        read: what is read for it.
+        into: the edited run's input, and how many examples the run has.
+        out_of: the read run's, likewise.
+    """
     written, read_at = edit.edit.positions, read.read.positions
     where = f"{edit.edit.site} (source: {read.read.site} of run {read.read.run!r})"
-    batches = (batch_size(base), read_at.batch or batch_size(source))
+    (base, count), (source, source_count) = into, out_of
+    batches = count, read_at.batch or source_count
     if batches[1] not in (1, batches[0]):
         raise PlanError(f"{where}: the base has {batches[0]} examples, but {batches[1]} are read from the source")
     if written.steps and read_at.widest != 1:

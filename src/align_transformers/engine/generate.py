@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._errors import PlanError
+from .apply import Work
 from .bind import Bound
 from .hooks import before_forward
 from .inputs import Inputs, batch_size, token_axis
-from .run import Outcome, Work, execute
+from .run import Outcome, execute
 from .window import Window
 
 _TOKENS = ("decoder_input_ids", "input_ids", "inputs_embeds")
@@ -31,8 +32,8 @@ def generate(bound: Bound, options: Mapping[str, Any]) -> Outcome:
         PlanError: the model cannot generate, the prompt has no tokens, or several outputs are wanted.
         NeverFiredError: an edit was never reached, for example a step past the end of the text.
     """
-    _checked(bound.model, bound.inputs[bound.passes[-1].run.input])
-    wanted = [one.run.name for one in bound.passes if one.wanted]
+    _checked(bound.model, bound.inputs[bound.passes[-1].runs[0].input])
+    wanted = [run.name for one in bound.passes if one.wanted for run in one.runs]
     if len(wanted) != 1:
         raise PlanError(f"one run can be generated from, but the plan wants the outputs of {wanted}")
 

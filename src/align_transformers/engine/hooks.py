@@ -131,3 +131,36 @@ def before_forward(model: nn.Module, act: Callable[[dict[str, Any]], None]) -> I
 
     with model.register_forward_pre_hook(hook, with_kwargs=True, prepend=True):
         yield
+
+
+@contextmanager
+def before_call(module: nn.Module, act: Callable[[nn.Module, Any], Any]) -> Iterator[None]:
+    """Call `act(module, (args, kwargs))` before every call of a module while the context is open.
+
+    What it returns, if not `None`, are the arguments that the module gets.
+    """
+
+    def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return act(module, (args, kwargs))
+
+    with module.register_forward_pre_hook(hook, with_kwargs=True):
+        yield
+
+
+@contextmanager
+def after_call(module: nn.Module, act: Callable[[nn.Module, Any, Any], Any], *, first: bool = False) -> Iterator[None]:
+    """Call `act(module, (args, kwargs), output)` after every call of a module while the context is open.
+
+    What it returns, if not `None`, is what the module returns.
+
+    Args:
+        module: any.
+        act: to be called.
+        first: before the hooks that stand already, not after them.
+    """
+
+    def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        return act(module, (args, kwargs), output)
+
+    with module.register_forward_hook(hook, prepend=first, with_kwargs=True):
+        yield

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from .._errors import PlanError
@@ -13,6 +15,9 @@ Inputs = Mapping[str, Any] | Tensor
 """The keyword arguments of the model, or one tensor for its only argument."""
 
 Span = tuple[int, int]
+
+_CACHES = ("past_key_values", "cache_params")
+_RECORDS = ("output_hidden_states", "output_attentions", "output_router_logits", "labels")
 
 
 def batch_size(inputs: Inputs) -> int:
@@ -84,3 +89,54 @@ def real_spans(inputs: Inputs, stack: str = "") -> list[Span] | None:
         real = [column for column, kept in enumerate(row) if kept]
         spans.append((real[0], real[-1] + 1) if real else (0, 0))
     return spans
+
+
+def examples_of(inputs: Inputs, examples: Sequence[int] | None) -> Inputs:
+    """Return an input whose batch is made of some of the examples, as often and in the order that is said.
+
+    Args:
+        inputs: the model's.
+        examples: numbers from 0; `None` for the input as it is.
+    """
+    if examples is None:
+        return inputs
+    batch, picked = batch_size(inputs), list(examples)
+    if isinstance(inputs, Tensor):
+        return inputs[picked]
+    return {
+        name: value[picked] if _is_batched(value) and value.shape[0] == batch else value
+        for name, value in inputs.items()
+    }
+
+
+def last_columns(inputs: Inputs) -> Int64[Tensor, " batch"] | None:
+    """Return the column of the last real token of every example; `None` if that is not known.
+
+    >>> ids = torch.zeros(2, 3, dtype=torch.long)
+    >>> last_columns({"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 0]] * 2)})
+    tensor([1, 1])
+    """
+    spans = real_spans(inputs, "decoder" if not isinstance(inputs, Tensor) and "decoder_input_ids" in inputs else "")
+    return None if spans is None else torch.tensor([end - 1 for _, end in spans])
+
+
+def whole_run_only(inputs: Inputs, config: Any, whole_output: bool) -> str:
+    """Return why a pass over an input has to run from the first block on; empty if it has not.
+
+    Args:
+        inputs: the model's.
+        config: the model's, or `None`.
+        whole_output: all that the model returns is wanted, with a cache if it makes one.
+    """
+    if isinstance(inputs, Tensor):
+        return ""
+    for name in _CACHES:
+        if inputs.get(name) is not None:
+            return f"{name} is handed in"
+    for name in _RECORDS:
+        value = inputs.get(name, getattr(config, name, False))
+        if value is not None and value is not False:
+            return f"{name} is asked for"
+    if whole_output and inputs.get("use_cache", getattr(config, "use_cache", False)):
+        return "its output holds a cache of all blocks (use_cache=False would do without)"
+    return ""

@@ -34,30 +34,64 @@ def inside_interfaces(visits: Mapping[int, Visits]) -> Iterator[None]:
     Args:
         visits: by `id` of the attention or experts module.
     """
-    from transformers.integrations.moe import ExpertsInterface
+
+    def visited(go: Callable[..., Any]) -> Around:
+        def call(
+            function: Callable[..., Any],
+            default: Callable[..., Any],
+            module: nn.Module,
+            inputs: tuple[Any, ...],
+            options: dict[str, Any],
+        ) -> Any:
+            asked = visits.get(id(module))
+            if asked is None:
+                return function(module, *inputs, **options)
+            return go(asked, function, default, module, *inputs, **options)
+
+        return call
+
+    with around_attention(visited(_attend)), _around_experts(visited(_consult)):
+        yield
+
+
+Around = Callable[[Callable[..., Any], Callable[..., Any], nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+"""Called as `around(function, eager, module, inputs, options)` instead of `function(module, *inputs, **options)`."""
+
+
+@contextmanager
+def around_attention(around: Around) -> Iterator[None]:
+    """Let every attention that goes through transformers' interface go through `around` while the context is open."""
     from transformers.modeling_utils import AttentionInterface
 
-    def wrapped(original: Any, go: Callable[..., Any]) -> Any:
-        def get_interface(self: Any, implementation: Any, default: Any) -> Any:
-            function = original(self, implementation, default)
+    with _around(AttentionInterface, around):
+        yield
 
-            def call(module: nn.Module, *inputs: Any, **options: Any) -> Any:
-                asked = visits.get(id(module))
-                if asked is None:
-                    return function(module, *inputs, **options)
-                return go(asked, function, default, module, *inputs, **options)
 
-            return call
+@contextmanager
+def _around_experts(around: Around) -> Iterator[None]:
+    from transformers.integrations.moe import ExpertsInterface
 
-        return get_interface
+    with _around(ExpertsInterface, around):
+        yield
 
-    originals = AttentionInterface.get_interface, ExpertsInterface.get_interface
-    AttentionInterface.get_interface = wrapped(originals[0], _attend)
-    ExpertsInterface.get_interface = wrapped(originals[1], _consult)
+
+@contextmanager
+def _around(interface: Any, around: Around) -> Iterator[None]:
+    original = interface.get_interface
+
+    def get_interface(self: Any, implementation: Any, default: Any) -> Any:
+        function = original(self, implementation, default)
+
+        def call(module: nn.Module, *inputs: Any, **options: Any) -> Any:
+            return around(function, default, module, inputs, options)
+
+        return call
+
+    interface.get_interface = get_interface
     try:
         yield
     finally:
-        AttentionInterface.get_interface, ExpertsInterface.get_interface = originals
+        interface.get_interface = original
 
 
 def _attend(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,30 @@ class Effect:
     change: float
 
 
+@dataclass(frozen=True)
+class Passed:
+    """One forward pass that was run.
+
+    Args:
+        runs: the runs it carried out.
+        way: `full`: from the first block on; `late`: one run from its first edit on; `together`: several runs, each
+            from its first edit on; `packed`: likewise, only the positions from the first edit on.
+        rows: of the pass.
+        columns: of the pass.
+        why: why it could not do with less, where it could have started late.
+    """
+
+    runs: tuple[str, ...]
+    way: str
+    rows: int
+    columns: int
+    why: str = ""
+
+
+_HELD = 2**16
+"""Numbers that an edit may hold until somebody asks for the ledger."""
+
+
 class Tally:
     """Counts one edit while a pass runs."""
 
@@ -43,6 +67,7 @@ class Tally:
         self.rows = 0
         self.positions = 0
         self._changes: list[Tensor] = []
+        self._pending: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def count(self, old: Tensor, new: Tensor | None, real: Tensor | None) -> None:
         """Note one firing.
@@ -61,22 +86,32 @@ class Tally:
             self.rows += int(touched.flatten(1).any(1).sum())
             self.positions += int(touched.sum())
         if new is not None:
+            held = old.detach() if old.requires_grad else old, new.detach() if new.requires_grad else new, real
+            self._pending.append(held)
+            if len(self._pending) * old.numel() > _HELD:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Work out the norms of the changes that were only noted so far."""
+        for old, new, real in self._pending:
             kind = torch.promote_types(old.dtype, torch.float32)
-            change = new.detach().to(kind) - old.detach().to(kind)
+            change = new.to(kind) - old.to(kind)
             change = change if real is None else change.masked_fill(~real, 0)
             self._changes.append(torch.linalg.vector_norm(change))
+        self._pending.clear()
 
     def effect(self) -> Effect:
         """Return the entry of the ledger."""
+        self._settle()
         change = math.hypot(*(float(norm) for norm in self._changes))
         return Effect(self.edit.name, str(self.edit.site), self.fired, self.rows, self.positions, change)
 
 
-def close(tallies: Sequence[Tally]) -> tuple[Effect, ...]:
-    """Return the ledger of a pass.
+def check_fired(tallies: Iterable[Tally]) -> None:
+    """Refuse edits that were never reached.
 
     Raises:
-        NeverFiredError: an edit was never reached.
+        NeverFiredError: an edit was not.
     """
     silent = [str(tally.edit.site) for tally in tallies if tally.fired == 0]
     if silent:
@@ -84,4 +119,3 @@ def close(tallies: Sequence[Tally]) -> tuple[Effect, ...]:
             f"never reached in the forward pass: {'; '.join(silent)}. The module was not called (or not that often, "
             "or no generated token came to be processed), so nothing was changed"
         )
-    return tuple(tally.effect() for tally in tallies)

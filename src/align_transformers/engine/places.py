@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._errors import PositionError, SiteError
 from ..models import Slot
+from ..plan import Examples
 from ..positions import Positions, Rows
 
 
@@ -30,6 +31,7 @@ class Places:
         reach: one past the largest position named.
         unsized: number of heads where their size is only known from the activation (attention patterns): `channels`
             are head numbers then, until `fitted` makes channels of them.
+        column: the position, where it is one and the same for all examples of the activation.
     """
 
     rows: Int64[Tensor, "batch 1"] | None = None
@@ -40,6 +42,7 @@ class Places:
     batch: int = 0
     reach: int = 0
     unsized: int = 0
+    column: int | None = None
 
     def to(self, device: torch.device) -> Places:
         """Return the same places with their tensors on `device`."""
@@ -49,7 +52,7 @@ class Places:
 
     def fitted(self, activation: Tensor) -> Places:
         """Return the same places on the activation's device, with channels for heads whose size only it tells."""
-        places = self.to(activation.device)
+        places = self if activation.device.type == "cpu" else self.to(activation.device)
         if not places.unsized or places.channels is None:
             return places
         size = activation.shape[-1] // places.unsized
@@ -76,19 +79,19 @@ class Places:
         real = inside if self.real is None else inside & self.real
         if not bool(real.any()):
             return None
-        return replace(self, index=local.clamp(0, length - 1), real=real, reach=length)
+        return replace(self, index=local.clamp(0, length - 1), real=real, reach=length, column=None)
 
     def at_columns(self, columns: Sequence[int], batch: int) -> Places:
         """Return the same channels at the same positions for every example."""
         index = torch.tensor([list(columns)] * batch, dtype=torch.long).view(batch, len(columns))
         rows, reach = torch.arange(batch).unsqueeze(1), max(columns, default=-1) + 1
-        return replace(self, rows=rows, index=index, real=None, batch=batch, reach=reach)
+        return replace(self, rows=rows, index=index, real=None, batch=batch, reach=reach, column=None)
 
     def gather(self, activation: Tensor) -> Tensor:
         """Return the values at these places, `(batch, units, width)`; zeros at padding. Never a view."""
         at = self._at_positions(activation)
         if self.channels is None:
-            picked = at.clone() if self.index is None else at
+            picked = at.clone() if self.index is None or self.column is not None else at
         elif self.channels.ndim == 1:
             picked = at[..., self.channels]
         else:
@@ -109,9 +112,11 @@ class Places:
         if self.index is None and self.channels is None:
             # A copy: `values` may be the source itself, and the model may go on to write into its activations.
             return values.clone(memory_format=torch.contiguous_format)
-        new = self._with_channels(self._at_positions(activation), values)
+        new = values if self.channels is None else self._with_channels(self._at_positions(activation), values)
         if self.index is None or self.rows is None:
             return new
+        if self.column is not None:
+            return activation.slice_scatter(new, 1, self.column, self.column + 1)
         if self.real is None:
             return activation.index_put((self.rows.expand_as(self.index), self.index), new)
         rows = self.rows.expand_as(self.index)[self.real]
@@ -126,17 +131,19 @@ class Places:
             mask = by_channel if mask is None else mask & by_channel
         return mask
 
-    def check(self, activation: Tensor, where: str) -> None:
-        """Refuse an activation that lacks these places.
+    def check(self, activation: Tensor, where: object) -> None:
+        """Refuse an activation that lacks these places; `where` is its name, for the message.
 
         Raises:
             PositionError: it has no sequence axis, is too short, or its first axis is not the batch.
         """
-        shape = tuple(activation.shape)
+        shape = activation.shape
         if self.index is not None and activation.ndim < 3:
-            raise PositionError(f"{where} has shape {shape}: no sequence axis, so positions cannot be named there")
+            raise PositionError(
+                f"{where} has shape {tuple(shape)}: no sequence axis, so positions cannot be named there"
+            )
         if self.batch and shape[0] != self.batch:
-            raise PositionError(f"{where} has shape {shape}: its first axis is not the batch of {self.batch}")
+            raise PositionError(f"{where} has shape {tuple(shape)}: its first axis is not the batch of {self.batch}")
         if self.index is not None and self.reach > shape[1]:
             raise PositionError(f"position {self.reach - 1} is outside {where}, which has {shape[1]} positions")
 
@@ -144,6 +151,8 @@ class Places:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def _at_positions(self, activation: Tensor) -> Tensor:
+        if self.column is not None:
+            return activation[:, self.column : self.column + 1]
         return activation if self.index is None else activation[self.rows, self.index]
 
     @staticmethod
@@ -152,8 +161,7 @@ class Places:
         return channels.view(batch, *([1] * (at.ndim - 2)), width).expand(*at.shape[:-1], width)
 
     def _with_channels(self, at: Tensor, values: Tensor) -> Tensor:
-        if self.channels is None:
-            return values
+        assert self.channels is not None
         if self.channels.ndim == 1:
             return at.index_copy(-1, self.channels, values)
         if self.real_channels is None:
@@ -177,29 +185,46 @@ def padded(rows: Rows, fill: int) -> tuple[Int64[Tensor, "batch units"], Bool[Te
     return index, torch.arange(widest) < torch.tensor([len(row) for row in rows]).unsqueeze(1)
 
 
-def place(positions: Positions, slot: Slot, batch: int) -> Places:
+def place(positions: Positions, slot: Slot, batch: int, examples: Examples | None = None) -> Places:
     """Return the index tensors for positions at a slot.
 
     Args:
         positions: integers for every example.
         slot: where the tensor is, and which of its channels are meant.
         batch: examples in the run; a run of one example may be read for many.
+        examples: which example each line of positions looks at; default: that of the same number.
 
     Raises:
         SiteError: heads are named where there are none, or one that does not exist.
         PositionError: positions are named for another number of examples.
     """
     named = positions.batch
-    if named is not None and named != batch and batch != 1:
+    if named is not None and named != batch and batch != 1 and examples is None:
         raise PositionError(f"locations name {named} examples, but the batch has {batch}")
     rows = index = real = None
     if positions.rows is not None:
         index, real = padded(positions.rows, fill=0)
-        rows = torch.zeros(len(index), 1, dtype=torch.long) if batch == 1 else torch.arange(len(index)).unsqueeze(1)
+        rows = _lines(len(index), batch, examples)
     channels, real_channels = _channels(positions.heads, slot)
     reach = max((max(row) + 1 for row in positions.rows or () if row), default=0)
     unsized = 0 if positions.heads is None else slot.n_heads
-    return Places(rows, index, real, channels, real_channels, batch if named is not None else 0, reach, unsized)
+    named_batch = batch if named is not None else 0
+    column = _column(positions.rows, batch) if examples is None else None
+    return Places(rows, index, real, channels, real_channels, named_batch, reach, unsized, column)
+
+
+def _column(rows: Rows | None, batch: int) -> int | None:
+    """Return the position that every example of a batch names; `None` if there is none."""
+    if rows is None or len(rows) != batch or len(rows[0]) != 1 or any(row != rows[0] for row in rows):
+        return None
+    return rows[0][0]
+
+
+def _lines(count: int, batch: int, examples: Examples | None) -> Int64[Tensor, "lines 1"]:
+    """Return for each line of positions the example that it looks at."""
+    if examples is not None:
+        return torch.tensor(examples, dtype=torch.long).unsqueeze(1)
+    return torch.zeros(count, 1, dtype=torch.long) if batch == 1 else torch.arange(count).unsqueeze(1)
 
 
 def _channels(heads: Rows | None, slot: Slot) -> tuple[Tensor | None, Tensor | None]:

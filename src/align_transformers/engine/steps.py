@@ -118,7 +118,7 @@ def at_step(places: Places, call: int) -> Step | None:
     if not bool(named.any()):
         return None
     real = None if bool(named.all()) else named
-    return Step(replace(places, index=torch.zeros_like(named, dtype=torch.long), real=real, reach=1), mask)
+    return Step(replace(places, index=torch.zeros_like(named, dtype=torch.long), real=real, reach=1, column=None), mask)
 
 
 def check_one_vector(positions: Positions, where: str) -> None:

@@ -1,0 +1,48 @@
+"""How many tokens go into one pass: as many as fit into a part of the memory that is free."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import SiteError
+from ..models import find_leaf
+from .hooks import after_call
+
+MOST = 2**29
+"""Bytes that the activations of a pass may take where more are free: a larger pass is no faster."""
+
+
+def room(device: torch.device) -> int:
+    """Return how many bytes the activations of a pass may take on a device."""
+    if device.type == "cuda":
+        return min(MOST, torch.cuda.mem_get_info(device)[0] // 4)
+    names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
+    if "SC_AVPHYS_PAGES" not in names:
+        return MOST
+    return min(MOST, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
+
+
+@contextmanager
+def measuring(block: nn.Module, add: Any) -> Iterator[None]:
+    """Call `add(bytes)` with the size of what every module in a block returns while the context is open.
+
+    That is what the block would hold if it let go of nothing: more than it does hold.
+    """
+
+    def measure(_module: nn.Module, _arguments: Any, output: Any) -> None:
+        try:
+            tensor: Tensor = find_leaf(output, None, "")[1]
+        except SiteError:
+            return
+        add(tensor.numel() * tensor.element_size())
+
+    with ExitStack() as stack:
+        for module in block.modules():
+            stack.enter_context(after_call(module, measure))
+        yield

@@ -1,0 +1,174 @@
+"""How the copies of a merged pass lie in its tensors: one a row in full, or only their tails, several in a row.
+
+With causal attention an edit at position p leaves all earlier positions as they are. So of a copy only the columns from
+its first edited position on need be computed: its tail. Tails are laid side by side into rows, under a mask that shows
+each tail the known prefix of its example and itself. Attention grows with the square of a row, so rows are no longer
+than the longest tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from .places import Places
+
+
+@dataclass(frozen=True, eq=False)
+class Copies:
+    """The copies of one run: lines of a batch, each edited in its own places.
+
+    Args:
+        examples: which example of the input each copy is.
+        starts: for each copy the first position that is edited; what lies before is known.
+    """
+
+    examples: tuple[int, ...]
+    starts: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where each token of a merged pass is.
+
+    Args:
+        example: which example of the input each place of the pass is of.
+        position: which column of it.
+        copy: which copy it belongs to, counted through all runs; -1 where a row has room left.
+        row: for each copy its row.
+        offset: for each copy the column of the row at which position 0 of it would lie.
+        rows: for each run its rows.
+        copies: for each run its copies.
+        length: columns of the input.
+        packed: False if every copy is a row of its own, with all its columns.
+    """
+
+    example: Int64[Tensor, "rows columns"]
+    position: Int64[Tensor, "rows columns"]
+    copy: Int64[Tensor, "rows columns"]
+    row: Int64[Tensor, " copies"]
+    offset: Int64[Tensor, " copies"]
+    rows: tuple[range, ...]
+    copies: tuple[range, ...]
+    length: int
+    packed: bool
+
+    def lay(self, states: Tensor, rows: range) -> Tensor:
+        """Return the states of some rows, `(rows, columns, ...)`, from those of the input, `(batch, length, ...)`."""
+        part = slice(rows.start, rows.stop)
+        if not self.packed:
+            return states[self.example[part, 0].to(states.device)]
+        return states[self.example[part].to(states.device), self.position[part].to(states.device)]
+
+    def places(self, places: Places, run: int, first_row: int = 0) -> Places:
+        """Return the places of one run's copies in this layout.
+
+        Args:
+            places: those in a batch of the run's copies by themselves.
+            run: number of the run.
+            first_row: the row of the pass that the tensor begins with.
+        """
+        copies = slice(self.copies[run].start, self.copies[run].stop)
+        rows = self.row[copies].unsqueeze(1) - first_row
+        index = places.index
+        if index is None:
+            index = torch.arange(self.length).expand(len(rows), self.length)
+        index = (index + self.offset[copies].unsqueeze(1)).clamp(min=0)
+        return replace(places, rows=rows, index=index, batch=0, reach=0, column=None)
+
+    def ends(self, last: Int64[Tensor, " batch"]) -> tuple[Int64[Tensor, " copies"], Int64[Tensor, " copies"]]:
+        """Return for each copy the row and the column of a position that is given for each example."""
+        examples = self.example[self.row, 0]
+        return self.row, last[examples] + self.offset
+
+    def mask(self, allowed: Tensor, prefix: int) -> Tensor:
+        """Return who may see whom, `(rows, 1 or heads, columns, prefix + columns)`.
+
+        Args:
+            allowed: the input's own mask, `(1 or batch, 1 or heads, length, length)`: booleans, or numbers to add.
+            prefix: how many positions of the known prefix stand in front of the row's own keys.
+        """
+        device = allowed.device
+        example, position, copy = (lines.to(device) for lines in (self.example, self.position, self.copy))
+        own = allowed[example[:, 0] if allowed.shape[0] > 1 else torch.zeros_like(example[:, 0])]
+        queries = position[:, None, :, None].expand(-1, own.shape[1], -1, own.shape[-1])
+        by_query = own.gather(2, queries)  # (rows, heads, columns, length)
+        keys = position[:, None, None, :].expand(-1, own.shape[1], position.shape[1], -1)
+        same = (copy[:, :, None] == copy[:, None, :]).unsqueeze(1)
+        begins = self.begins.to(device).unsqueeze(-1)  # (rows, columns, 1)
+        known = (torch.arange(prefix, device=device) < begins).unsqueeze(1)
+        lowest = False if own.dtype == torch.bool else torch.finfo(own.dtype).min
+        left = torch.where(known, by_query[..., :prefix], lowest)
+        return torch.cat([left, torch.where(same, by_query.gather(3, keys), lowest)], dim=-1)
+
+    @cached_property
+    def begins(self) -> Int64[Tensor, "rows columns"]:
+        """Return for every place the first position of its tail; 0 where a row has room left."""
+        begin = torch.zeros_like(self.position)
+        real = self.copy >= 0
+        first = torch.full((len(self.row),), self.length)
+        first = first.scatter_reduce(0, self.copy[real], self.position[real], "amin")
+        begin[real] = first[self.copy[real]]
+        return begin
+
+
+def lay_out(runs: Sequence[Copies], length: int, *, packed: bool) -> Layout:
+    """Return a layout of the copies of some runs, run by run.
+
+    Args:
+        runs: the copies of each run.
+        length: columns of the input.
+        packed: lay tails side by side rather than whole copies below each other.
+
+    >>> layout = lay_out([Copies((0, 0, 0), (1, 2, 3))], 4, packed=True)
+    >>> layout.position.tolist(), layout.copy.tolist()
+    ([[1, 2, 3], [2, 3, 3]], [[0, 0, 0], [1, 1, 2]])
+    """
+    width = length - min((start for run in runs for start in run.starts), default=0) if packed else length
+    lines: list[list[tuple[int, int, int]]] = []  # of each row: (copy, example, first position)
+    rows, copies = [], []
+    count = 0
+    for run in runs:
+        begin = len(lines)
+        tails = [
+            (count + n, e, s if packed else 0) for n, (e, s) in enumerate(zip(run.examples, run.starts, strict=True))
+        ]
+        lines += _rows(tails, length, width)
+        rows.append(range(begin, len(lines)))
+        copies.append(range(count, count + len(tails)))
+        count += len(tails)
+    example = torch.zeros(len(lines), width, dtype=torch.long)
+    position, copy = torch.zeros_like(example), torch.full_like(example, -1)
+    row, offset = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.long)
+    for line, tails in enumerate(lines):
+        example[line] = tails[0][1]
+        column = 0
+        for number, _, start in tails:
+            there = slice(column, column + length - start)
+            position[line, there] = torch.arange(start, length)
+            copy[line, there] = number
+            row[number], offset[number] = line, column - start
+            column += length - start
+    return Layout(example, position, copy, row, offset, tuple(rows), tuple(copies), length, packed)
+
+
+def _rows(tails: Sequence[tuple[int, int, int]], length: int, width: int) -> list[list[tuple[int, int, int]]]:
+    """Put tails of one example each into rows of `width`: the longest first, each where the least room is left."""
+    rows: list[list[tuple[int, int, int]]] = []
+    room: list[int] = []
+    for tail in sorted(tails, key=lambda tail: tail[2]):
+        need = length - tail[2]
+        fit = [n for n, left in enumerate(room) if left >= need and rows[n][0][1] == tail[1]]
+        if fit:
+            best = min(fit, key=lambda n: room[n])
+            rows[best].append(tail)
+            room[best] -= need
+        else:
+            rows.append([tail])
+            room.append(width - need)
+    return rows

@@ -1,0 +1,53 @@
+"""From the representations of a configuration to sites that were found and interventions that are built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .compose import Representation
+from .config import IntervenableConfig, RepresentationConfig
+from .engine import find_place
+from .interventions import Intervention, build_intervention
+from .locations import Addressed
+from .models import Slot
+from .sites import Site
+
+
+def represent(config: IntervenableConfig, model: nn.Module) -> list[Representation]:
+    """Return the representations with their sites found and their interventions built; linked ones share a module."""
+    linked: dict[Any, Intervention] = {}
+    found = []
+    for number, (spec, representation) in enumerate(zip(config.specs(), config.representations, strict=True)):
+        site = Site(representation.component, representation.layer, representation.call)
+        slot = find_place(model, site)
+        link = representation.intervention_link_key
+        intervention = linked.get(link) if link is not None else None
+        if intervention is None:
+            units = representation.max_number_of_units if representation.unit in ("pos", "t") else 1
+            intervention = build_intervention(spec, _options(representation, slot), units=units)
+        if link is not None:
+            linked[link] = intervention
+        addressed = Addressed(representation.unit, representation.max_number_of_units)
+        found.append(Representation(_key(representation, number), site, intervention, addressed))
+    return found
+
+
+def _options(representation: RepresentationConfig, slot: Slot) -> dict[str, Any]:
+    """Return the constructor arguments that a representation gives its intervention."""
+    width = slot.width
+    if representation.unit in ("h", "h.pos") and slot.heads is not None:
+        width = slot.heads.shape[1] * representation.max_number_of_units
+    return {
+        "embed_dim": width,
+        "subspace_partition": representation.subspace_partition,
+        "low_rank_dimension": representation.low_rank_dimension,
+        "source_representation": representation.source_representation,
+    }
+
+
+def _key(representation: RepresentationConfig, number: int) -> str:
+    layer = "" if representation.layer is None else f"layer.{representation.layer}."
+    units = f"unit.{representation.unit}.nunit.{representation.max_number_of_units}"
+    return f"{layer}comp.{representation.component}.{units}#{number}"
