@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,75 @@ def test_pivot_takes_one_component_of_several():
         table.pivot()
     with pytest.raises(UnknownNameError, match="did you mean 'mlp_output'"):
         table.pivot(component="mlp_outptu")
+
+
+def test_pivot_takes_other_columns_and_some_rows():
+    rows = [row(layer, 0, head=head, pair=pair, recovered=100 * pair + 10 * layer + head)
+            for pair in (0, 1) for layer in (1, 0) for head in (2, 0)]  # fmt: skip
+    table = Table.from_rows(rows, meta={})
+    matrix = table.pivot(columns="head", where={"pair": 1})
+    assert list(matrix.index) == [0, 1]
+    assert matrix.loc[1].tolist() == [110, 112]
+    assert table.pivot(index="head", columns="pair", where={"layer": 0}).loc[2].tolist() == [2, 102]
+    with pytest.raises(SpecError, match=r"at one layer and head.*several of pair: choose with where="):
+        table.pivot(columns="head")
+    with pytest.raises(UnknownNameError, match="did you mean 'pair'"):
+        table.select(where={"pairs": 1})
+
+
+def test_select_keeps_rows_with_those_values(table):
+    assert len(table.select(where={"layer": 1})) == 2
+    assert list(table.select("block_output", {"layer": 1, "position": 3}).columns["layer"]) == [1]
+    assert table.select() is table
+    assert len(table.select(where={"layer": 9})) == 0
+
+
+@given(st.lists(st.integers(-10, 10), min_size=2, max_size=5), st.sampled_from([0.5, 0.95]))
+@settings(deadline=None, max_examples=30)
+def test_the_mean_has_the_bootstraps_interval(values, level):
+    rows = [row(0, 0, pair=n, recovered=value) for n, value in enumerate(values)]
+    mean = Table.from_rows(rows, meta={"model": "toy"}).mean(["layer", "position"], level=level, draws=20000)
+    [found] = mean.rows()
+    assert (found["layer"], found["position"], found["count"]) == (0, 0, len(values))
+    assert found["recovered"] == pytest.approx(sum(values) / len(values))
+    # All resamples there are; the drawn quantile may miss by the error of 20,000 draws.
+    every = np.array([np.mean(drawn) for drawn in product(values, repeat=len(values))])
+    for name, share in (("low", (1 - level) / 2), ("high", (1 + level) / 2)):
+        assert (every < found[name] - 1e-9).mean() <= share + 0.015
+        assert (every <= found[name] + 1e-9).mean() >= share - 0.015
+    again = Table.from_rows(rows, meta={"model": "toy"}).mean(["layer", "position"], level=level, draws=20000)
+    assert mean == again  # the seed is the same
+    assert mean.meta == {"model": "toy", "mean_of": "recovered", "level": level}
+
+
+def test_the_mean_is_taken_group_by_group_without_missing_numbers():
+    rows = [row(layer, 0, pair=n, effect=value, direction="noise")
+            for n, value in enumerate([1.0, 3.0, None]) for layer in (1, 0)]  # fmt: skip
+    table = Table.from_rows([*rows, row(7, 0, pair=0, effect=None, direction="noise")], meta={})
+    mean = table.mean(value="effect")
+    assert list(mean.columns) == ["direction", "component", "layer", "position", "count", "effect", "low", "high"]
+    assert mean.columns["layer"] == (1, 0, 7)
+    assert mean.columns["effect"] == (2.0, 2.0, None)
+    assert mean.columns["count"] == (2, 2, 0)
+    assert (mean.columns["low"][0], mean.columns["high"][0]) == (1.0, 3.0)
+    assert mean.pivot("effect").loc[1, 0] == 2.0
+    one = table.select(where={"pair": 0}).mean(["layer"], value="effect")
+    assert (one.columns["low"], one.columns["effect"]) == ((None,) * 3, (1.0, 1.0, None))
+    for wrong, said in (({"level": 1.0}, "level"), ({"draws": 0}, "draws"), ({"value": "token"}, "no mean")):
+        with pytest.raises(SpecError, match=said):
+            table.mean(["layer"], **wrong)
+    with pytest.raises(UnknownNameError, match="head"):
+        table.mean(["head"])
+
+
+def test_missing_places_travel(tmp_path):
+    rows = [
+        {**row(0, 0), "position": None, "layer": None}
+        | {"token": None, "source_token": None, "head": 1, "neuron": None}
+    ]
+    table = Table.from_rows(rows, meta={})
+    assert Table.load(table.save(tmp_path / "a.parquet")) == table
+    assert table.to_frame()["position"].isna().all()
 
 
 def test_an_unknown_column_names_near_misses(table):

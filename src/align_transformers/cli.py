@@ -164,7 +164,7 @@ def _sweep(
     say(f"loading {model}")
     loaded, tokenizer = load_model(model)
     say("swapping")
-    return grid(loaded, base, source, tokenizer=tokenizer, components=[component], progress=advance, **options)
+    return grid(loaded, base, source, tokenizer=tokenizer, components=[component], top=5, progress=advance, **options)
 
 
 def _write(table: Table, out: Path) -> dict[str, str]:

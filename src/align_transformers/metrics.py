@@ -26,29 +26,73 @@ class Metric:
     Args:
         name: what tables and figures call it.
         function: logits `(batch, vocab)` -> `(batch,)`. It gets float32 logits, whatever the model computes in.
+        tokens: ids of the tokens whose logits it needs; then `function` gets the logits of these alone, `(batch,
+            tokens)` in this order, and sweeps compute no others. `None`: it needs the whole vocabulary.
+        compares: `function` gets the logits of the clean (unedited) run of the same examples as its second argument.
+
+    Raises:
+        SpecError: a token id is negative.
 
     Example:
         >>> largest = Metric("largest logit", lambda logits: logits.amax(dim=-1))
         >>> largest(torch.tensor([[1.0, 5.0, 2.0]]))
         tensor([5.])
+        >>> second = Metric("logit of token 1", lambda logits: logits[:, 0], tokens=(1,))
+        >>> second(torch.tensor([[1.0, 5.0, 2.0]]))
+        tensor([5.])
     """
 
     name: str
-    function: Callable[[Tensor], Tensor]
+    function: Callable[..., Tensor]
+    tokens: tuple[int, ...] | None = None
+    compares: bool = False
 
-    def __call__(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, " batch"]:
+    def __post_init__(self) -> None:
+        for token in self.tokens or ():
+            _token_id(token, None)
+
+    def __call__(
+        self, logits: Float[Tensor, "batch vocab"], clean: Float[Tensor, "batch vocab"] | None = None
+    ) -> Float[Tensor, " batch"]:
         """Return the metric of each row of `logits`, float32 of shape `(batch,)`.
 
+        Args:
+            logits: of the whole vocabulary.
+            clean: likewise, of the clean run; needed by metrics that compare.
+
         Raises:
-            SpecError: `logits` is not `(batch, vocab)`, a token id lies outside the vocabulary, or `function` did not
-                give one number an example.
+            SpecError: `logits` is not `(batch, vocab)`, a token id lies outside the vocabulary, `clean` is missing, or
+                `function` did not give one number an example.
+        """
+        return self.of(self._columns(logits), None if clean is None else self._columns(clean))
+
+    def _columns(self, logits: Tensor) -> Tensor:
+        if self.tokens is None or logits.ndim != 2:
+            return logits
+        _check_vocabulary(logits, *self.tokens)
+        return logits[:, list(self.tokens)]
+
+    def of(
+        self, logits: Float[Tensor, "batch tokens"], clean: Float[Tensor, "batch tokens"] | None = None
+    ) -> Float[Tensor, " batch"]:
+        """Return the metric of logits of `tokens` alone; of the whole vocabulary where `tokens` is `None`.
+
+        Args:
+            logits: a column for each of `tokens`, in their order.
+            clean: likewise, of the clean run.
+
+        Raises:
+            SpecError: as for the call.
         """
         if logits.ndim != 2:
             raise SpecError(
                 f"metric {self.name!r} wants logits of shape (batch, vocab), got {tuple(logits.shape)}; "
                 "choose the position first, for instance logits[:, -1]"
             )
-        values = self.function(logits.float())
+        if self.compares and clean is None:
+            raise SpecError(f"metric {self.name!r} compares with the clean run: give its logits, too")
+        given = [logits, clean] if self.compares and clean is not None else [logits]
+        values = self.function(*(one.float() for one in given))
         if values.shape != logits.shape[:1]:
             raise SpecError(
                 f"metric {self.name!r} must give one number an example, shape {tuple(logits.shape[:1])}; "
@@ -84,7 +128,7 @@ def logit_difference(
     first, second = _token_id(target, tokenizer), _token_id(other, tokenizer)
     if first == second:
         raise SpecError(f"logit_difference of one token with itself ({target!r}) is always 0; give two tokens")
-    return Metric(f"logit({_shown(target)}) - logit({_shown(other)})", _Difference(first, second))
+    return Metric(f"logit({_shown(target)}) - logit({_shown(other)})", _Difference(), (first, second))
 
 
 def probability(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Metric:
@@ -107,14 +151,61 @@ def probability(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None =
     return Metric(f"probability({_shown(token)})", _Probability(_token_id(token, tokenizer)))
 
 
+def rank(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Metric:
+    """How many tokens have a larger logit than `token`: 0 where it is the most probable one.
+
+    Args:
+        token: an id, or a text that is exactly one token.
+        tokenizer: needed where the token is given as text.
+
+    Returns:
+        A `Metric`; equal arguments give equal metrics.
+
+    Raises:
+        SpecError: the text is not one token, or needs a tokenizer.
+
+    Example:
+        >>> rank(0)(torch.tensor([[1.0, 3.0, 2.0], [1.0, 1.0, 0.0]]))
+        tensor([2., 0.])
+    """
+    return Metric(f"rank({_shown(token)})", _Rank(_token_id(token, tokenizer)))
+
+
+def kl_to_clean() -> Metric:
+    """The Kullback-Leibler divergence, in nats, of the edited run's next-token distribution from the clean run's.
+
+    0 where the edit changes nothing. It is KL(clean || edited) = sum of p_clean (log p_clean - log p_edited).
+
+    Returns:
+        A `Metric` that compares with the clean run; sweeps give it the clean logits.
+
+    Example:
+        >>> kl_to_clean()(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
+        tensor([0.])
+    """
+    return Metric("KL(clean || edited)", _Divergence(), compares=True)
+
+
 @dataclass(frozen=True)
 class _Difference:
-    target: int
-    other: int
+    def __call__(self, logits: Tensor) -> Tensor:
+        return logits[:, 0] - logits[:, 1]
+
+
+@dataclass(frozen=True)
+class _Rank:
+    token: int
 
     def __call__(self, logits: Tensor) -> Tensor:
-        _check_vocabulary(logits, self.target, self.other)
-        return logits[:, self.target] - logits[:, self.other]
+        _check_vocabulary(logits, self.token)
+        return (logits > logits[:, self.token, None]).sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class _Divergence:
+    def __call__(self, logits: Tensor, clean: Tensor) -> Tensor:
+        edited, unedited = logits.log_softmax(dim=-1), clean.log_softmax(dim=-1)
+        return (unedited.exp() * (unedited - edited)).sum(dim=-1)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,26 @@
 """Table: the frozen result of a study: tidy rows (one a cell of the sweep), and what they were made from.
 
-A table of `trace` or `grid` has these columns; other studies add their own (`head`, `pair`, ...):
+A table of `grid` has these columns, one row a swap; other studies add their own:
 
 | column | type | meaning |
 |---|---|---|
-| component, layer, position | str, int, int | where the base was edited; positions count from 0 over the real tokens |
-| source_position | int | the position in the source that was read; another one where the prompts' lengths differ |
+| component, layer | str, int | where the swap was made; no layer for a module's path or an end of the model |
+| head | int | which head; only there if heads were asked for |
+| neuron | int | the first neuron of the block that was swapped; only there if blocks were asked for |
+| position | int | the place in the base, from 0 over its real tokens; none where all positions were swapped at once |
+| source_position | int | the place in the source; another one where the prompts' lengths differ |
 | token, source_token | str | the text of the base's and of the source's token there |
+| pair | int | number of the pair of prompts |
+| direction | str | `denoise`: the source's value into the base's run; `noise`: the base's value into the source's run |
 | metric | float | the metric after the swap |
-| effect | float | the metric after the swap minus the metric of the clean base |
-| recovered | float | effect / (clean source - clean base): 0 is the base's behaviour, 1 the source's |
+| effect | float | the metric after the swap minus the metric of the clean run that was edited |
+| recovered | float | effect / (the other clean run's metric - the edited one's): 0 as if unedited, 1 as the other |
 | change | float | the norm of the change of the activation |
-| fired | int | how often the edit fired |
-| top_tokens, top_probabilities | list | the most probable next tokens after the swap, best first |
+| fired | int | how often the edit of the cell's run fired |
+| top_tokens, top_probabilities | list | the most probable tokens after the swap, best first; only there if asked for |
 
-Missing numbers are `None` in rows and JSON, and NaN in frames.
+Columns that were not asked for are left out; all rows have the same. Missing values are `None` in rows and JSON, and
+NaN in frames.
 """
 
 from __future__ import annotations
@@ -30,6 +36,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ._errors import SpecError, UnknownNameError, near_misses
 from ._files import write_atomically
 from ._optional import optional
@@ -39,8 +47,9 @@ if TYPE_CHECKING:
 
 _META_KEY = b"align_transformers"
 _TYPES: dict[str, type] = {
-    "component": str, "layer": int, "position": int, "source_position": int, "token": str, "source_token": str,
-    "metric": float, "effect": float, "recovered": float, "change": float, "fired": int,
+    "component": str, "layer": int, "head": int, "neuron": int, "position": int, "source_position": int, "token": str,
+    "source_token": str, "pair": int, "direction": str, "metric": float, "effect": float, "recovered": float,
+    "change": float, "fired": int,
 }  # fmt: skip
 
 
@@ -133,16 +142,27 @@ class Table:
                 frame[name] = pandas.array(frame[name], dtype="float64") if frame[name] else []
         return pandas.DataFrame(frame)
 
-    def pivot(self, value: str = "recovered", *, component: str | None = None) -> pandas.DataFrame:
+    def pivot(
+        self,
+        value: str = "recovered",
+        *,
+        component: str | None = None,
+        index: str = "layer",
+        columns: str = "position",
+        where: Mapping[str, Any] | None = None,
+    ) -> pandas.DataFrame:
         """Return one number a cell as a DataFrame: a row for each layer, a column for each position, both ascending.
 
         Args:
             value: the column to show.
-            component: which component's rows; may be left out where the table has one component.
+            component: which component's rows; may be left out where the table has one.
+            index: the column whose values are the rows.
+            columns: the column whose values are the columns, such as `head`.
+            where: as for `select`.
 
         Raises:
             UnknownNameError: no such column or component.
-            SpecError: several rows fall into one cell (for instance several components).
+            SpecError: several rows fall into one cell (for instance several components or pairs).
             MissingExtraError: pandas is not installed.
 
         Example:
@@ -150,29 +170,103 @@ class Table:
             >>> Table.from_rows(rows, meta={}).pivot().loc[2, 0].item()
             1.0
         """
-        for column in ("layer", "position", value):
+        for column in (index, columns, value):
             self._know(column)
-        frame = self.select(component).to_frame()
-        if frame.duplicated(["layer", "position"]).any():
-            raise SpecError(f"several rows stand at one layer and position; components: {self.components()}")
-        return frame.pivot(index="layer", columns="position", values=value)
+        chosen = self.select(component, where)
+        frame = chosen.to_frame()
+        if frame.duplicated([index, columns]).any():
+            others = [
+                name for name in ("direction", "pair", "head", "neuron", "position") if name not in (index, columns)
+            ]
+            several = [name for name in others if chosen._several(name)]
+            raise SpecError(
+                f"several rows stand at one {index} and {columns}; components: {chosen.components()}"
+                + (f"; several of {', '.join(several)}: choose with where=..., or take the mean" if several else "")
+            )
+        return frame.pivot(index=index, columns=columns, values=value)
 
     def components(self) -> list[str]:
         """Return the distinct components, in the order in which they first appear."""
         return list(dict.fromkeys(self.columns.get("component", ())))
 
-    def select(self, component: str | None) -> Table:
-        """Return the table of one component's rows; `None` keeps all rows.
+    def select(self, component: str | None = None, where: Mapping[str, Any] | None = None) -> Table:
+        """Return the table of the rows of one component, or with other values.
+
+        Args:
+            component: keep its rows; `None` keeps those of all.
+            where: column name -> the value that rows must have there.
 
         Raises:
-            UnknownNameError: the table has no such component.
+            UnknownNameError: the table has no such component or column.
+
+        >>> table = Table.from_rows([{"pair": n, "effect": n / 2} for n in range(3)], meta={})
+        >>> list(table.select(where={"pair": 2}).rows())
+        [{'pair': 2, 'effect': 1.0}]
         """
-        if component is None:
-            return self
-        if component not in self.components():
+        if component is not None and component not in self.components():
             hint = near_misses(component, self.components())
             raise UnknownNameError(f"no rows for the component {component!r}; {hint}")
-        return Table.from_rows((row for row in self.rows() if row["component"] == component), meta=self.meta)
+        wanted = ({} if component is None else {"component": component}) | dict(where or {})
+        for column in wanted:
+            self._know(column)
+        if not wanted:
+            return self
+        kept = (row for row in self.rows() if all(row[name] == value for name, value in wanted.items()))
+        return Table.from_rows(kept, meta=self.meta)
+
+    def mean(
+        self,
+        by: Iterable[str] = ("direction", "component", "layer", "position"),
+        *,
+        value: str = "recovered",
+        level: float = 0.95,
+        draws: int = 2000,
+        seed: int = 0,
+    ) -> Table:
+        """Return the mean of a column over the rows that agree elsewhere, as a rule over pairs, with its interval.
+
+        The interval is the bootstrap's (percentiles of the means of resampled rows; Efron 1979,
+        doi:10.1214/aos/1176344552). It is drawn with a seed, so it is the same every time. It is too narrow for a
+        handful of rows, and there is none for one.
+
+        Args:
+            by: the columns that tell groups apart, such as `("layer", "head")`; those that the table lacks are refused.
+            value: the column of numbers; rows without one are left out.
+            level: of the interval, between 0 and 1.
+            draws: how often rows are resampled.
+            seed: of the draws.
+
+        Returns:
+            A table with the columns of `by`, `count` (rows with a number), the mean under the column's own name, `low`
+            and `high`; groups in the order in which they first appear.
+
+        Raises:
+            UnknownNameError: no such column.
+            SpecError: the column has no numbers, or `level` or `draws` makes no sense.
+
+        >>> rows = [{"layer": 0, "pair": n, "recovered": value} for n, value in enumerate((0.0, 0.5, 1.0))]
+        >>> [row] = Table.from_rows(rows, meta={}).mean(by=["layer"]).rows()
+        >>> row["count"], row["recovered"], row["low"] < 0.5 < row["high"]
+        (3, 0.5, True)
+        """
+        names = [by] if isinstance(by, str) else list(by)
+        for column in (*names, value):
+            self._know(column)
+        if not 0 < level < 1 or draws < 1:
+            raise SpecError(f"an interval needs a level between 0 and 1 and draws from 1; found {level} and {draws}")
+        groups: dict[tuple[Any, ...], list[float]] = {}
+        for row in self.rows():
+            if isinstance(row[value], str | tuple):
+                raise SpecError(f"column {value!r} holds {row[value]!r}, of which there is no mean")
+            listed = groups.setdefault(tuple(row[name] for name in names), [])
+            if row[value] is not None:
+                listed.append(float(row[value]))
+        rows = []
+        for key, found in groups.items():
+            middle, low, high = _mean(found, level, draws, seed)
+            of_group = {"count": len(found), value: middle, "low": low, "high": high}
+            rows.append({**dict(zip(names, key, strict=True)), **of_group})
+        return Table.from_rows(rows, meta={**self.meta, "mean_of": value, "level": level})
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the table as parquet, `meta` inside the file, in one step (a killed save leaves no half-made file).
@@ -209,9 +303,24 @@ class Table:
             raise SpecError(f"{os.fspath(path)} carries no description of a table; was it written by Table.save?")
         return cls.from_rows(stored.to_pylist(), meta=json.loads(meta))
 
+    def _several(self, column: str) -> bool:
+        return len(set(self.columns.get(column, ()))) > 1
+
     def _know(self, column: str) -> None:
         if column not in self.columns:
             raise UnknownNameError(f"the table has no column {column!r}; {near_misses(column, self.columns)}")
+
+
+def _mean(values: list[float], level: float, draws: int, seed: int) -> tuple[float | None, float | None, float | None]:
+    """Return the mean and its bootstrap interval; `None` where there are too few numbers."""
+    if not values:
+        return None, None, None
+    middle = float(np.mean(values))
+    if len(values) == 1:
+        return middle, None, None
+    drawn = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
+    low, high = np.quantile(np.asarray(values)[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return middle, float(low), float(high)
 
 
 def _cell(name: str, value: Any) -> Any:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from align_transformers._errors import SpecError
+from align_transformers.report import facts, heat_map, save_heat_map, save_page, summary
 from align_transformers.report.colours import DARK, LIGHT, ink, shade
 from align_transformers.report.layout import arrange, visible
 from align_transformers.table import Table
@@ -59,3 +63,48 @@ def test_another_answer_than_both_is_no_flip(make_table):
 )
 def test_the_scale_begins_where_the_values_ask_for_it(make_table, least, low):
     assert arrange(make_table(lambda *_: least, layers=2)).low == low
+
+
+def without_answers(table):
+    """The same table as a sweep gives it whose metric needs two tokens only."""
+    rows = [{name: value for name, value in row.items() if not name.startswith("top")} for row in table.rows()]
+    meta = {name: value for name, value in table.meta.items() if not name.endswith(("_answer", "_says"))}
+    return Table.from_rows(rows, meta=meta)
+
+
+def test_a_table_that_does_not_know_the_answers_is_drawn(make_table, tmp_path):
+    from rich.console import Console
+
+    table = without_answers(make_table(layers=3))
+    assert not arrange(table).tells_flips
+    found = facts(table)
+    assert json.dumps(found)
+    assert (found["flips"], found["base_answer"]) == (None, None)
+    assert found["largest"]["layer"] == facts(make_table(layers=3))["largest"]["layer"]
+    assert summary(table).startswith("The largest effect is at layer 0, token 3")
+    console = Console(record=True, width=100, color_system=None)
+    console.print(heat_map(table))
+    assert "model's answer" not in console.export_text()
+    assert save_heat_map(table, tmp_path / "a.png").exists()
+    assert "encloses" not in save_page(table, tmp_path / "a.html").read_text()
+
+
+def test_one_pair_of_several_is_drawn_with_its_own_prompts(make_table):
+    first, second = make_table(layers=2), make_table(layers=2, base_answer=" Lima", base="Peru is", base_value=-1.0)
+    rows = [{**row, "pair": n, "direction": "denoise"} for n, one in enumerate((first, second)) for row in one.rows()]
+    lists = {
+        name: [one.meta[name] for one in (first, second)] for name in first.meta if name.startswith(("base", "source"))
+    }
+    table = Table.from_rows(rows, meta={**first.meta, **lists, "pairs": 2})
+    with pytest.raises(SpecError, match=r"draw one pair, direction and head at a time"):
+        arrange(table)
+    layout = arrange(table.select(where={"pair": 1}))
+    assert (layout.base, layout.base_answer, layout.meta["base_value"]) == ("Peru is", "Lima", -1.0)
+    assert arrange(table.select(where={"pair": 0})).base_answer == "Madrid"
+
+
+@pytest.mark.parametrize("change", [{"direction": "noise"}, {"layer": None}, {"position": None}])
+def test_what_the_figures_do_not_show_is_refused(make_table, change):
+    rows = [{**row, **change} for row in make_table(layers=1).rows()]
+    with pytest.raises(SpecError, match=r"reports draw swaps of the source.*table.pivot"):
+        arrange(Table.from_rows(rows, meta=make_table().meta))

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import TypeCheckError
 from tests.helpers import (
     FAMILIES,
+    HIDDEN,
     LAYERS,
     VOCAB,
     counted,
@@ -43,7 +44,7 @@ def one_cell(model, component, layer, base, source, place):
 @torch.no_grad()
 def test_each_cell_equals_the_loop(family, component):
     model, base, source = tiny(family), tokens(1, 5, seed=1), tokens(1, 5, seed=2)
-    table = grid(model, base, source, components=[component])
+    table = grid(model, base, source, components=[component], top=5)
     answers = [int(model(**x).logits[0, -1].argmax()) for x in (base, source)]
     clean = [(lambda out: (out[answers[1]] - out[answers[0]]).item())(model(**x).logits[0, -1]) for x in (base, source)]
     assert [(row["layer"], row["position"]) for row in table.rows()] == [
@@ -65,7 +66,7 @@ def test_each_cell_equals_the_loop(family, component):
         assert row["source_token"] == str(source["input_ids"][0, row["position"]].item())
     assert (table.meta["base_value"], table.meta["source_value"]) == pytest.approx(clean, abs=1e-4)
     assert (table.meta["base_answer"], table.meta["source_answer"]) == tuple(map(str, answers))
-    named = grid(model, base, source, layers=[0], answers=(4, 5)).meta
+    named = grid(model, base, source, layers=[0], answers=(4, 5), top=1).meta
     assert (named["base_says"], named["source_says"]) == tuple(map(str, answers))
     assert (named["base_answer"], named["source_answer"]) == ("4", "5")
 
@@ -98,23 +99,44 @@ def test_padding_is_not_a_token(side):
     assert padded.columns["metric"] == pytest.approx(plain.columns["metric"], abs=1e-3)
 
 
-def test_the_positions_of_a_layer_share_a_pass_and_the_prompts_run_once():
+def test_all_cells_are_tails_in_one_packed_pass_and_the_prompts_run_once():
     model = tiny("llama")
+    grid(model, tokens(1, 6, seed=1), tokens(1, 6, seed=2), answers=(4, 5))  # what the model can do is found out once
     with counted(model) as calls:
-        grid(model, tokens(1, 6, seed=1), tokens(1, 6, seed=2), answers=(4, 5))
-    assert sorted(calls) == [1, 1, *[6] * LAYERS]
+        table = grid(model, tokens(1, 6, seed=1), tokens(1, 6, seed=2), answers=(4, 5))
+    # tails of 6 + 5 + 4 + 3 + 2 + 1 tokens fill 4 rows of 6, in each layer
+    assert sorted(calls) == [1, 1, 4 * LAYERS]
+    assert table.meta["passes"] == {"full": 2, "packed": 1}
 
 
-def test_long_prompts_are_cut_into_passes(monkeypatch):
+def test_the_models_own_answers_take_a_run_of_each_prompt():
+    model = tiny("llama")
+    table = grid(model, tokens(1, 6, seed=1), tokens(1, 6, seed=2))
+    assert table.meta["passes"] == {"full": 4, "packed": 1}
+
+
+def test_runs_and_plans_are_bounded(monkeypatch):
     model, base, source = tiny("llama"), tokens(1, 6, seed=1), tokens(1, 6, seed=2)
     whole = grid(model, base, source, answers=(4, 5))
-    monkeypatch.setattr(sys.modules["align_transformers.studies.grid"], "_TOKENS_A_PASS", 24)
-    seen = []
-    with counted(model) as calls:
-        cut = grid(model, base, source, answers=(4, 5), progress=lambda done, total: seen.append((done, total)))
-    assert sorted(calls) == sorted([1, 1, *[4, 2] * LAYERS])
+    sweep = sys.modules["align_transformers.studies.sweep"]
+    monkeypatch.setattr(sweep, "_TAIL", 11)  # tails of 6 + 5, and of 4 + 3 + 2 + 1 tokens
+    monkeypatch.setattr(sweep, "_BYTES", 6 * 4 * (2 + HIDDEN))  # two logits and one vector for each of six cells
+    seen, runs = [], []
+    monkeypatch.setattr(sweep, "carry_out", None)
+    carry_out = sys.modules["align_transformers.studies.grid"].carry_out
+
+    def watched(task, swaps, ready=None):
+        runs.append([len(one.cells) for one in swaps])
+        return carry_out(task, swaps, ready)
+
+    monkeypatch.setattr(sys.modules["align_transformers.studies.grid"], "carry_out", watched)
+    cut = grid(model, base, source, answers=(4, 5), progress=lambda done, total: seen.append((done, total)))
+    assert runs == [[2, 4]] * LAYERS
     assert cut.columns["metric"] == pytest.approx(whole.columns["metric"], abs=1e-5)
-    assert seen == [(done, 18) for done in (4, 6, 10, 12, 16, 18)]
+    assert {**cut.columns, "metric": 0, "effect": 0, "recovered": 0} == {
+        **whole.columns, "metric": 0, "effect": 0, "recovered": 0
+    }  # fmt: skip
+    assert seen == [(done, 18) for done in (6, 12, 18)]
 
 
 def test_layers_and_positions_are_chosen():
@@ -211,10 +233,21 @@ def test_nothing_of_the_callers_is_changed():
         ({"layers": [LAYERS]}, PositionError, r"layer 3 does not exist: GPT2LMHeadModel has 3 layers \(0 to 2\)"),
         ({"layers": "some"}, (SpecError, TypeCheckError), r"(?s)layers.*some"),
         ({"components": ["block_outptu"]}, UnknownNameError, r"did you mean 'block_output'"),
-        ({"components": ["transformer.h[0].mlp.output"]}, SpecError, r"path of one module"),
+        ({"components": ["transformer.h[7].mlp.output"]}, SiteError, r"no module 'transformer.h.7.mlp'"),
+        ({"heads": [4], "components": ["head_output"]}, PositionError, r"head 4 does not exist.*has 4 heads"),
+        ({"heads": "all"}, SiteError, r"layer 0 block_output has no heads; these components have some: .*head_output"),
+        ({"heads": "all", "neurons": 4}, SpecError, r"goes without heads"),
+        ({"neurons": 0}, SpecError, r"neurons=0"),
+        ({"directions": []}, SpecError, r"'denoise' and 'noise'"),
+        ({"top": -1}, SpecError, r"top=-1"),
+        ({"at": 4}, PositionError, r"position 4 does not exist"),
+        ({"at": [0, 1]}, SpecError, r"at names 2 positions, but there are 1 prompts"),
+        ({"metric": [probability(1)] * 2}, SpecError, r"2 metrics, but 1 pairs"),
+        ({"answers": [(1, 2), (3, 4)]}, SpecError, r"answers for 2 pairs, but 1 pairs"),
         ({"components": []}, SpecError, r"a list of names"),
         ({"base": "text"}, SpecError, r"'text' is a text: give tokenizer="),
-        ({"base": tokens(2, 4)}, SpecError, r"one pair of prompts at a time; found a batch of 2"),
+        ({"base": tokens(2, 4)}, SpecError, r"2 bases, but 1 sources"),
+        ({"base": []}, SpecError, r"no prompt"),
         ({"base": {"pixel_values": torch.zeros(1, 4)}}, SpecError, r"found the keys \['pixel_values'\]"),
         ({"answers": (4, 4)}, SpecError, r"with itself"),
         ({"answers": (4, VOCAB)}, SpecError, r"outside the vocabulary"),

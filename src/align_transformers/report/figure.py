@@ -142,10 +142,11 @@ def _scale(axes: Axes, layout: Layout) -> None:
 
 
 def _caption(layout: Layout) -> str:
+    outline = f"Outlined: the most probable next token is now “{layout.source_answer}”. " if layout.tells_flips else ""
     return (
         f"{layout.meta['model']}: in each cell the {layout.component} of one layer at one token is replaced by that of "
         f"the source prompt, and the model runs on from there. {layout.rise()[0].upper()}{layout.rise()[1:]}. "
-        f"Outlined: the most probable next token is now “{layout.source_answer}”. Deepest layer on top."
+        f"{outline}Deepest layer on top."
     )
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from .._errors import SpecError
 from ..table import Table
 
-_META = ("model", "base", "source", "base_answer", "source_answer", "metric", "base_value", "source_value")
-_COLUMNS = (
-    "component", "layer", "position", "token", "source_token", "metric", "effect", "recovered", "change", "fired",
-    "top_tokens", "top_probabilities",
-)  # fmt: skip
+_META = ("model", "base", "source", "metric", "base_value", "source_value")
+_COLUMNS = ("component", "layer", "position", "token", "source_token", "effect", "recovered")
+_OF_A_PAIR = tuple(
+    f"{side}{fact}" for side in ("base", "source") for fact in ("", "_tokens", "_says", "_answer", "_value")
+)
 _MARKS = {" ": "\N{MIDDLE DOT}", "\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\t": "\N{RIGHTWARDS ARROW TO BAR}"}
 
 
@@ -62,23 +62,31 @@ class Layout:
 
     @property
     def base_answer(self) -> str:
-        """The base's answer, for prose: without white space around it."""
-        return spoken(str(self.meta["base_answer"]))
+        """The base's answer, for prose: without white space around it; "base" where none is known."""
+        return spoken(str(self.meta.get("base_answer", "base")))
 
     @property
     def source_answer(self) -> str:
-        """The source's answer, for prose."""
-        return spoken(str(self.meta["source_answer"]))
+        """The source's answer, for prose; "source" where none is known."""
+        return spoken(str(self.meta.get("source_answer", "source")))
 
     @property
     def base_says(self) -> str:
-        """What the model itself says after the base: the base's answer, unless the user named other tokens."""
-        return spoken(str(self.meta.get("base_says", self.meta["base_answer"])))
+        """What the model itself says after the base, as far as it is known: the base's answer, unless others are."""
+        return spoken(str(self.meta["base_says"])) if "base_says" in self.meta else self._answer("base")
 
     @property
     def source_says(self) -> str:
         """What the model itself says after the source."""
-        return spoken(str(self.meta.get("source_says", self.meta["source_answer"])))
+        return spoken(str(self.meta["source_says"])) if "source_says" in self.meta else self._answer("source")
+
+    def _answer(self, side: str) -> str:
+        return spoken(str(self.meta.get(f"{side}_answer", "?")))
+
+    @property
+    def tells_flips(self) -> bool:
+        """Whether it is known of which cells the most probable token is the source's answer."""
+        return "source_answer" in self.meta and any(cell.top for cell in self.cells.values())
 
     def label(self, position: int, arrow: str = "→") -> str:
         """The label of a column on one line: the base's token, and the source's where it differs."""
@@ -144,22 +152,41 @@ def arrange(table: Table, component: str | None = None) -> Layout:
     chosen = table.select(component)
     if len(chosen.components()) != 1:
         raise SpecError(f"choose one component to draw, component=...; the table has {chosen.components()}")
+    meta = _meta_of_pair(chosen)
     cells: dict[tuple[int, int], Cell] = {}
     tokens: dict[int, tuple[str, str]] = {}
     raw: dict[int, str] = {}
     for row in chosen.rows():
-        key = (row["layer"], row["position"])
-        if key in cells:
-            raise SpecError(f"several rows stand at layer {key[0]}, position {key[1]}; draw one pair at a time")
-        flips = bool(row["top_tokens"]) and row["top_tokens"][0] == table.meta["source_answer"]
-        top = tuple(zip(row["top_tokens"], row["top_probabilities"], strict=True))
-        cells[key] = Cell(*key, effect=row["effect"], recovered=row["recovered"], flips=flips, top=top)
-        raw[key[1]] = row["token"]
-        tokens[key[1]] = (visible(row["token"]), visible(row["source_token"]))
+        layer, position = row["layer"], row["position"]
+        if layer is None or position is None or row.get("direction") == "noise":
+            raise SpecError(
+                "reports draw swaps of the source into the base at one layer and position; a row has no layer, no "
+                "position, or another direction: table.pivot(...) gives any two columns as a matrix"
+            )
+        if (layer, position) in cells:
+            raise SpecError(
+                f"several rows stand at layer {layer}, position {position}; draw one pair, direction and head at a "
+                'time, such as table.select(where={"pair": 0, "direction": "denoise"})'
+            )
+        best: tuple[str, ...] = row.get("top_tokens", ())
+        probabilities: tuple[float, ...] = row.get("top_probabilities", ())
+        flips = len(best) > 0 and best[0] == meta.get("source_answer")
+        top = tuple(zip(best, probabilities, strict=True))
+        cells[layer, position] = Cell(layer, position, row["effect"], row["recovered"], flips, top)
+        raw[position] = row["token"]
+        tokens[position] = (visible(row["token"]), visible(row["source_token"]))
     layers, positions = ({key[i] for key in cells} for i in (0, 1))
-    return Layout(
-        chosen.components()[0], tuple(sorted(layers)), tuple(sorted(positions)), tokens, raw, cells, dict(table.meta)
-    )
+    return Layout(chosen.components()[0], tuple(sorted(layers)), tuple(sorted(positions)), tokens, raw, cells, meta)
+
+
+def _meta_of_pair(table: Table) -> dict[str, object]:
+    """Return a table's meta; of a table of several pairs, with the facts about the only pair that has rows."""
+    meta: dict[str, object] = dict(table.meta)
+    pairs = set(table.columns.get("pair", (0,)))
+    if meta.get("pairs", 1) == 1 or len(pairs) != 1:
+        return meta
+    number = next(iter(pairs))
+    return meta | {fact: meta[fact][number] for fact in _OF_A_PAIR if isinstance(meta.get(fact), list)}  # type: ignore[index]
 
 
 def visible(token: str) -> str:

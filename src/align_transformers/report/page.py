@@ -50,7 +50,7 @@ dd { margin: 0; }
 one token, was replaced by the state that the source prompt produces there. Each cell is one such swap.
 Where a cell is <b>blue</b>, that state carries what makes the answer “$source_answer” rather than
 “$base_answer”.</p>
-<p class="faint">$rise. A line encloses the swaps after which the most probable next token is “$source_answer”.
+<p class="faint">$rise.$outline
 Point at a cell for details; the deepest layer is on top.</p>
 <div id="frame">$figure</div>
 <dl>$facts</dl>
@@ -96,6 +96,12 @@ def save_page(table: Table, path: str | os.PathLike[str], *, component: str | No
     return write_atomically(path, _html(arrange(table, component)).encode())
 
 
+def _encloses(layout: Layout) -> str:
+    if not layout.tells_flips:
+        return ""
+    return f" A line encloses the swaps after which the most probable next token is “{layout.source_answer}”."
+
+
 def _html(layout: Layout) -> str:
     base_value, source_value = (_signed(layout.meta[name]) for name in ("base_value", "source_value"))
     facts = {
@@ -114,6 +120,7 @@ def _html(layout: Layout) -> str:
         base_says=escape(layout.base_says),
         source_says=escape(layout.source_says),
         component=escape(layout.component),
+        outline=escape(_encloses(layout)),
         rise=escape(layout.rise()[0].upper() + layout.rise()[1:]),
         width=_width(layout),
         figure=_figure(layout),

@@ -18,8 +18,9 @@ def facts(table: Table, *, component: str | None = None) -> dict[str, Any]:
         component: which component; may be left out where the table has one.
 
     Returns:
-        `base_answer`, `source_answer`; `cells`: how many were swept; `flips`: those after which the most probable
-        token is the source's answer, `{"layer", "position", "token"}` each; `largest`: the cell that moved the metric
+        `base_answer`, `source_answer` (`None` if not known); `cells`: how many were swept; `flips`: those after
+        which the most probable token is the source's answer, `{"layer", "position", "token"}` each (`None` if the table
+        does not tell the most probable tokens); `largest`: the cell that moved the metric
         furthest towards the source (`None` where no cell's effect is known).
 
     Raises:
@@ -30,10 +31,10 @@ def facts(table: Table, *, component: str | None = None) -> dict[str, Any]:
     known = [cell for _, cell in sorted(layout.cells.items()) if cell.effect is not None and cell.recovered is not None]
     largest = max(known, key=lambda cell: cell.recovered or 0.0, default=None)
     return {
-        "base_answer": layout.meta["base_answer"],
-        "source_answer": layout.meta["source_answer"],
+        "base_answer": layout.meta.get("base_answer"),
+        "source_answer": layout.meta.get("source_answer"),
         "cells": len(layout.cells),
-        "flips": [_place(layout, cell.layer, cell.position) for cell in flips],
+        "flips": [_place(layout, cell.layer, cell.position) for cell in flips] if layout.tells_flips else None,
         "largest": largest
         and {
             **_place(layout, largest.layer, largest.position),
@@ -55,10 +56,16 @@ def summary(table: Table, *, component: str | None = None) -> str:
     """
     layout, found = arrange(table, component), facts(table, component=component)
     answer = f"“{layout.source_answer}”"
-    lines = [
-        f"Without a swap the model answers the base with “{layout.base_says}”, the source with “{layout.source_says}”."
-    ]
-    if (layout.base_says, layout.source_says) != (layout.base_answer, layout.source_answer):
+    lines = []
+    if layout.base_says != "?":
+        lines.append(
+            f"Without a swap the model answers the base with “{layout.base_says}”, "
+            f"the source with “{layout.source_says}”."
+        )
+    if "source_answer" in layout.meta and (layout.base_says, layout.source_says) != (
+        layout.base_answer,
+        layout.source_answer,
+    ):
         lines.append(f"The answers compared are “{layout.base_answer}” and {answer}.")
     if found["flips"]:
         lines.append(f"{len(found['flips'])} of {found['cells']} swaps turn the answer into {answer}:")
@@ -66,7 +73,7 @@ def summary(table: Table, *, component: str | None = None) -> str:
             layers = [cell["layer"] for cell in found["flips"] if cell["position"] == position]
             if layers:
                 lines.append(f"  token {position}, {layout.label(position)}: {_layers(layers, layout)}")
-    else:
+    elif layout.tells_flips:
         lines.append(f"None of the {found['cells']} swaps turns the answer into {answer}.")
     best = found["largest"]
     if best is not None:

@@ -216,7 +216,8 @@ class _Canvas:
         if self.coloured or self.cell < _NUMBERED:
             yield line
         yield self.prose(self.layout.rise())
-        yield self.prose(f"* = the model's answer is now “{self.layout.source_answer}”")
+        if self.layout.tells_flips:
+            yield self.prose(f"* = the model's answer is now “{self.layout.source_answer}”")
 
     def readable(self, text: str) -> str:
         """Return `text` in the characters that the terminal knows."""

@@ -1,30 +1,27 @@
-"""Interchange at every layer and position: where does one swapped activation move the answer?"""
+"""Interchange at every layer and position, head or neuron: where does one swapped activation move the answer?"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from .._errors import SpecError
 from .._version import library_version
-from ..engine import Effect, bind, execute
-from ..interventions import CollectIntervention, VanillaIntervention
-from ..metrics import Metric, logit_difference
-from ..models import resolve
-from ..plan import Constant, Edit, Plan, Run
-from ..positions import Positions
-from ..sites import COMPONENT_NAMES, Site
+from ..metrics import Metric
 from ..table import Table
-from .pair import Encoded, Pair, Prompt, Which, encode, indices, pair_up, token_text
-
-Answer = int | str
-_TOKENS_A_PASS = 1024  # rows of a pass times their length: bounds the logits that a pass holds
+from .cells import Asked, Direction, Swaps
+from .pair import Pairs, Prompt, Which, encode, pair_up, token_text
+from .scoring import Answer, Answers, Scoring, answers_for, check_told_apart, metrics_for, said
+from .store import Store, fingerprint
+from .sweep import Part, Task, carry_out, parts_of, vocabulary
 
 
 @torch.no_grad()
@@ -36,38 +33,58 @@ def grid(
     tokenizer: PreTrainedTokenizerBase | None = None,
     components: Sequence[str] = ("block_output",),
     layers: Which = "all",
-    positions: Which = "all",
+    positions: Which | None = "all",
+    heads: Which | None = None,
+    neurons: int | None = None,
+    metric: Metric | Sequence[Metric] | None = None,
+    answers: tuple[Answer, Answer] | Sequence[tuple[Answer, Answer]] | None = None,
+    directions: Sequence[Direction] = ("denoise",),
     last: int | None = None,
-    answers: tuple[Answer, Answer] | None = None,
-    metric: Metric | None = None,
+    at: int | Sequence[int] = -1,
+    top: int = 0,
+    store: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Table:
-    """Swap the source's activation into the base, one layer and position at a time, and measure what comes of it.
+    """Swap activations between two runs, one place at a time, and measure what comes of it.
 
-    Both prompts run once; then the positions of a layer are the rows of one pass.
+    The whole sweep is one plan: both prompts run once, and every swap computes only the layers and positions that it
+    can change, many swaps in one pass, as far as the model allows it.
 
     Args:
-        model: a causal language model whose components are known; it is not changed.
-        base: the prompt whose run is edited: text, or token tensors of batch 1.
-        source: the prompt whose activations are put in, likewise.
+        model: gives logits for `input_ids`: a causal or masked language model; it is not changed. Encoder-decoders are
+            refused.
+        base: the prompt, or several: a text, texts, or token tensors. Texts of unequal length are padded and masked.
+        source: the prompt that answers to each base, likewise.
         tokenizer: needed where prompts or answers are texts; gives the tokens their texts.
-        components: names from `COMPONENTS`.
-        layers: numbers from 0, negative ones from the end, or `"all"`.
-        positions: positions in the base, from 0 over its real tokens, negative ones from the end, or `"all"`.
-        last: compare only the last so many tokens, aligned from the end; needed where lengths differ.
-        answers: the base's answer and the source's, each one token (id or text). Default: what the model itself says.
-        metric: what to measure at the base's last token. Default: logit of the source's answer minus the base's.
+        components: names from `COMPONENTS`, or modules' dotted paths ending in `.input` or `.output`.
+        layers: numbers from 0, negative ones from the end, or `"all"` that have the component.
+        positions: positions in the base, from 0 over its real tokens, negative ones from the end, or `"all"`: a swap at
+            each. `None`: all positions are swapped at once. Of several pairs, those have no row whose base has no such
+            position.
+        heads: numbers or `"all"`: a swap of each head by itself (with `positions=[-1]` at the last token, with `None`
+            at all tokens at once). `None`: the whole vector is swapped.
+        neurons: how many neighbouring coordinates are swapped at a time. `None`: all of them.
+        metric: what to measure, for all pairs or one for each. Default: logit of the source's answer minus the base's.
+        answers: the base's answer and the source's, each one token (id or text), for all pairs or for each. Default:
+            what the model itself says.
+        directions: `denoise`: the source's activation into the base's run; `noise`: the base's into the source's run.
+        last: compare only the last so many tokens, aligned from the end; needed where lengths in a pair differ.
+        at: where the metric is read, for all prompts or for each, as `positions`. Anything but the last token takes
+            whole outputs, and so more time and memory.
+        top: tell so many of the most probable tokens after each swap; this takes the logits of all tokens.
+        store: a folder that parts are written to, each in one step. The same call goes on where a killed one was.
         progress: called after every pass with the cells done and the cells in all.
 
     Returns:
-        A `Table`, one row a cell; its columns are explained in `align_transformers.table`.
+        A `Table`, one row a cell; its columns are explained in `align_transformers.table`. `meta["passes"]` counts the
+        forward passes of each kind.
 
     Raises:
         UnknownNameError: no such component.
-        PositionError: unequal lengths without `last`, or a position or layer that does not exist.
-        SpecError: both prompts have the same answer and neither `answers` nor `metric` is given, or another argument
-            makes no sense.
-        SiteError: the model's components are not known.
+        PositionError: unequal lengths without `last`, or a position, layer or head that does not exist.
+        SpecError: both prompts have the same answer and neither `answers` nor `metric` is given, the store holds
+            another sweep, or another argument makes no sense.
+        SiteError: the model's components are not known, or have no heads.
 
     Example:
         >>> import torch, transformers
@@ -80,169 +97,134 @@ def grid(
         6
         >>> [round(row["recovered"], 3) for row in table.rows() if row["layer"] == 1]  # the last layer: the last token
         [0.0, 0.0, 1.0]
+        >>> by_head = grid(model, base, source, answers=(4, 5), components=["head_output"], heads="all", positions=[-1])
+        >>> by_head.pivot(columns="head").shape
+        (2, 2)
     """
-    sites = _sites(model, components, layers)
-    device = next(model.parameters()).device
-    pair = pair_up(encode(base, tokenizer, device), encode(source, tokenizer, device), positions, last)
-    clean = _clean(model, pair, sites)
-    named = _answers(clean, answers, metric, tokenizer)
-    texts = tuple(a if isinstance(a, str) else token_text(a, tokenizer) for a in named)
-    if metric is None:
-        difference = logit_difference(named[1], named[0], tokenizer=tokenizer)
-        metric = replace(difference, name=f"logit({texts[1]!r}) - logit({texts[0]!r})")
-    values = metric(clean.base_logits).item(), metric(clean.source_logits).item()
-    rows: list[dict[str, Any]] = []
-    total = len(sites) * len(pair.places)
-    for site in sites:
-        for swapped in _swaps(model, pair, site, clean):
-            rows += _rows(pair, site, clean, swapped, metric, values, tokenizer)
+    asked = Asked(components, layers, heads, neurons, positions is None, directions)
+    asked.check()
+    if top < 0:
+        raise SpecError(f"top={top} is how many of the most probable tokens are told, from 0")
+    pairs = pair_up(encode(base, tokenizer, model), encode(source, tokenizer, model), positions, last)
+    swaps, columns = asked.swaps(model, pairs), {"base": pairs.base.columns(at), "source": pairs.source.columns(at)}
+    elsewhere = columns != {"base": pairs.base.columns(-1), "source": pairs.source.columns(-1)}
+    task = Task(model, pairs, None, columns if elsewhere else None, asked.interventions(swaps))
+    named = answers_for(answers, len(pairs))
+    sweep = _Sweep(task, swaps, metrics_for(metric, named, len(pairs), tokenizer), named, top, tokenizer, asked)
+    study = {"columns": columns, "metric": metric, "answers": answers, "top": top}
+    return sweep.table(None if store is None else Store(store, _facts(model, pairs, swaps, study)), progress)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sweep:
+    """A sweep that only has to be run; `metrics` is `None` where the model's answers have to be known first."""
+
+    task: Task
+    swaps: Sequence[Swaps]
+    metrics: Sequence[Metric] | None
+    answers: Sequence[Answers] | None
+    top: int
+    tokenizer: PreTrainedTokenizerBase | None
+    asked: Asked
+
+    def table(self, store: Store | None, progress: Callable[[int, int], None] | None) -> Table:
+        """Carry it out, part by part; parts that are in the store are not done again."""
+        sweep, says = self, None
+        passes: Counter[str] = Counter()
+        if self.metrics is None and not self.top:  # cheaper than the logits of all tokens for every cell
+            first = carry_out(self.task, [])
+            says, passes = said(first.clean), Counter(first.passes)
+            sweep = self._answered(says)
+        task = replace(self.task, tokens=sweep._tokens())
+        rows: list[dict[str, Any]] = []
+        meta: dict[str, Any] = {}
+        done, total = 0, sum(len(one.cells) for one in self.swaps)
+
+        def tell(cells: int) -> None:
+            nonlocal done
+            done += cells
             if progress is not None:
-                progress(len(rows), total)
-    return Table.from_rows(rows, meta=_meta(model, pair, clean, texts, metric, values, tokenizer))
+                progress(done, total)
+
+        for number, group in enumerate(parts_of(task, self.swaps, stored=store is not None)):
+            cells = sum(len(one.cells) for one in group)
+            part = None if store is None else store.load(number, cells)
+            if part is None:
+                part = sweep._part(carry_out(task, group, tell), says)
+                if store is not None:
+                    store.save(number, part)
+            else:
+                tell(len(part))
+            rows += part.rows()
+            meta = meta or dict(part.meta["whole"])
+            passes.update(part.meta["passes"])
+        return Table.from_rows(rows, meta={**meta, "passes": dict(passes)})
+
+    def _tokens(self) -> tuple[int, ...] | None:
+        """Return the tokens whose logits are needed; `None` for all.
+
+        Also for all where the size of the vocabulary is not known or too small: metrics say then what is wrong.
+        """
+        if self.top or self.metrics is None or any(metric.tokens is None for metric in self.metrics):
+            return None
+        tokens = tuple(dict.fromkeys(token for metric in self.metrics for token in metric.tokens or ()))
+        return tokens if max(tokens, default=0) < (vocabulary(self.task.model) or 0) else None
+
+    def _answered(self, says: Sequence[tuple[int, int]]) -> _Sweep:
+        """Return the same sweep with the model's own answers, where they are needed."""
+        if self.metrics is not None:
+            return self
+        check_told_apart(says, self.tokenizer)
+        return replace(self, metrics=metrics_for(None, says, len(says), self.tokenizer))
+
+    def _part(self, part: Part, says: Sequence[tuple[int, int]] | None) -> Table:
+        """Return what came of a part as a table of its own."""
+        tokens = self._tokens()
+        says = said(part.clean) if says is None and tokens is None else says
+        sweep = self._answered(says or [])
+        asked = self.asked
+        scoring = Scoring(sweep.metrics or [], tokens, self.top, self.tokenizer, asked.neurons, asked.heads is not None)
+        meta = {"whole": sweep._meta(scoring, part, says), "passes": dict(part.passes)}
+        return Table.from_rows(scoring.rows(part, self.task.pairs), meta=meta)
+
+    def _meta(self, scoring: Scoring, part: Part, says: Sequence[tuple[int, int]] | None) -> dict[str, Any]:
+        """Return the facts about the whole table; of several pairs there are lists."""
+        model, pairs = self.task.model, self.task.pairs
+        values = scoring.ends(part.clean, "base")
+        answers = self.answers or says
+        meta: dict[str, Any] = {"model": str(getattr(model, "name_or_path", "") or type(model).__name__)}
+        for number, (name, prompts) in enumerate((("base", pairs.base), ("source", pairs.source))):
+            facts: dict[str, Sequence[Any]] = {name: prompts.texts, f"{name}_tokens": prompts.tokens}
+            for what, tokens in (("says", says), ("answer", answers)):
+                if tokens is not None:
+                    facts[f"{name}_{what}"] = [self._text(two[number]) for two in tokens]
+            facts[f"{name}_value"] = values[number]
+            meta |= {fact: of[0] if len(pairs) == 1 else of for fact, of in facts.items()}
+        if self.asked.neurons is not None:
+            meta["neurons"] = self.asked.neurons
+        return {**meta, "pairs": len(pairs), "metric": scoring.name, "version": library_version()}
+
+    def _text(self, answer: Answer) -> str:
+        return answer if isinstance(answer, str) else token_text(answer, self.tokenizer)
 
 
-@dataclass(frozen=True, eq=False)
-class _Clean:
-    """The two unedited runs: logits `(1, vocab)` at the last token, and by site the values at the pair's places."""
-
-    base_logits: Tensor
-    source_logits: Tensor
-    base_values: Mapping[Site, Tensor]  # (places, width)
-    source_values: Mapping[Site, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class _Swapped:
-    """One pass: the places that were its rows (numbers into the pair's), its logits there, and its ledger."""
-
-    numbers: range
-    logits: Tensor
-    effect: Effect
+def _facts(model: nn.Module, pairs: Pairs, swaps: Sequence[Swaps], study: dict[str, Any]) -> dict[str, Any]:
+    """Return what makes a sweep what it is, as plain data."""
+    metric = study["metric"]
+    metrics = [metric] if isinstance(metric, Metric) else metric
+    kinds = None if metrics is None else [[m.name, m.tokens, m.compares, _named(m.function)] for m in metrics]
+    cells = Counter((one.direction, str(one.site)) for one in swaps for _ in one.cells)
+    first = sha256(repr(swaps[0].cells).encode()).hexdigest()[:16]
+    return {
+        **study,
+        "model": fingerprint(model),
+        "prompts": [pairs.base.ids, pairs.source.ids],
+        "metric": kinds,
+        "components, layers or directions": [[*key, count] for key, count in cells.items()],
+        "positions, heads or neurons": [first, [one.width for one in swaps]],
+    }
 
 
-def _sites(model: nn.Module, components: Sequence[str], layers: Which) -> list[Site]:
-    """Return the sites of the sweep, by component and layer."""
-    if isinstance(components, str) or not components:
-        raise SpecError(f"components is a list of names, such as ['block_output']; found {components!r}")
-    for name in components:
-        if Site(name, 0 if name in COMPONENT_NAMES else None).path is not None:
-            raise SpecError(f"grid goes through the layers of a named component; {name!r} is the path of one module")
-        resolve(model).slot(Site(name, 0))
-    count = max(len(resolve(model).stacks[Site(name, 0).stack]) for name in components)
-    chosen = indices(layers, count, "layer", f"{type(model).__name__} has {count} layers")
-    return [Site(name, layer) for name in dict.fromkeys(components) for layer in chosen]
-
-
-def _clean(model: nn.Module, pair: Pair, sites: Sequence[Site]) -> _Clean:
-    """Run both prompts once and keep what the swaps need."""
-    runs = []
-    for name, encoded, side in (("base", pair.base, 0), ("source", pair.source, 1)):
-        at = Positions((tuple(encoded.start + place[side] for place in pair.places),))
-        runs.append(Run(name, name, tuple(Edit(f"{name} {site}", site, "collect", at) for site in sites)))
-    inputs = {name: _inputs(model, encoded) for name, encoded in (("base", pair.base), ("source", pair.source))}
-    plan = Plan(tuple(runs), outputs=("base", "source"))
-    outcome = execute(bind(model, plan, inputs, {"collect": CollectIntervention()}))
-    values = {run.name: {s: outcome.collected[f"{run.name} {s}"].values[0][0] for s in sites} for run in runs}
-    base, source = _logits(outcome.outputs["base"], pair.base), _logits(outcome.outputs["source"], pair.source)
-    return _Clean(base, source, values["base"], values["source"])
-
-
-def _swaps(model: nn.Module, pair: Pair, site: Site, clean: _Clean) -> Iterator[_Swapped]:
-    """Yield the passes of one layer: row i of a pass has the source's value at its own place."""
-    size = max(1, _TOKENS_A_PASS // int(pair.base.inputs["input_ids"].shape[1]))
-    for start in range(0, len(pair.places), size):
-        numbers = range(start, min(start + size, len(pair.places)))
-        at = Positions(tuple((pair.base.start + pair.places[number][0],) for number in numbers))
-        plan = Plan((Run("base", "base", (Edit("swap", site, "swap", at, None, Constant("source")),)),), ("base",))
-        value = clean.source_values[site][numbers.start : numbers.stop].unsqueeze(1)
-        inputs = {"base": _inputs(model, pair.base, len(numbers))}
-        outcome = execute(bind(model, plan, inputs, {"swap": VanillaIntervention()}, {"source": value}))
-        yield _Swapped(numbers, _logits(outcome.outputs["base"], pair.base), outcome.effects[0])
-
-
-def _rows(
-    pair: Pair,
-    site: Site,
-    clean: _Clean,
-    swapped: _Swapped,
-    metric: Metric,
-    values: tuple[float, float],
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> Iterator[dict[str, Any]]:
-    """Yield the table's rows of one pass."""
-    base_value, source_value = values
-    best = torch.softmax(swapped.logits, dim=-1).topk(min(5, swapped.logits.shape[-1]))
-    change = (clean.source_values[site].float() - clean.base_values[site].float()).norm(dim=-1)
-    for row, (number, value) in enumerate(zip(swapped.numbers, metric(swapped.logits).tolist(), strict=True)):
-        position, source_position = pair.places[number]
-        yield {
-            "component": site.component,
-            "layer": site.layer,
-            "position": position,
-            "source_position": source_position,
-            "token": pair.base.tokens[position],
-            "source_token": pair.source.tokens[source_position],
-            "metric": value,
-            "effect": value - base_value,
-            "recovered": (value - base_value) / (source_value - base_value) if source_value != base_value else None,
-            "change": change[number].item(),
-            "fired": swapped.effect.fired,
-            "top_tokens": [token_text(token, tokenizer) for token in best.indices[row].tolist()],
-            "top_probabilities": best.values[row].tolist(),
-        }
-
-
-def _answers(
-    clean: _Clean,
-    answers: tuple[Answer, Answer] | None,
-    metric: Metric | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> tuple[Answer, Answer]:
-    """Return the base's answer and the source's: those given, or the most probable tokens."""
-    if answers is not None:
-        if len(answers) != 2:
-            raise SpecError(f"answers are two tokens, the base's and the source's; found {answers!r}")
-        return answers
-    base, source = int(clean.base_logits.argmax()), int(clean.source_logits.argmax())
-    if base == source and metric is None:
-        raise SpecError(
-            f"both prompts have the same answer, {token_text(base, tokenizer)!r}, so there is nothing to tell apart: "
-            "choose prompts with different answers, or name two tokens with answers=(base's, source's)"
-        )
-    return base, source
-
-
-def _inputs(model: nn.Module, prompt: Encoded, times: int = 1) -> dict[str, Any]:
-    """Return the prompt as a batch of equal examples; only the last column's logits where the model can do that."""
-    inputs = prompt.repeated(times)
-    ends_real = prompt.last == inputs["input_ids"].shape[1] - 1
-    if ends_real and "logits_to_keep" in inspect.signature(model.forward).parameters:
-        inputs["logits_to_keep"] = 1
-    return inputs
-
-
-def _logits(output: Any, prompt: Encoded) -> Tensor:
-    """Return the logits at the prompt's last token, float32 `(batch, vocab)`."""
-    logits: Tensor = output if isinstance(output, Tensor) else output["logits"]
-    return logits[:, -1 if logits.shape[1] == 1 else prompt.last].float()
-
-
-def _meta(
-    model: nn.Module,
-    pair: Pair,
-    clean: _Clean,
-    answers: tuple[str, ...],
-    metric: Metric,
-    values: tuple[float, float],
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> dict[str, Any]:
-    """Return the facts about the whole table; `base_says` is the model's own answer, whatever answers were given."""
-    meta: dict[str, Any] = {"model": str(getattr(model, "name_or_path", "") or type(model).__name__)}
-    sides = (("base", pair.base, clean.base_logits), ("source", pair.source, clean.source_logits))
-    for number, (name, prompt, logits) in enumerate(sides):
-        meta[name] = prompt.text
-        meta[f"{name}_tokens"] = list(prompt.tokens)
-        meta[f"{name}_says"] = token_text(int(logits.argmax()), tokenizer)
-        meta[f"{name}_answer"] = answers[number]
-        meta[f"{name}_value"] = values[number]
-    return {**meta, "metric": metric.name, "version": library_version()}
+def _named(function: Any) -> str:
+    """Return the name of a metric's function; of what has none, that of its kind."""
+    return str(getattr(function, "__qualname__", None) or f"{type(function).__qualname__} {function!r}")
