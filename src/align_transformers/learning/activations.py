@@ -1,0 +1,103 @@
+"""Activations of a data set at one site: what directions, components and probes are fitted from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._errors import SpecError
+from ..engine import Inputs, capture, real_spans
+from ..interventions import PCARotatedSpaceIntervention
+from ..positions import Positions
+from ..sites import Site
+
+Places = Literal["last", "all"] | int
+
+
+@torch.no_grad()
+def activations(
+    model: nn.Module, data: Inputs | Iterable[Inputs], site: Site, positions: Places = "last"
+) -> Float[Tensor, "n width"]:
+    """Return the activations of a data set at one site, one row an example (or a token).
+
+    Every pass ends where the site is.
+
+    Args:
+        model: the user's; it is not changed.
+        data: one input of the model, or batches of them.
+        site: where in the network.
+        positions: `"last"`: at the last real token of every example; `"all"`: at all real tokens; or a position, from 0
+            over an example's real tokens, negative from their end.
+
+    Returns:
+        `(examples, width)`, or `(tokens, width)`; a model without a sequence gives `(examples, width)`.
+
+    Raises:
+        SpecError: there is no data, or a position that an example does not have.
+        SiteError: the model has no such site.
+
+    >>> mlp = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    >>> activations(mlp, torch.ones(4, 2), Site("0.output")).shape
+    torch.Size([4, 3])
+    """
+    batches = [data] if isinstance(data, Tensor | Mapping) else list(data)
+    if not batches:
+        raise SpecError("there is no data to take activations from")
+    return torch.cat([_activations(model, batch, site, positions) for batch in batches])
+
+
+def fit_pca(
+    model: nn.Module,
+    data: Inputs | Iterable[Inputs],
+    site: Site,
+    k: int,
+    *,
+    positions: Places = "last",
+    standardise: bool = True,
+    **options: Any,
+) -> PCARotatedSpaceIntervention:
+    """Return an interchange of the first `k` principal components of a data set's activations at a site.
+
+    Args:
+        model: the user's; it is not changed.
+        data: one input of the model, or batches of them.
+        site: where in the network.
+        k: how many components.
+        positions: as for `activations`.
+        standardise: divide each coordinate by its standard deviation first.
+        **options: further arguments of the intervention.
+
+    Raises:
+        SpecError: there are too few activations for `k` components.
+
+    >>> _ = torch.manual_seed(0)
+    >>> mlp = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    >>> fit_pca(mlp, torch.randn(8, 2), Site("0.output"), 2).rotation.shape
+    torch.Size([3, 2])
+    """
+    rows = activations(model, data, site, positions)
+    return PCARotatedSpaceIntervention.fit(rows, k, standardise=standardise, **options)
+
+
+def _activations(model: nn.Module, inputs: Inputs, site: Site, positions: Places) -> Tensor:
+    """Return the activations of one batch: a run that is only read ends at the site."""
+    spans = real_spans(inputs, site.sequence)
+    if spans is None:
+        values = capture(model, inputs, site, Positions())
+        return values.flatten(0, -2)
+    rows = tuple(_row(start, end, positions) for start, end in spans)
+    values = capture(model, inputs, site, Positions(rows))
+    return torch.cat([value[: len(row)] for value, row in zip(values, rows, strict=True)])
+
+
+def _row(start: int, end: int, positions: Places) -> tuple[int, ...]:
+    if positions == "all":
+        return tuple(range(start, end))
+    place = -1 if positions == "last" else positions
+    if not start - end <= place < end - start:
+        raise SpecError(f"position {place} does not exist in an example of {end - start} tokens")
+    return ((end if place < 0 else start) + place,)

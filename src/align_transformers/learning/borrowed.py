@@ -1,0 +1,118 @@
+"""What a fit changes for its own time and gives back on any exit: the model's flags, its blocks, the random states."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .._errors import SpecError
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Hold a model in eval mode with no parameter requiring a gradient.
+
+    >>> model = nn.Linear(2, 2)
+    >>> with frozen(model):
+    ...     print(model.training, model.weight.requires_grad)
+    False False
+    >>> model.training, model.weight.requires_grad
+    (True, True)
+    """
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training = [module for module in model.modules() if module.training]
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def recomputed(blocks: Collection[nn.Module], edited: Collection[nn.Module]) -> Iterator[None]:
+    """Let blocks forget their activations in the forward pass and compute them again in the backward pass.
+
+    Only blocks that contain no edited module: hooks are gone when the backward pass comes.
+
+    Args:
+        blocks: the model's.
+        edited: modules that have hooks.
+
+    Raises:
+        SpecError: every block is edited, or there is none.
+    """
+    edits = set(edited)
+    free = [block for block in dict.fromkeys(blocks) if edits.isdisjoint(block.modules())]
+    if not free:
+        raise SpecError(
+            f"gradient_checkpointing: none of the model's {len(blocks)} known blocks is free of interventions, so "
+            "there is nothing to compute again; leave it off"
+        )
+    before = [block.__dict__.get("forward") for block in free]
+    try:
+        for block in free:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        yield
+    finally:
+        for block, forward in zip(free, before, strict=True):
+            if forward is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.forward = forward
+
+
+def random_states() -> tuple[dict[str, Tensor], list[Any]]:
+    """Return the states of the generators that PyTorch, NumPy and Python draw from: tensors, and JSON-able data."""
+    numpy: Mapping[str, Any] = np.random.get_state(legacy=False)
+    tensors = {"cpu": torch.get_rng_state()}
+    tensors |= {f"cuda:{n}": state for n, state in enumerate(torch.cuda.get_rng_state_all())}
+    tensors["numpy"] = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
+    version, numbers, gauss = random.getstate()
+    rest = [numpy["bit_generator"], numpy["state"]["pos"], numpy["has_gauss"], numpy["gauss"]]
+    return tensors, [rest, [version, list(numbers), gauss]]
+
+
+def set_random_states(tensors: Mapping[str, Tensor], rest: list[Any]) -> None:
+    """Set what `random_states` returned."""
+    torch.set_rng_state(tensors["cpu"].cpu())
+    for number in range(torch.cuda.device_count()):
+        if f"cuda:{number}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda:{number}"].cpu(), number)
+    (kind, position, has_gauss, gauss), (version, numbers, next_gauss) = rest
+    key = tensors["numpy"].cpu().numpy().astype(np.uint32)
+    np.random.set_state((kind, key, position, has_gauss, gauss))
+    random.setstate((version, tuple(numbers), next_gauss))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the generators of PyTorch, NumPy and Python, and set them back to where they were.
+
+    >>> with seeded(0):
+    ...     first = torch.rand(1)
+    >>> with seeded(0):
+    ...     print(torch.equal(first, torch.rand(1)))
+    True
+    """
+    before = random_states()
+    try:
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield
+    finally:
+        set_random_states(*before)

@@ -1,0 +1,144 @@
+"""`evaluate`: how often the intervened model says what the causal model says, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._errors import SpecError
+from ..engine import Inputs
+from ..interventions import TrainableIntervention
+from .batches import Batch
+from .borrowed import frozen
+from .losses import iia
+from .reader import Collator, Forward, Intervened, Reader
+from .reading import Measure, Read, Where, first, per_example
+from .scores import Scores
+
+
+@torch.no_grad()
+def evaluate(
+    intervened: Intervened,
+    loader: Iterable[Any],
+    *,
+    metrics: Measure | Mapping[str, Measure] = iia,
+    positions: Where = "last",
+    collator: Collator | None = None,
+    forward: Forward | None = None,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Scores:
+    """Measure an alignment on data that it was not fitted to.
+
+    Where an intervention has a hard version (a mask), everything is measured with the soft and with the hard one. With
+    a column `base_labels` the scores also tell the trivial share: examples whose counterfactual label is the base's;
+    and the model is run plainly, to tell the examples whose base (and with `source_labels` whose sources) it solves.
+
+    Args:
+        intervened: an `IntervenableModel`.
+        loader: gives batches; their columns are explained in `learning.batches`.
+        metrics: `(logits, labels)` -> one number a row, one for the batch, or a dict of these; or several by name.
+        positions: which logits are read, as for `fit`.
+        collator: makes a batch of what the loader gives.
+        forward: how a batch is run with soft masks; default: the whole model.
+        resamples: of the bootstrap.
+        confidence: of its intervals.
+        seed: of its draws.
+
+    Returns:
+        The scores of every example.
+
+    Raises:
+        SpecError: the loader is empty, or a batch lacks a column.
+    """
+    measures = metrics if isinstance(metrics, Mapping) else {getattr(metrics, "__name__", "metric"): metrics}
+    readers = {"soft": Reader(intervened, collator, forward)}
+    dimensions = _dimensions(intervened)
+    if dimensions:
+        readers["hard"] = Reader(intervened.hardened(), collator)
+    found: dict[str, dict[str, list[Tensor]]] = {mask: {} for mask in readers}
+    facts: dict[str, list[Tensor]] = {"solved": [], "changed": []}
+    whole: set[str] = set()
+    with frozen(intervened.model):
+        for item in loader:
+            batch = readers["soft"].collate(item)
+            for mask, reader in readers.items():
+                _add(found[mask], whole, measures, *reader.read(batch, positions))
+            for name, fact in _facts(readers["soft"], batch, positions).items():
+                facts[name].append(fact)
+    if not found["soft"]:
+        raise SpecError("the loader is empty")
+    values = {mask: {name: torch.cat(parts) for name, parts in one.items()} for mask, one in found.items()}
+    known = {name: torch.cat(parts) if parts else None for name, parts in facts.items()}
+    return Scores(
+        MappingProxyType(values),
+        frozenset(whole),
+        known["solved"],
+        known["changed"],
+        MappingProxyType(dimensions),
+        resamples,
+        confidence,
+        seed,
+    )
+
+
+def _dimensions(intervened: Intervened) -> dict[str, int]:
+    """Return by key how many dimensions the hard version of an intervention works in."""
+    learned = {k: one for k, one in intervened.interventions.items() if isinstance(one, TrainableIntervention)}
+    return {key: one.dimensions for key, one in learned.items() if one.dimensions is not None}
+
+
+def _add(found: dict[str, list[Tensor]], whole: set[str], measures: Mapping[str, Measure], read: Read) -> None:
+    """Add a batch's numbers to what was found; note the metrics that gave one number for all of it."""
+    if read.labels is None:
+        raise SpecError("the batch has no column 'labels', which the metrics compare with")
+    for name, measure in measures.items():
+        numbers = per_example(measure, read, name)
+        for key, one in numbers.items():
+            found.setdefault(key, []).append(one.values.float().cpu())
+            if one.whole:
+                whole.add(key)
+
+
+def _facts(reader: Reader, batch: Batch, positions: Where) -> dict[str, Tensor]:
+    """Return which examples the plain model solves, and which have a counterfactual label other than the base's."""
+    if "base_labels" not in batch:
+        return {}
+    call, labels = reader.call(batch), batch.get("labels")
+    where: Where = "last" if positions == "all" else positions
+    base_labels = torch.as_tensor(batch["base_labels"])
+    solved = _solves(reader, call.base, base_labels, where)
+    for source, wanted in _sources(call.sources, batch.get("source_labels")):
+        right = _solves(reader, source, wanted, where)
+        solved = solved & (right if len(right) == len(solved) else right.expand_as(solved))
+    different = torch.as_tensor(labels).cpu() != base_labels.cpu()
+    return {"solved": solved, "changed": different if different.ndim == 1 else different.any(-1)}
+
+
+def _solves(reader: Reader, inputs: Inputs, labels: Tensor, where: Where) -> Tensor:
+    """Return for each example whether the plain model says its labels, all of them."""
+    return first(iia, reader.plain(inputs, labels, where), "solved").cpu() == 1
+
+
+def _sources(sources: Any, labels: Any) -> Sequence[tuple[Inputs, Tensor]]:
+    """Return each source with what the plain model should say of it.
+
+    Raises:
+        SpecError: there are not as many of one as of the other.
+    """
+    if labels is None or sources is None:
+        return ()
+    listed = list(sources) if isinstance(sources, list | tuple) else [sources]
+    if isinstance(labels, list | tuple) and all(isinstance(one, Tensor) for one in labels):
+        wanted = list(labels)
+    else:
+        given = torch.as_tensor(labels)
+        wanted = list(given.unbind(1)) if given.ndim == 2 and len(listed) == given.shape[1] else [given]
+    if len(wanted) != len(listed):
+        raise SpecError(f"source_labels has {len(wanted)} columns for {len(listed)} sources")
+    return list(zip(listed, wanted, strict=True))
