@@ -42,6 +42,10 @@ class ModelNotFoundError(AlignError, LookupError):
     """A model could not be had; the message says what was tried and what to install."""
 
 
+class ArtifactError(AlignError, ValueError):
+    """A saved intervention cannot be written or read: it is missing, damaged, unknown, or made for another model."""
+
+
 def near_misses(name: object, choices: Iterable[str]) -> str:
     """Return a phrase that names the choices nearest to `name`, or the first twenty of them when none is near.
 
