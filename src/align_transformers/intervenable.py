@@ -3,65 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from . import engine
+from . import engine, storage
 from ._errors import SpecError, UnknownNameError
-from .compose import Call, Composed, Representation, Timing, compose
-from .config import IntervenableConfig, RepresentationConfig
-from .engine import Bound, Collected, Effect, Inputs, Outcome
-from .engine.steps import find_place
-from .interventions import Intervention, build_intervention
-from .locations import Addressed
-from .models import Slot
+from .compose import Call, Timing, compose
+from .config import IntervenableConfig
+from .engine import Bound, Collected, Inputs, Outcome
+from .interventions import TrainableIntervention
+from .learning import Alignment, Fitted, Scores, evaluate_call, fit_call
+from .outputs import IntervenableGeneration, IntervenableOutput
 from .positions import Steps
-from .sites import Site
-
-
-@dataclass(frozen=True, eq=False)
-class IntervenableOutput:
-    """What a call gives back with `return_dict=True`.
-
-    Args:
-        original_outputs: what the model returned for the unedited base; `None` unless asked for.
-        intervened_outputs: what it returned for the edited base.
-        collected_activations: for each collecting intervention, in order, `(batch, units, width)`; zeros at padding.
-            The units of a module that is called several times stand one call after the other.
-        collected_masks: for each of these `(batch, units)`, False at padding.
-        effects: the ledger: what every edit did.
-    """
-
-    original_outputs: Any
-    intervened_outputs: Any
-    collected_activations: list[Tensor]
-    collected_masks: list[Tensor]
-    effects: tuple[Effect, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class IntervenableGeneration:
-    """What `generate` gives back with `return_dict=True`.
-
-    Args:
-        original_outputs: what `generate` of the model returned without edits; `None` unless asked for.
-        intervened_outputs: what it returned with them.
-        collected_activations: for each collecting intervention one tensor a step, `(rows, units, width)`: first the
-            prompt's positions, if it has any, then each generated token.
-        collected_masks: likewise `(rows, units)`, False at padding.
-        effects: the ledger: what every edit did.
-    """
-
-    original_outputs: Any
-    intervened_outputs: Any
-    collected_activations: list[list[Tensor]]
-    collected_masks: list[list[Tensor]]
-    effects: tuple[Effect, ...]
+from .recent import Recent
+from .represent import represent
 
 
 class IntervenableModel(nn.Module):
@@ -87,9 +49,10 @@ class IntervenableModel(nn.Module):
         super().__init__()
         self.config = IntervenableConfig.of(config)
         self.model = model
-        self.representations = _represent(self.config, model)
+        self.representations = represent(self.config, model)
         self.interventions = {r.key: r.intervention for r in self.representations}
         self._trained = nn.ModuleList(dict.fromkeys(self.interventions.values()))
+        self._recent = Recent(self.config, model, self.interventions)
 
     def forward(
         self,
@@ -125,9 +88,7 @@ class IntervenableModel(nn.Module):
         """
         _refuse_misspelt(model_kwargs, self.forward, self.model.forward)
         call = Call(_with_kwargs(base, model_kwargs), sources, unit_locations, source_representations, subspaces)
-        outcome = engine.execute(
-            self._bind(compose(self.config, self.representations, call, original=output_original_output))
-        )
+        outcome = engine.execute(self._bind(call, original=output_original_output))
         pair = outcome.outputs.get("original"), outcome.outputs["base"]
         if not return_dict:
             return pair
@@ -174,7 +135,7 @@ class IntervenableModel(nn.Module):
         _refuse_misspelt(generate_kwargs, self.generate, self.model.forward)
         timing = Timing(intervene_on_prompt, _read_steps(steps, intervene_on_prompt))
         call = Call(base, sources, unit_locations, source_representations, subspaces, timing)
-        bound = self._bind(compose(self.config, self.representations, call))
+        bound = self._bind(call)
         original = engine.generate_plain(self.model, base, generate_kwargs) if output_original_output else None
         outcome = engine.generate(bound, generate_kwargs)
         if not return_dict:
@@ -183,12 +144,200 @@ class IntervenableModel(nn.Module):
         values, masks = [list(one.values) for one in seen], [list(one.real) for one in seen]
         return IntervenableGeneration(original, outcome.outputs["base"], values, masks, outcome.effects)
 
+    @overload
+    def train(self, mode: bool = True) -> IntervenableModel: ...
+
+    @overload
+    def train(
+        self,
+        mode: Iterable[Any] | Literal[True] = True,
+        compute_loss: Callable[..., Any] | None = None,
+        compute_metrics: Callable[..., Any] | None = None,
+        inputs_collator: Callable[[Any], Any] | None = None,
+        *,
+        train_dataloader: Iterable[Any] | None = None,
+        **options: Any,
+    ) -> Fitted: ...
+
+    def train(
+        self,
+        mode: bool | Iterable[Any] = True,
+        compute_loss: Callable[..., Any] | None = None,
+        compute_metrics: Callable[..., Any] | None = None,
+        inputs_collator: Callable[[Any], Any] | None = None,
+        *,
+        train_dataloader: Iterable[Any] | None = None,
+        **options: Any,
+    ) -> IntervenableModel | Fitted:
+        """With a data loader, `train_alignment`; else switch between training and eval mode, as every module does.
+
+        Args:
+            mode: the mode; or the data loader.
+            compute_loss: as for `train_alignment`.
+            compute_metrics: likewise.
+            inputs_collator: likewise.
+            train_dataloader: the data loader, by name.
+            **options: as for `train_alignment`.
+
+        Returns:
+            What came of the fit; without a data loader the model itself.
+
+        Raises:
+            SpecError: there is something to train with, but no data loader.
+        """
+        loader = train_dataloader if isinstance(mode, bool) else mode
+        if loader is not None:
+            return self.train_alignment(loader, compute_loss, compute_metrics, inputs_collator, **options)
+        if options or compute_loss is not None or compute_metrics is not None or inputs_collator is not None:
+            raise SpecError("training an alignment needs data: train_dataloader=...")
+        super().train(bool(mode))
+        return self
+
+    def train_alignment(
+        self,
+        train_dataloader: Iterable[Any],
+        compute_loss: Callable[..., Any] | None = None,
+        compute_metrics: Callable[..., Any] | None = None,
+        inputs_collator: Callable[[Any], Any] | None = None,
+        **options: Any,
+    ) -> Fitted:
+        """Learn the parameters of the interventions; the model is frozen, and afterwards as it was.
+
+        Args:
+            train_dataloader: gives batches: dicts with `input_ids`, `source_input_ids`, `labels`,
+                `source_0->base.0.pos` (where the source is read), `source_0->base.1.pos` (where the base is written)
+                and more; see `align_transformers.learning.batches`.
+            compute_loss: `(logits, labels)` -> the loss, with the logits as the model gives them; default: the
+                cross-entropy at each example's last real token.
+            compute_metrics: `([logits], [labels])` -> a dict of numbers; the first is followed. Default: IIA there.
+            inputs_collator: makes such a dict of what the loader gives.
+            **options: further arguments of `fit`: `epochs`, `lr`, `validation`, `progress`, ...
+
+        Returns:
+            The history and the best weights.
+        """
+        return fit_call(self, train_dataloader, compute_loss, compute_metrics, inputs_collator, options)
+
+    def evaluate(
+        self,
+        eval_dataloader: Iterable[Any] | None = None,
+        compute_metrics: Callable[..., Any] | None = None,
+        inputs_collator: Callable[[Any], Any] | None = None,
+        *,
+        train_dataloader: Iterable[Any] | None = None,
+        **options: Any,
+    ) -> Scores:
+        """Measure the interventions on data; `evaluate_alignment` and `eval_alignment` are names of the same.
+
+        Args:
+            eval_dataloader: gives batches, as for `train_alignment`.
+            compute_metrics: as for `train_alignment`.
+            inputs_collator: likewise.
+            train_dataloader: another name of `eval_dataloader`.
+            **options: further arguments of `align_transformers.evaluate`.
+
+        Returns:
+            A mapping from metrics to their means over all examples; it has intervals, subsets and hard masks, too.
+        """
+        loader = train_dataloader if eval_dataloader is None else eval_dataloader
+        return evaluate_call(self, loader, compute_metrics, inputs_collator, options)
+
+    evaluate_alignment = evaluate
+    eval_alignment = evaluate
+
+    def for_training(self, **options: Any) -> Alignment:
+        """Return what learns as a module whose `forward(**batch)` gives a loss: for a `Trainer`, Accelerate, or a loop.
+
+        Args:
+            **options: arguments of `Alignment`: `loss`, `positions`, `collator`, `forward`.
+        """
+        return Alignment(self, **options)
+
+    def hardened(self) -> IntervenableModel:
+        """Return the same interventions as they are to be used after a fit: frozen copies, their masks hard."""
+        hard = {one: one.hardened() if isinstance(one, TrainableIntervention) else one for one in self._trained}
+        built = {"intervention_type": None, "subspace_partition": None, "low_rank_dimension": None}
+        listed = [
+            replace(spec, intervention=hard[one.intervention], source_representation=None, **built)
+            for spec, one in zip(self.config.representations, self.representations, strict=True)
+        ]
+        return IntervenableModel(replace(self.config, representations=listed), self.model)
+
     def get_trainable_parameters(self) -> list[nn.Parameter]:
         """Return each parameter of the interventions that requires a gradient, once."""
         return [p for p in self._trained.parameters() if p.requires_grad]
 
-    def _bind(self, composed: Composed) -> Bound:
-        return engine.bind(self.model, composed.plan, composed.inputs, self.interventions, composed.constants)
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write the interventions to a folder from which `load` gets them back, bit for bit; the model is not saved.
+
+        Args:
+            folder: a new or empty folder.
+            metrics: scores by name, for the record and the model card.
+            tokenizer: what the inputs were made with, if that matters.
+            overwrite: replace a folder that was saved before; nothing else is ever replaced.
+
+        Raises:
+            SpecError: an intervention is a function, or does not tell its constructor arguments.
+            ArtifactError: the folder holds something already.
+        """
+        return storage.save(self._contents(metrics, tokenizer), folder, overwrite=overwrite)
+
+    def push_to_hub(
+        self, name: str, *, metrics: Mapping[str, Any] | None = None, tokenizer: Any = None, **options: Any
+    ) -> str:
+        """Put what `save` writes into a repository `user/name` of the model hub; return the commit's hash.
+
+        Args:
+            name: `user/name`.
+            metrics: as for `save`.
+            tokenizer: as for `save`.
+            **options: of `storage.push`: `private`, `revision`, `token`, `message`.
+
+        Raises:
+            ArtifactError: the hub refuses, or cannot be reached.
+        """
+        return storage.push(self._contents(metrics, tokenizer), name, **options)
+
+    @classmethod
+    def load(cls, folder_or_hub_name: str | os.PathLike[str], *, model: nn.Module, **options: Any) -> IntervenableModel:
+        """Load interventions that were saved here or by pyvene, from a folder or from `user/name` on the model hub.
+
+        Nothing that a file names is imported or run. The model has to be the one that they were made with.
+
+        Args:
+            folder_or_hub_name: a folder; or `user/name`, where there is no folder of that name. A missing folder is
+                never taken for a hub name in silence.
+            model: the model to intervene on.
+            **options: of `storage.load`: `classes`, `strict`, `tokenizer`, `revision`, `token`, `cache_dir`.
+
+        Raises:
+            ArtifactError: it is not there, is damaged, names an unknown class, or was made with another model.
+
+        Warns:
+            UserWarning: with `strict=False`, about everything that differs.
+        """
+        return cls(storage.load(folder_or_hub_name, model=model, **options).config, model)
+
+    from_pretrained = load
+
+    def _contents(self, metrics: Mapping[str, Any] | None, tokenizer: Any) -> storage.Contents:
+        return storage.Contents(self.config, list(self.interventions.values()), self.model, metrics, tokenizer)
+
+    def _bind(self, call: Call, *, original: bool = False) -> Bound:
+        """Return the plan of a call, bound; a call like the last one is bound as that was."""
+        bound = self._recent.find(call, original)
+        if bound is None:
+            composed = compose(self.config, self.representations, call, original=original)
+            bound = engine.bind(self.model, composed.plan, composed.inputs, self.interventions, composed.constants)
+            self._recent.keep(call, original, bound)
+        return bound
 
     def _collected(self, outcome: Outcome) -> list[Collected]:
         return [outcome.collected[key] for key in self.interventions if key in outcome.collected]
@@ -231,40 +380,3 @@ def _read_steps(steps: int | Sequence[int] | str | None, on_prompt: bool) -> Ste
             raise SpecError(f"steps is a number, several numbers, or 'all'; found {steps!r}")
         return "all"
     return (steps,) if isinstance(steps, int) else tuple(int(step) for step in steps)
-
-
-def _represent(config: IntervenableConfig, model: nn.Module) -> list[Representation]:
-    """Return the representations with their sites found and their interventions built; linked ones share a module."""
-    linked: dict[Any, Intervention] = {}
-    found = []
-    for number, (spec, representation) in enumerate(zip(config.specs(), config.representations, strict=True)):
-        site = Site(representation.component, representation.layer, representation.call)
-        slot = find_place(model, site)
-        link = representation.intervention_link_key
-        intervention = linked.get(link) if link is not None else None
-        if intervention is None:
-            intervention = build_intervention(spec, _options(representation, slot))
-        if link is not None:
-            linked[link] = intervention
-        addressed = Addressed(representation.unit, representation.max_number_of_units)
-        found.append(Representation(_key(representation, number), site, intervention, addressed))
-    return found
-
-
-def _options(representation: RepresentationConfig, slot: Slot) -> dict[str, Any]:
-    """Return the constructor arguments that a representation gives its intervention."""
-    width = slot.width
-    if representation.unit in ("h", "h.pos") and slot.heads is not None:
-        width = slot.heads.shape[1] * representation.max_number_of_units
-    return {
-        "embed_dim": width,
-        "subspace_partition": representation.subspace_partition,
-        "low_rank_dimension": representation.low_rank_dimension,
-        "source_representation": representation.source_representation,
-    }
-
-
-def _key(representation: RepresentationConfig, number: int) -> str:
-    layer = "" if representation.layer is None else f"layer.{representation.layer}."
-    units = f"unit.{representation.unit}.nunit.{representation.max_number_of_units}"
-    return f"{layer}comp.{representation.component}.{units}#{number}"
