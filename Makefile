@@ -38,7 +38,7 @@ arch: $(VENV)/.installed-dev ## resolve and check a tiny model of every architec
 	$(BIN)/python -W ignore -m tests.architectures.sweep $(ARGS)
 
 truth: $(VENV)/.installed-dev ## learn what is known to be true, print the numbers
-	$(BIN)/python -m tests.truth
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m tests.truth
 
 bench: bench/venvs/ours/.installed bench/venvs/pyvene/.installed bench/venvs/nnsight/.installed bench/venvs/lens/.installed ## measure against the peers and the physical limit (20 minutes), write bench/results.md
 	@HF_HUB_OFFLINE=1 bench/venvs/ours/bin/python bench/run.py $(ARGS)

@@ -67,7 +67,7 @@ def can_narrow(slot: Slot | None) -> bool:
     return slot is not None and slot.via == "module" and slot.side == "output" and type(slot.module) is nn.Linear
 
 
-def logits_of(output: Any) -> Float[Tensor, "rows columns vocab"]:
+def logits_of(output: Any) -> Float[Tensor, "rows *columns vocab"]:
     """Return the logits in what a model returned."""
     if isinstance(output, Tensor):
         return output

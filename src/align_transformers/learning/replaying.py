@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 
-from ..compose import Call, compose
+from ..compose import Call, Composed, compose
 from ..engine import Memory, bind, execute, remembered
 from ..models import resolve
 from ..plan import Logits
-from .reader import Asked, Direct, Intervened
+from .batches import BatchCall
+from .borrowed import frozen
+from .reader import Asked, Collator, Direct, Intervened, Reader
 
 
 @final
