@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from tests.architectures.sample import seed
 from tests.test_many_architectures import ARCHITECTURES, model_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from align_transformers import cli, resolve
 
 WORDS = 40
-# Transformers gives a checkpoint of Qwen2 its own tokenizer, whatever stands beside it: OLMo takes its place.
-NAMES = tuple("olmo" if name == "qwen2" else name for name in ARCHITECTURES)
 BASE, SOURCE = [7, 8, 9, 10], [7, 20, 21, 10]
 
 
@@ -57,13 +56,16 @@ def swapped(model: nn.Module, block: nn.Module, position: int) -> Tensor:
             return model(input_ids=base, use_cache=False).logits[0, -1]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ARCHITECTURES, ids=lambda name: f"seed{seed()}-{name}")
 def test_trace_equals_a_plain_hook(name, tmp_path, monkeypatch, capsys):
     model = model_of(name)
     model.save_pretrained(tmp_path / "model")
     inner = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w0"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=inner).save_pretrained(tmp_path / "model")
+    written = AutoTokenizer.from_pretrained(tmp_path / "model")("w7 w8")["input_ids"]
+    if written != [7, 8]:
+        pytest.skip("transformers gives this model's checkpoint a tokenizer of its own, whatever stands beside it")
     base, source = (" ".join(f"w{i}" for i in ids) for ids in (BASE, SOURCE))
     arguments = ["trace", base, source, "--model", str(tmp_path / "model"), "--layers", "1", "--answers", "w4,w5"]
     monkeypatch.setattr(sys, "argv", ["align-transformers", *arguments, "--json", "--out", str(tmp_path)])

@@ -1,7 +1,8 @@
 """The frozen, reviewed picks: which module each component is, for every kind of block of every architecture.
 
-`chosen.json` has two parts: `kinds`, the distinct kinds of block by the name of the first architecture that has one,
-and `models`, which kinds an architecture's stacks consist of. Equal picks are so reviewed once.
+`chosen.json` has four parts: `reviewed` says how it was read; `kinds` are the distinct kinds of block by the name of
+the first architecture that has one; `ends` likewise; `models` says which kinds an architecture's stacks consist of, and
+whether all was found. Equal picks are so reviewed once.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def picks_of(record: Record) -> list[str]:
     for kind in record.kinds:
         lines.append(f"{kind.stack or 'main'}: {kind.blocks} blocks")
         lines += [f"  {name} = {place}" for name, place in kind.slots.items()]
-    return [*lines, *(f"{name} = {place}" for name, place in record.ends.items())]
+    ends = (f"{name} = {place}" for name, place in record.ends.items())
+    return [f"verdict: {record.verdict}", *lines, *ends] if record.kinds else []
 
 
 def differences(records: Iterable[Record], gone: Iterable[str] = ()) -> list[str]:
@@ -51,7 +53,7 @@ def load() -> Picks:
     data = json.loads(FILE.read_text())
     picks: Picks = {}
     for name, stacks in data["models"].items():
-        lines: list[str] = []
+        lines = [f"verdict: {stacks['verdict']}"]
         for stack, kind, blocks in stacks["stacks"]:
             lines.append(f"{stack}: {blocks} blocks")
             lines += [f"  {component} = {place}" for component, place in data["kinds"][kind].items()]
@@ -72,7 +74,7 @@ def write(records: Iterable[Record]) -> None:
                 for kind in record.kinds
             ]
             ends = _named(data["ends"], record.ends, record.model_type)
-            data["models"][record.name] = {"stacks": stacks, "ends": ends}
+            data["models"][record.name] = {"verdict": record.verdict, "stacks": stacks, "ends": ends}
     _drop_unused(data)
     FILE.write_text(_dump(data))
 
@@ -103,4 +105,5 @@ def _dump(data: dict[str, Any]) -> str:
     kinds = json.dumps(data["kinds"], indent=1, ensure_ascii=False)
     ends = ",\n".join(f"  {json.dumps(name)}: {json.dumps(end)}" for name, end in data["ends"].items())
     models = ",\n".join(f"  {json.dumps(name)}: {json.dumps(model)}" for name, model in data["models"].items())
-    return f'{{\n"kinds": {kinds},\n"ends": {{\n{ends}\n}},\n"models": {{\n{models}\n}}\n}}\n'
+    reviewed = json.dumps(data.get("reviewed", []), indent=1)
+    return f'{{\n"reviewed": {reviewed},\n"kinds": {kinds},\n"ends": {{\n{ends}\n}},\n"models": {{\n{models}\n}}\n}}\n'

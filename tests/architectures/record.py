@@ -61,8 +61,8 @@ class Record:
 def examine(mapping: str, model_type: str) -> Record:
     """Return the record of one entry; whatever goes wrong is in it."""
     record, start = Record(mapping, model_type), time.process_time()
-    previous = signal.signal(signal.SIGALRM, _too_long)
-    signal.alarm(_SECONDS)
+    previous = signal.signal(signal.SIGPROF, _too_long)
+    signal.setitimer(signal.ITIMER_PROF, _SECONDS)
     try:
         tiny = tiny_model(mapping, model_type)
         record.notes, record.verdict = tiny.notes, REFUSED
@@ -77,14 +77,14 @@ def examine(mapping: str, model_type: str) -> Record:
     except Exception as error:  # the resolver's refusals, and its bugs
         record.reason = f"{type(error).__name__}: {error}"
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
     record.seconds = round(time.process_time() - start, 2)
     return record
 
 
 def _too_long(_signal: int, _frame: FrameType | None) -> None:
-    raise TimeoutError(f"took more than {_SECONDS} seconds")
+    raise TimeoutError(f"took more than {_SECONDS} seconds of processor time")
 
 
 def _describe(record: Record, tiny: TinyModel, components: Any) -> None:

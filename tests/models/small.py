@@ -78,22 +78,25 @@ def shared(name: str) -> Any:
 
 
 class HandAttention(nn.Module):
-    """Causal attention by hand: `kind` is `plain`, `shared` (keys are values) or `mixed` (talking heads)."""
+    """Causal attention by hand: `kind` is plain, shared (keys are values), mixed (talking heads) or tiled (GQA)."""
 
     def __init__(self, kind: str = "plain") -> None:
         super().__init__()
         width = HEADS * HEAD_DIM
         self.kind = kind
-        self.ask, self.look, self.give = (nn.Linear(HIDDEN, width) for _ in range(3))
+        few = width // 2 if kind == "tiled" else width
+        self.ask, self.look, self.give = (nn.Linear(HIDDEN, size) for size in (width, few, few))
         self.talk = nn.Parameter(torch.randn(HEADS, HEADS))
         self.merge = nn.Linear(width, HIDDEN)
 
     def forward(self, x: Tensor) -> Tensor:
         def split(y: Tensor) -> Tensor:
-            return y.unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2)
+            return y.unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2)
 
         keys = split(self.look(x))
         values = keys if self.kind == "shared" else split(self.give(x))
+        if self.kind == "tiled":  # neighbours do not share, as they do elsewhere
+            keys, values = keys.repeat(1, 2, 1, 1), values.repeat(1, 2, 1, 1)
         z = F.scaled_dot_product_attention(split(self.ask(x)), keys, values, is_causal=True)
         if self.kind == "mixed":
             z = torch.einsum("bhld,hg->bgld", z, self.talk)

@@ -125,3 +125,17 @@ def test_the_real_one() -> None:
     said = " ".join(_words(str(describe(model))))
     assert "layers 0-29: LlamaDecoderLayer model.layers.{n}" in said
     assert "key_output self_attn.k_proj.output 192 = 3 x 64 query head h uses key/value head h // 3" in said
+
+
+@pytest.mark.parametrize("name", ["neox", "t5", "mixtral", "deepseek3"])
+@pytest.mark.parametrize("width", [80, 200])
+def test_names_of_components_are_never_folded(name: str, width: int) -> None:
+    out = io.StringIO()
+    Console(width=width, file=out).print(describe(shared(name)))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    words = [word for line in lines for word in line.split()]
+    for blocks in resolve(shared(name)).stacks.values():
+        for slot in blocks[-1].slots:
+            assert slot in words
+    assert name != "neox" or words.count("interleaved") == 3

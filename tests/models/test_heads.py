@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.models.small import HandModel, shared
-from torch import Tensor
+from tests.models.small import HIDDEN, VOCAB, HandModel, shared
+from torch import Tensor, nn
 
-from align_transformers import Site
+from align_transformers import Site, SiteError
 from align_transformers.models import resolve
 
 
@@ -119,3 +119,78 @@ def test_a_zeroed_head_of_the_map_is_a_head_without_a_voice() -> None:
     alive = [bool((seen[0][..., z.heads[head]] != 0).all()) for head in range(4)]
     assert alive == [True, True, False, True]
     assert bool((seen[0][..., z.heads[2]] == 0).all())
+
+
+@pytest.mark.parametrize("component", ["key_output", "value_output"])
+def test_which_query_head_uses_which_key_head_is_seen(component: str) -> None:
+    tiled = resolve(HandModel("tiled").eval()).slot(Site(component, 1))
+    assert tiled.grouping == "4 query heads share 2 key/value heads: query heads 0 to 3 use key/value heads 0, 1, 0, 1"
+    neighbours = resolve(shared("llama")).slot(Site(component, 1))
+    assert neighbours.grouping.endswith("query head h uses key/value head h // 2")
+
+
+class _Loud(nn.Module):
+    """Softmax attention by hand whose scores are a sum of two products, the second with positions that are handed in.
+
+    With `heads` equal to the number of positions nothing tells the two axes apart.
+    """
+
+    def __init__(self, heads: int, both: bool) -> None:
+        super().__init__()
+        self.heads, self.both = heads, both
+        self.ask, self.look, self.give, self.merge = (nn.Linear(HIDDEN, HIDDEN) for _ in range(4))
+
+    def forward(self, x: Tensor, places: Tensor) -> Tensor:
+        def split(y: Tensor) -> Tensor:
+            return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        query, key = split(self.ask(x)), split(self.look(x))
+        scores = query @ key.transpose(2, 3)
+        if self.both:
+            by_place = key @ split(places).transpose(2, 3)
+            scores = scores + by_place[..., : x.shape[1]]
+        return self.merge((scores.softmax(-1) @ split(self.give(x))).transpose(1, 2).flatten(2))
+
+
+class _LoudModel(nn.Module):
+    def __init__(self, heads: int, both: bool) -> None:
+        super().__init__()
+        self.words = nn.Embedding(VOCAB, HIDDEN)
+        self.places = nn.Parameter(torch.randn(1, 14, HIDDEN))
+        self.floors = nn.ModuleList(_LoudBlock(heads, both) for _ in range(2))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.words(input_ids)
+        for floor in self.floors:
+            x = floor(x, self.places)
+        return x
+
+
+class _LoudBlock(nn.Module):
+    def __init__(self, heads: int, both: bool) -> None:
+        super().__init__()
+        self.mix = _Loud(heads, both)
+
+    def forward(self, x: Tensor, places: Tensor) -> Tensor:
+        return x + self.mix(x, places)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_the_scores_may_be_a_sum_of_products(both: bool) -> None:
+    found = resolve(_LoudModel(4, both).eval())
+    for component, path in (("query_output", "ask"), ("key_output", "look"), ("value_output", "give")):
+        slot = found.slot(Site(component, 1))
+        assert slot.path == f"floors.1.mix.{path}"
+        assert slot.heads is not None
+        assert len(slot.heads) == 4
+    assert "cross_attention_output" not in found.stacks[""][1].slots
+
+
+def test_as_many_heads_as_positions_are_refused() -> None:
+    model = _LoudModel(4, both=False).eval()
+    ids = torch.arange(3, 11).view(2, 4)
+    found = resolve(model, example_inputs={"input_ids": ids})
+    for component in ("query_output", "attention_value_output"):
+        with pytest.raises(SiteError, match=r"no linear layer leads directly|unknown layout"):
+            found.slot(Site(component, 1))
+    assert len(resolve(model, example_inputs={"input_ids": ids[:, :3]}).slot(Site("query_output", 1)).heads) == 4

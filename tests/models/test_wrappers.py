@@ -9,11 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.helpers import hook_counts
-from tests.models.small import HIDDEN, LLAMA, HandModel, new, shared
+from tests.models.small import HIDDEN, HandModel, new, shared
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from align_transformers import IntervenableModel, NeverFiredError, Site, SiteError, ZeroIntervention, describe
+from align_transformers import IntervenableModel, NeverFiredError, Site, ZeroIntervention, describe
 from align_transformers.models import resolve
 
 KINDS = ("gpt2", "llama", "neox", "falcon", "t5", "bert", "mamba", "gemma2")
@@ -174,16 +173,6 @@ def test_hooks_of_accelerate() -> None:
     assert next(offloaded.parameters()).is_meta
     assert told(offloaded) == told(shared("llama"))
     assert torch.equal(_ablated(offloaded), _ablated(new("llama")))
-
-
-def test_the_meta_device_says_what_cannot_be_known() -> None:
-    with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**LLAMA))
-    with pytest.raises(SiteError, match="its weights are on the meta device, so no forward pass can be watched"):
-        resolve(model).slot(Site("mlp_output", 0))
-    model.to_empty(device="cpu")
-    model.load_state_dict(shared("llama").state_dict())
-    assert resolve(model.eval()).slot(Site("mlp_output", 0)).width == HIDDEN  # looked at again
 
 
 def test_examples_are_the_callers() -> None:

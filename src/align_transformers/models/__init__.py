@@ -3,7 +3,9 @@
 from .component_map import Block, ComponentMap
 from .describe import Description, describe
 from .load import load_model
-from .resolve import find_slot, resolve, uncompiled
+from .lookup import find_slot
+from .modules import uncompiled
+from .resolve import resolve
 from .slot import Slot, find_leaf, replace_leaf
 
 __all__ = [

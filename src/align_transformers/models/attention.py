@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .again import follow
 from .findings import Findings, common_ancestor, reached, same_values
-from .heads import HeadMap, gradients_by_head, map_heads, split_heads
+from .heads import HeadMap, gradients_by_head, heads_used, map_heads, split_heads
 from .slot import find_leaf
 from .trace import Attention, Call
 
@@ -186,7 +186,7 @@ def _projections(
             channels=_channels(head_map),
             heads=head_map.channels,
         )
-    _note_groups(found, prefix, maps)
+    _note_groups(found, prefix, maps, event, key_length)
     return maps
 
 
@@ -197,18 +197,43 @@ def _channels(head_map: HeadMap) -> Tensor | None:
     return None if torch.equal(flat, torch.arange(width)) else flat
 
 
-def _note_groups(found: Findings, prefix: str, maps: dict[str, HeadMap]) -> None:
-    for role in ("key", "value"):
+def _note_groups(found: Findings, prefix: str, maps: dict[str, HeadMap], event: Attention, key_length: int) -> None:
+    """Note which head of the keys and values each query head uses, where there are fewer of these."""
+    for role, seen in (("key", event.key), ("value", event.value)):
         if "query" in maps and role in maps and len(maps["query"].channels) != len(maps[role].channels):
-            queries, keys = len(maps["query"].channels), len(maps[role].channels)
-            note = (
-                f"{queries} query heads share {keys} key/value heads: query head h uses key/value head "
-                f"h // {queries // keys}"
-            )
-            name = f"{prefix}{role}_output"
+            queries, name = len(maps["query"].channels), f"{prefix}{role}_output"
+            used = None
+            if seen is not None:
+                sizes = queries, key_length
+                used = heads_used(event, seen, found.batch, found.length, sizes, key=role == "key")
+            note = _sharing(queries, maps[role].feeds, used)
             found.slots[name] = replace(found.slots[name], grouping=note)
     for role, head_map in maps.items():
         found.flags[f"{prefix}{role}_heads"] = tuple(head_map.channels.shape)
+
+
+def _sharing(queries: int, feeds: Sequence[Sequence[int]], used: Sequence[int] | None) -> str:
+    """Return in words which of the rows of key/value heads each query head uses.
+
+    Args:
+        queries: number of query heads.
+        feeds: for each row the heads that it makes, as attention saw them.
+        used: which head that attention saw each query head used; `None`: not known unless there is one for each.
+
+    >>> _sharing(4, [(0,), (1,)], [0, 0, 1, 1])
+    '4 query heads share 2 key/value heads: query head h uses key/value head h // 2'
+    >>> _sharing(4, [(0, 2), (1, 3)], None)
+    '4 query heads share 2 key/value heads: query heads 0 to 3 use key/value heads 0, 1, 0, 1'
+    """
+    shared = f"{queries} query heads share {len(feeds)} key/value heads"
+    row = {head: number for number, heads in enumerate(feeds) for head in heads}
+    used = list(range(queries)) if used is None and len(row) == queries else used
+    if used is None or not set(used) <= set(row):
+        return f"{shared}: which uses which was not seen"
+    rows = [row[head] for head in used]
+    if rows == [head * len(feeds) // queries for head in range(queries)]:
+        return f"{shared}: query head h uses key/value head h // {queries // len(feeds)}"
+    return f"{shared}: query heads 0 to {queries - 1} use key/value heads {', '.join(map(str, rows))}"
 
 
 def split_core(core: Tensor, batch: int, length: int) -> Tensor | None:
@@ -231,7 +256,9 @@ def _output_projection(
     """Note the heads' output and the output projection; return the projection."""
     both = [f"{prefix}attention_value_output", f"{prefix}attention_output"]
     assert event.core is not None
-    core = split_core(event.core if event.source != "sdpa" else event.core.transpose(-2, -3), rows, length)
+    seen = event.core if event.source != "sdpa" else event.core.transpose(-2, -3)
+    unclear = event.source == "softmax" and seen.ndim == 4 and seen.shape[1] == seen.shape[2]  # heads or positions?
+    core = None if unclear else split_core(seen, rows, length)
     if core is None:
         found.refuse(both, f"the heads' output has the unknown layout {tuple(event.core.shape)}")
         return None

@@ -78,14 +78,16 @@ class Description:
     Args:
         model: name of the model's class.
         stacks: the kinds of blocks of each stack; the only or the main stack is named `""`.
-        ends: `embedding_output`, `final_norm_output` and `logits`, as far as they were found.
+        ends: `logits`, and of each stack `embedding_output` and `final_norm_output`, as far as they were found.
         missing: the ends that were not found, or `""` for the blocks as a whole; each with the reason.
+        note: what is to be known of all of this; mostly empty.
     """
 
     model: str
     stacks: Mapping[str, tuple[Kind, ...]]
     ends: tuple[Place, ...]
     missing: Mapping[str, str]
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""
@@ -114,7 +116,7 @@ def describe(model: nn.Module | ComponentMap) -> Description:
     found = model if isinstance(model, ComponentMap) else resolve(model)
     stacks = {name: tuple(_kinds(blocks)) for name, blocks in found.stacks.items()}
     ends = tuple(_place(name, slot, "") for name, slot in found.ends.items())
-    return Description(found.model_class, stacks, ends, dict(found.missing))
+    return Description(found.model_class, stacks, ends, dict(found.missing), found.note)
 
 
 def _kinds(blocks: tuple[Block, ...]) -> Iterable[Kind]:
@@ -196,7 +198,7 @@ def _tree(found: Description) -> Tree:
         branches.append(Tree("ends", rows=tuple(map(_row, found.ends)), children=tuple(gone)))
     if "" in found.missing:
         branches.append(Tree(f"no blocks: {found.missing['']}"))
-    return Tree(found.model, children=tuple(branches))
+    return Tree(found.model, found.note, children=tuple(branches))
 
 
 def _title(stack: str, kinds: tuple[Kind, ...]) -> str:

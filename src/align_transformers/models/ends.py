@@ -1,6 +1,8 @@
-"""The two ends of a model: the embedding before the blocks, the last norm and the logits after them."""
+"""The ends: the embedding before each stack of blocks, the norm after it, and the logits of the whole model."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 
@@ -9,44 +11,88 @@ from .slot import Slot
 from .stacks import Stack
 from .trace import Call, Trace
 
-NAMES = ("embedding_output", "final_norm_output", "logits")
+Ends = tuple[dict[str, Slot], dict[str, str]]
+"""The slots of the ends, and why those that are missing are; those of a named stack have its name in front."""
 
 
-def find_ends(model: nn.Module, trace: Trace, main: Stack) -> tuple[dict[str, Slot], dict[str, str]]:
-    """Return the slots of the ends, and why those that are missing are.
+def find_ends(model: nn.Module, trace: Trace, stacks: Mapping[str, Stack]) -> Ends:
+    """Return the ends of each stack, and the logits, which belong to no stack.
 
     Args:
         model: the model that was traced.
         trace: the forward pass.
-        main: the stack that the output comes from.
+        stacks: the stacks by name; the only or the main one is named `""`.
     """
-    found = Findings(trace, main.calls[0], 0, 0)
-    last = main.calls[-1]
-    for name, module in (
-        ("embedding_output", _ask(model, "get_input_embeddings")),
-        ("logits", _ask(model, "get_output_embeddings")),
-    ):
-        call = None if module is None else next((c for c in trace.calls if _is(c.module, module)), None)
-        if call is None:
-            found.refuse([name], "the model does not say which module that is, or did not call it")
-        else:
-            found.found(name, call, "output", "the model names it")
-    after = [call for call in trace.calls if call.start > last.end and same_values(call.input, last.output)]
+    slots: dict[str, Slot] = {}
+    missing: dict[str, str] = {}
+    for name, stack in stacks.items():
+        found = Findings(trace, stack.calls[0], 0, 0)
+        _find_embedding(found, stack)
+        _find_norm(found, stack)
+        slots.update({end_name(end, name): slot for end, slot in found.slots.items()})
+        missing.update({end_name(end, name): reason for end, reason in found.missing.items()})
+    whole = Findings(trace, next(iter(stacks.values())).calls[0], 0, 0)
+    named = _ask(model, "get_output_embeddings")
+    call = None if named is None else next((c for c in trace.calls if _is(c.module, named)), None)
+    if call is None:
+        whole.refuse(["logits"], "the model does not say which module that is, or did not call it")
+    else:
+        whole.found("logits", call, "output", "the model names it")
+    return slots | whole.slots, missing | whole.missing
+
+
+def end_name(end: str, stack: str) -> str:
+    """Return the name of a stack's end.
+
+    >>> end_name("embedding_output", "encoder"), end_name("embedding_output", "")
+    ('encoder.embedding_output', 'embedding_output')
+    """
+    return f"{stack}.{end}" if stack else end
+
+
+def _find_embedding(found: Findings, stack: Stack) -> None:
+    """Note the embedding that the innermost part around the stack names, of those that ran in it before the blocks."""
+    first = stack.calls[0]
+    for part in _around(first):
+        named = _ask(part.module, "get_input_embeddings")
+        ran = [c for c in found.trace.calls if c.inside(part) and c.end < first.start]
+        calls = [] if named is None else [c for c in ran if _is(c.module, named)]
+        calls = [c for c in calls if c.module is named] or calls
+        if calls and isinstance(calls[0].module, nn.modules.conv._ConvNd):
+            reason = f"{calls[0].path} is a convolution: its last axis is not its channels"
+            found.refuse(["embedding_output"], reason)
+            return
+        if calls:
+            found.found("embedding_output", calls[0], "output", "the model names it")
+            return
+    found.refuse(["embedding_output"], "the model does not say which module that is, or did not call it")
+
+
+def _around(call: Call) -> Iterator[Call]:
+    """Yield the calls that a call happened in, innermost first."""
+    while call.parent is not None:
+        call = call.parent
+        yield call
+
+
+def _find_norm(found: Findings, stack: Stack) -> None:
+    last = stack.calls[-1]
+    after = [call for call in found.trace.calls if call.start > last.end and same_values(call.input, last.output)]
     norm = next((call for call in after if _is_norm(call)), None)
     if norm is None:
         found.refuse(["final_norm_output"], "no norm reads the last block's output")
     else:
         found.found("final_norm_output", norm, "output", "the norm that reads the last block's output")
-    return found.slots, found.missing
 
 
 def _ask(model: nn.Module, method: str) -> nn.Module | None:
     """Return what a model of transformers says of itself; `None` where it says nothing."""
     asked = getattr(model, method, None)
     try:
-        return asked() if callable(asked) else None
+        said = asked() if callable(asked) else None
     except (NotImplementedError, AttributeError):
         return None
+    return said if isinstance(said, nn.Module) else None
 
 
 def _is(module: nn.Module, asked: nn.Module) -> bool:

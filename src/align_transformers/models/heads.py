@@ -27,11 +27,13 @@ class HeadMap:
         call: the linear layer's call.
         channels: `(n_heads, head_dim)`.
         how: in words.
+        feeds: for each row of `channels` the heads, as attention saw them, that it makes.
     """
 
     call: Call
     channels: Int64[Tensor, "n_heads head_dim"]
     how: str
+    feeds: tuple[tuple[int, ...], ...]
 
 
 def split_heads(seen: Tensor | None, attention: Attention, batch: int, length: int, *, key: bool) -> Tensor | None:
@@ -50,6 +52,8 @@ def split_heads(seen: Tensor | None, attention: Attention, batch: int, length: i
         seen = seen.reshape(batch, seen.shape[0] // batch, *seen.shape[1:])
     if seen.ndim != 4 or seen.shape[0] != batch:
         return None
+    if attention.source == "softmax" and seen.shape[1] == seen.shape[2] == length:
+        return None  # as many heads as positions: which axis is which cannot be told
     if key and attention.source == "softmax" and seen.shape[3] == length and seen.shape[2] != length:
         return seen.transpose(2, 3)
     if seen.shape[2] == length:
@@ -117,21 +121,20 @@ def map_heads(
         if len(groups) == 1 and reach.shape[1] > 1 and whole_heads:
             reason = f"{call.path} feeds every head of the {role} alike"
             continue
-        if head_dim is not None and len(groups[0]) < _COVERED * head_dim:
-            reason = (
-                f"only {len(groups[0])} of a head's {head_dim} coordinates of the {role} come from {call.path} alone"
-            )
+        own_size = len(next(iter(groups.values())))
+        if head_dim is not None and own_size < _COVERED * head_dim:
+            reason = f"only {own_size} of a head's {head_dim} coordinates of the {role} come from {call.path} alone"
             continue
         if best is None or int(own.sum()) >= best[0]:
-            channels = torch.tensor(groups)
+            channels = torch.tensor([groups[heads] for heads in sorted(groups)])
             kind = "part of" if int(own.sum()) < reach.shape[0] else "all of"
             how = f"by gradient: {kind} {call.path}, {_order(channels)}"
-            best = int(own.sum()), HeadMap(call, channels, how)
+            best = int(own.sum()), HeadMap(call, channels, how, tuple(sorted(groups)))
     return reason if best is None else best[1]
 
 
-def _groups(reach: Tensor, own: Tensor) -> list[list[int]] | None:
-    """Return the channels of each head (or of each group of heads that share them), or `None` if they do not divide."""
+def _groups(reach: Tensor, own: Tensor) -> dict[tuple[int, ...], list[int]] | None:
+    """Return the channels of each head, or of each group of heads that share them; `None` if they do not divide."""
     dominant = reach > _OWN * reach.amax(1, keepdim=True)
     sets: dict[tuple[int, ...], list[int]] = {}
     for channel in own.nonzero().flatten().tolist():
@@ -139,7 +142,44 @@ def _groups(reach: Tensor, own: Tensor) -> list[list[int]] | None:
     heads = [head for key in sets for head in key]
     divides = len(heads) == len(set(heads)) == reach.shape[1]
     even = len({len(key) for key in sets}) == 1 and len({len(channels) for channels in sets.values()}) == 1
-    return [sets[key] for key in sorted(sets)] if divides and even else None
+    return sets if divides and even else None
+
+
+def heads_used(
+    attention: Attention, seen: Tensor, batch: int, length: int, sizes: tuple[int, int], *, key: bool
+) -> list[int] | None:
+    """Return for each head of the queries which head of the keys or values attention multiplies it with.
+
+    Args:
+        attention: one whose function was seen whole: transformers' interface, or the fused kernel.
+        seen: its keys or values.
+        batch: examples.
+        length: positions of the queries.
+        sizes: number of query heads, and positions of the keys.
+        key: whether these are keys.
+
+    Returns:
+        The heads by number; `None` where that does not come out clearly.
+    """
+    core, (heads, key_length) = attention.uncut, sizes
+    if attention.source == "softmax" or core is None or not core.requires_grad or not seen.requires_grad:
+        return None
+    axis = 1 if attention.source == "sdpa" else 2
+    if core.ndim != 4 or core.shape[axis] != heads or core.shape[0] != batch or core.shape[3 - axis] != length:
+        return None
+    used = []
+    for head in range(heads):
+        own = core.select(axis, head)
+        weights = torch.randn(own.shape, generator=torch.Generator().manual_seed(0)).to(own)
+        (gradient,) = torch.autograd.grad((own * weights).sum(), [seen], retain_graph=True, allow_unused=True)
+        split = split_heads(gradient, attention, batch, key_length, key=key)
+        if split is None:
+            return None
+        (felt,) = split.abs().sum((0, 2, 3)).nonzero(as_tuple=True)
+        if len(felt) != 1:
+            return None
+        used.append(int(felt))
+    return used
 
 
 def _order(channels: Tensor) -> str:

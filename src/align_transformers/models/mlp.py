@@ -139,9 +139,15 @@ def _expert_branches(found: Findings, free: Sequence[Call]) -> list[Branch]:
 
 def _is_stacked(module: nn.Module) -> bool:
     """Whether a module keeps the weights of several experts in one three-dimensional tensor."""
+    return _stacked_experts(module) > 0
+
+
+def _stacked_experts(module: nn.Module) -> int:
+    """Return for how many experts a module keeps weights in one three-dimensional tensor; 0 where it does not."""
     if isinstance(module, nn.modules.conv._ConvNd):
-        return False
-    return any(p.ndim == 3 and min(p.shape) > 1 for p in module.parameters(recurse=False))
+        return 0
+    stacked = (p.shape[0] for p in module.parameters(recurse=False) if p.ndim == 3 and min(p.shape) > 1)
+    return int(next(stacked, 0))
 
 
 def _child(found: Findings, call: Call) -> Call:
@@ -176,11 +182,8 @@ def _note_experts(found: Findings, branch: Branch, inside: Sequence[Call]) -> No
 
 
 def _expert_count(home: nn.Module) -> int:
-    for module in home.modules():
-        stacked = [p.shape[0] for p in module.parameters(recurse=False) if p.ndim == 3]
-        if stacked:
-            return int(stacked[0])
-    return max((len(m) for m in home.modules() if isinstance(m, nn.ModuleList | nn.ModuleDict)), default=0)
+    stacked = next((count for count in map(_stacked_experts, home.modules()) if count), 0)
+    return stacked or max((len(m) for m in home.modules() if isinstance(m, nn.ModuleList | nn.ModuleDict)), default=0)
 
 
 def _note_dense(found: Findings, branch: Branch) -> None:

@@ -65,7 +65,7 @@ def _chains(calls: list[Call]) -> bool:
     """Whether these calls are blocks: composite modules, one after the other, each given what the last one returned."""
     if len(calls) < 2 or any(next(call.module.children(), None) is None for call in calls):
         return False
-    if any(is_linear(call.module, call.input, call.output) for call in calls):
+    if any(is_linear(call) for call in calls):
         return False
     pairs = list(itertools.pairwise(calls))
     if any(before.end > after.start for before, after in pairs):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -15,18 +15,24 @@ NAMES: Mapping[str, str] = {"image": "vision", "audio": "audio"}
 """What transformers calls a modality, and what a site calls its stack."""
 
 
-def find_towers(
-    model: nn.Module, traced: set[nn.Module], resolve: Callable[[nn.Module], ComponentMap]
-) -> tuple[dict[str, tuple[Block, ...]], dict[str, str]]:
-    """Return the blocks of the towers that a text did not reach, by stack, and why others are missing.
+@dataclass(frozen=True, eq=False)
+class Towers:
+    """What was found in towers: as in `ComponentMap`, each name with the tower's in front."""
+
+    stacks: dict[str, tuple[Block, ...]] = field(default_factory=dict)
+    ends: dict[str, Slot] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def find_towers(model: nn.Module, traced: set[nn.Module], resolve: Callable[[nn.Module], ComponentMap]) -> Towers:
+    """Return what is in the towers that a text did not reach, and why others are missing.
 
     Args:
         model: a model that may name encoders of other modalities.
         traced: the modules that ran already.
         resolve: how to resolve a tower on its own.
     """
-    stacks: dict[str, tuple[Block, ...]] = {}
-    missing: dict[str, str] = {}
+    towers = Towers()
     for modality, name in NAMES.items():
         tower = _tower(model, modality)
         if tower is None or tower in traced:
@@ -34,10 +40,13 @@ def find_towers(
         path = next(path for path, module in model.named_modules() if module is tower)
         found = resolve(tower)
         if not found.stacks:
-            missing[name] = found.missing.get("", "no stack of blocks was found in it")
+            towers.missing[name] = found.missing.get("", "no stack of blocks was found in it")
         for key, blocks in found.stacks.items():
-            stacks[f"{name}.{key}" if key else name] = tuple(_below(path, block) for block in blocks)
-    return stacks, missing
+            towers.stacks[f"{name}.{key}" if key else name] = tuple(_below(path, block) for block in blocks)
+        towers.ends.update({f"{name}.{end}": _moved(path, slot) for end, slot in found.ends.items() if end != "logits"})
+        gone = {f"{name}.{end}": reason for end, reason in found.missing.items() if end not in ("", "logits")}
+        towers.missing.update(gone)
+    return towers
 
 
 def said_name(model: nn.Module, path: str) -> str:
@@ -47,13 +56,13 @@ def said_name(model: nn.Module, path: str) -> str:
         model: the model that was traced.
         path: dotted path of the stack.
     """
-    asked = [(name, _tower(model, modality)) for modality, name in NAMES.items()]
-    asked += [(name, _tower(model, None, f"get_{name}")) for name in ("encoder", "decoder")]
-    for name, part in asked:
-        home = next((where for where, module in model.named_modules() if module is part), None)
-        if home and path.startswith(home + "."):
-            return name
-    return path
+    named = [(name, _tower(model, None, f"get_{name}")) for name in ("encoder", "decoder")]
+    named += [(name, _tower(model, modality)) for modality, name in NAMES.items()]
+    paths = {id(module): where for where, module in model.named_modules()}
+    homes = [(name, paths.get(id(part), "")) for name, part in named]
+    around = [(name, home) for name, home in homes if home and path.startswith(home + ".")]
+    # The innermost one; where one part has two names, it does more than one modality.
+    return max(around, key=lambda found: len(found[1]))[0] if around else path
 
 
 def _tower(model: nn.Module, modality: str | None, method: str = "get_encoder") -> nn.Module | None:

@@ -66,7 +66,7 @@ class Attention:
         query: what was multiplied with `key`, after norms and rotary; `None` if not seen.
         value: what the pattern was multiplied with.
         pattern: the softmax, where it was seen.
-        core: the heads' output, cut loose from what came before.
+        core: the heads' output, cut loose from what came before; `uncut` the same before that.
     """
 
     owner: Call
@@ -77,6 +77,7 @@ class Attention:
     value: Tensor | None = None
     pattern: Tensor | None = None
     core: Tensor | None = None
+    uncut: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -120,16 +121,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def is_linear(module: nn.Module, inputs: Tensor | None, output: Tensor | None) -> bool:
+def is_linear(call: Call) -> bool:
     """Whether a call maps the last axis by one matrix: told by its weight, or by `in_features` if that is packed."""
+    inputs, output, module = call.input, call.output, call.module
     if inputs is None or output is None or isinstance(module, nn.Embedding) or min(inputs.ndim, output.ndim) < 2:
         return False
-    sizes = inputs.shape[-1], output.shape[-1]
-    inner = getattr(module, "base_layer", None)  # an adapter around a linear layer
-    if isinstance(inner, nn.Module):
-        return is_linear(inner, inputs, output)
-    if next(module.children(), None) is not None:
+    inner = getattr(module, "base_layer", None)
+    while isinstance(inner, nn.Module):  # an adapter around a linear layer
+        module, inner = inner, getattr(inner, "base_layer", None)
+    composite = call.end != call.start + 1 if module is call.module else next(module.children(), None) is not None
+    if composite:  # other modules work in it; packed weights may be a module, too, but one that is never called
         return False
+    sizes = inputs.shape[-1], output.shape[-1]
     if (getattr(module, "in_features", None), getattr(module, "out_features", None)) == sizes:
         return True
     weight = getattr(module, "weight", None)
@@ -147,7 +150,7 @@ class _Watcher(TorchFunctionMode):
         self.open: list[Call] = []
         self.inside_attention = 0
         self.awaiting_value: Attention | None = None
-        self.last_product: dict[int, tuple[Tensor, Tensor]] = {}
+        self.products: dict[int, list[tuple[Tensor, Tensor, tuple[int, ...]]]] = {}
         self.counts: dict[str, int] = {}
 
     @contextmanager
@@ -178,12 +181,12 @@ class _Watcher(TorchFunctionMode):
 
         return hook
 
-    def _leaving(self, module: nn.Module, _args: Any, output: Any) -> Any:
+    def _leaving(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         call = self.open.pop()
         call.output_leaf, call.output = _kept(output)
         call.end = self.tick()
         nested = any(hasattr(outer.module, "base_layer") for outer in self.open)
-        if call.output is None or nested or not is_linear(module, call.input, call.output):
+        if call.output is None or nested or not is_linear(call):
             return None
         call.cut = call.output.detach().requires_grad_()
         call.output = call.cut
@@ -193,7 +196,7 @@ class _Watcher(TorchFunctionMode):
 
     def saw(self, attention: Attention, core: Tensor) -> Tensor:
         """Note the output of an attention; return it as a leaf's clone."""
-        attention.core = core.detach().requires_grad_()
+        attention.core, attention.uncut = core.detach().requires_grad_(), core
         attention.time = self.tick()
         return attention.core.clone()
 
@@ -217,8 +220,11 @@ class _Watcher(TorchFunctionMode):
     def _saw_softmax(self, output: Tensor) -> Tensor:
         owner = self.open[-2] if isinstance(self.open[-1].module, nn.Softmax) and len(self.open) > 1 else self.open[-1]
         attention = Attention(owner, self.tick(), "softmax", pattern=output)
-        if id(owner) in self.last_product:
-            attention.query, attention.key = self.last_product[id(owner)]
+        # Scores may be a sum of products, with positions for one: the queries and keys are those that make all of it.
+        products = self.products.pop(id(owner), [])
+        makers = [p for p in products if p[2] == tuple(output.shape[-2:])] if len(products) > 1 else products
+        if len(makers) == 1:
+            attention.query, attention.key, _ = makers[0]
         self.trace.attentions.append(attention)
         self.awaiting_value = attention
         return output
@@ -235,7 +241,8 @@ class _Watcher(TorchFunctionMode):
             waiting.value = factors[1] if first_is_pattern else factors[0]
             return self.saw(waiting, output)
         if len(factors) == 2:
-            self.last_product[id(owner)] = (factors[0], factors[1])
+            product = factors[0], factors[1], tuple(output.shape[-2:])
+            self.products.setdefault(id(owner), []).append(product)
         return output
 
 

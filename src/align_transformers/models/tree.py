@@ -83,14 +83,35 @@ def _label(tree: Tree, *, root: bool) -> Any:
     text = optional("rich.text", extra="report").Text
     loud = "bold" if root or tree.rows or (tree.children and not tree.faint) else ""
     title = text.assemble((tree.title, "dim" if tree.faint else loud), (f"  {tree.note}" if tree.note else "", "dim"))
-    if not tree.rows:
-        return title
-    grid = optional("rich.table", extra="report").Table.grid(padding=(0, 2, 0, 0))
-    for number in range(len(tree.rows[0])):
-        grid.add_column(style=("cyan", "", "", "dim")[min(number, 3)], overflow="fold", ratio=None)
-    for row in tree.rows:
-        grid.add_row(*map(text, row))
-    return optional("rich.console", extra="report").Group(title, grid)
+    return optional("rich.console", extra="report").Group(title, _Rows(tree.rows)) if tree.rows else title
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows for rich, as a table of all columns; where that is too wide, the last column below the one in the middle.
+
+    Args:
+        rows: at least one.
+    """
+
+    rows: tuple[Row, ...]
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        rows, styles = self.rows, ["cyan", *[""] * (len(self.rows[0]) - 2), "dim"]
+        wide = sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True)) - 2
+        narrow = wide > options.max_width and len(rows[0]) == 4
+        if narrow:
+            rows, styles = (
+                tuple((name, f"{where}\n{note}".rstrip(), size) for name, where, size, note in rows),
+                styles[:3],
+            )
+        grid = optional("rich.table", extra="report").Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+        for number, style in enumerate(styles):
+            grid.add_column(style=style, overflow="fold", no_wrap=narrow and number != 1)
+        text = optional("rich.text", extra="report").Text
+        for row in rows:
+            grid.add_row(*map(text, row))
+        yield grid
 
 
 def html_of(tree: Tree) -> str:

@@ -1,0 +1,46 @@
+"""`find_slot`: from a site to the module that holds its tensor, without looking at more of the model than that."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .._errors import SiteError, near_misses
+from ..sites import Site
+from .modules import module_width, submodule, uncompiled
+from .resolve import known_map, resolve
+from .slot import Slot
+
+
+def find_slot(model: nn.Module, site: Site) -> Slot:
+    """Return where a site's tensor is in this model.
+
+    In a model that was resolved before, only the modules on the way to the tensor are looked at: where one of them has
+    been exchanged since, the model is resolved anew.
+
+    Args:
+        model: the user's model.
+        site: a named component or a dotted path.
+
+    Raises:
+        SiteError: the layer, the component or the module does not exist here.
+
+    >>> find_slot(nn.Sequential(nn.Linear(3, 5)), Site("0.output")).width
+    5
+    """
+    if site.path is None:
+        known = known_map(model)
+        found = None if known is None or known.note else known.find(site)  # a copy's map holds until there are weights
+        return found[0] if found is not None and _is_there(uncompiled(model), *found) else resolve(model).slot(site)
+    path, side = site.path
+    model = uncompiled(model)
+    module = submodule(model, path)
+    if module is None:
+        known_paths = near_misses(path, [name for name, _ in model.named_modules() if name])
+        raise SiteError(f"{type(model).__name__} has no module {path!r}; {known_paths}")
+    return Slot(module, path, side, site.call, width=module_width(module, side))
+
+
+def _is_there(model: nn.Module, slot: Slot, block: str) -> bool:
+    """Whether the model still has, at their paths, the modules that a slot was found in."""
+    here = submodule(model, slot.path) is slot.module
+    return here and (slot.around is None or submodule(model, block) is slot.around)

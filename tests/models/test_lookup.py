@@ -1,0 +1,116 @@
+"""`find_slot` looks at what it touches, and at nothing else; whatever of that was exchanged is noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tests.models.small import new
+from tests.models.test_wrappers import Adapter
+from torch import nn
+
+from align_transformers import Site, SiteError
+from align_transformers.engine.steps import find_place
+from align_transformers.models import find_slot, resolve
+
+SITES = (
+    Site("mlp_output", 1),
+    Site("query_output", 0),
+    Site("router_output", 1),
+    Site("block_output", 0, call=0),
+    Site("logits"),
+    Site("model.layers[1].self_attn.o_proj.input"),
+)
+WALKS = ("modules", "named_modules", "parameters", "named_parameters", "children", "named_children", "buffers")
+
+
+@pytest.fixture
+def walks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the walks over a model's modules or parameters that were begun."""
+    seen: list[str] = []
+
+    def counting(name: str) -> Callable[..., Any]:
+        original = getattr(nn.Module, name)
+
+        def walk(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            seen.append(name)
+            return original(self, *args, **kwargs)
+
+        return walk
+
+    for name in WALKS:
+        monkeypatch.setattr(nn.Module, name, counting(name))
+    return seen
+
+
+@pytest.mark.parametrize("find", [find_slot, find_place])
+def test_a_known_model_is_not_walked(find: Any, walks: list[str]) -> None:
+    model = new("mixtral")
+    resolve(model)
+    assert walks
+    walks.clear()
+    for site in SITES:
+        find(model, site)
+    assert walks == []
+    with pytest.raises(SiteError):
+        find(model, Site("mlp_output", 9))
+    assert walks  # what the map has not got may have been put in since
+
+
+def _at(model: nn.Module, name: str) -> nn.Module:
+    return find_slot(model, Site(name, 1)).module
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_exchanged_module_is_noticed(compiled: bool) -> None:
+    model = new("llama")
+    asked = torch.compile(model, backend="eager") if compiled else model
+    before = _at(asked, "mlp_output")
+    model.model.layers[1].mlp = new("llama", 1).model.layers[1].mlp
+    assert _at(asked, "mlp_output") is model.model.layers[1].mlp is not before
+
+
+def test_an_exchanged_block_is_noticed() -> None:
+    model = new("llama")
+    before = _at(model, "query_output")
+    model.model.layers[1] = new("llama", 1).model.layers[1]
+    assert _at(model, "query_output") is model.model.layers[1].self_attn.q_proj is not before
+    del model.model.layers[1]
+    with pytest.raises(SiteError):  # one block is no chain of blocks
+        _at(model, "query_output")
+
+
+def test_a_block_around_which_is_known_is_noticed() -> None:
+    """Experts work on tokens in one row: the block's own input tells batch and length."""
+    model = new("mixtral")
+    slot = find_slot(model, Site("router_output", 1))
+    router = slot.module
+    assert slot.around is model.model.layers[1]
+    other = new("mixtral", 1).model.layers[1]
+    other.mlp.gate = router
+    model.model.layers[1] = other
+    found = find_slot(model, Site("router_output", 1))
+    assert found.module is router
+    assert found.around is other
+
+
+def test_an_adapter_is_noticed_when_it_comes_and_when_it_goes() -> None:
+    model = new("llama")
+    linear = _at(model, "query_output")
+    adapter = Adapter(linear)
+    model.model.layers[1].self_attn.q_proj = adapter
+    assert _at(model, "query_output") is adapter
+    assert _at(model, "key_output") is model.model.layers[1].self_attn.k_proj
+    model.model.layers[1].self_attn.q_proj = linear
+    assert _at(model, "query_output") is linear
+
+
+def test_an_exchange_elsewhere_leaves_a_slot_as_it_is_until_it_is_looked_for() -> None:
+    model = new("llama")
+    before = find_slot(model, Site("mlp_output", 0))
+    model.model.layers[1].mlp = new("llama", 1).model.layers[1].mlp
+    assert find_slot(model, Site("mlp_output", 0)) is before
+    assert _at(model, "mlp_output") is model.model.layers[1].mlp
+    assert find_slot(model, Site("mlp_output", 0)) is not before
