@@ -1,4 +1,4 @@
-"""The frozen, reviewed picks: which module each component is, for every kind of block of every architecture.
+"""The frozen picks: which module each component is, for every kind of block of every architecture.
 
 `chosen.json` has four parts: `reviewed` says how it was read; `kinds` are the distinct kinds of block by the name of
 the first architecture that has one; `ends` likewise; `models` says which kinds an architecture's stacks consist of, and

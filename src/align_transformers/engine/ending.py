@@ -28,17 +28,24 @@ class Ending:
         link: the block.
         row: of each copy, the row of the pass that it is in; ascending.
         column: of each copy, the column that is read.
+
+    Attributes:
+        cuts: False once the block was given a cache: then it is called once, with all places.
     """
 
     def __init__(self, link: Link, row: Tensor, column: Tensor) -> None:
         self.link = link
         self._row, self._column = row, column
         self._seen: tuple[Tensor, Tensor, Tensor] | None = None
+        self.cuts = True
 
     def forward(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Return a `forward` that gives zeros at the places that are not read, for the rows that there are."""
 
         def ending(*args: Any, **kwargs: Any) -> Any:
+            if any(hasattr(value, "get_seq_length") for value in (*args, *kwargs.values())):
+                self.cuts = False  # a cache would hold the keys of two calls
+                return forward(*args, **kwargs)
             hidden = find_leaf((args, kwargs), self.link.input.leaf, self.link.input.path)[1]
             rows, columns = hidden.shape[:2]
             row, column = self._in(rows, hidden.device)

@@ -222,7 +222,7 @@ class Execution:
         """Return an input with which the model makes no cache where nobody wants one."""
         if isinstance(inputs, Tensor) or (one.wanted and self.bound.logits is None) or "use_cache" in inputs:
             return inputs
-        return {**inputs, "use_cache": False} if "use_cache" in _parameters(type(self.bound.model).forward) else inputs
+        return {**inputs, "use_cache": False} if _may_cache(self.bound.model) else inputs
 
 
 def _shape(inputs: Inputs) -> tuple[int, int] | None:
@@ -249,7 +249,7 @@ def keep_states(
     def enough(*_: Any) -> None:
         raise Stopped
 
-    if not isinstance(inputs, Tensor) and "use_cache" in _parameters(type(model).forward):
+    if not isinstance(inputs, Tensor) and _may_cache(model):
         inputs = {**inputs, "use_cache": False}
     with ExitStack() as stack:
         finish = stack.enter_context(keeping(kept, chain, places, Steps(chain), heads))
@@ -261,10 +261,17 @@ def keep_states(
     return kept
 
 
+def _may_cache(model: nn.Module) -> bool:
+    """Whether a model can be told to make no cache: by name, or by what it hands on to the model inside it."""
+    named, open_ended = _arguments(type(model).forward)
+    return "use_cache" in named or (open_ended and hasattr(getattr(model, "config", None), "use_cache"))
+
+
 @lru_cache(maxsize=32)
-def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
-    """Return the names of the arguments of a model's forward pass."""
-    return frozenset(signature(forward).parameters)
+def _arguments(forward: Callable[..., Any]) -> tuple[frozenset[str], bool]:
+    """Return the names of the arguments of a forward pass, and whether it takes any others."""
+    parameters = signature(forward).parameters
+    return frozenset(parameters), any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

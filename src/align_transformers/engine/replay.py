@@ -182,7 +182,7 @@ class Replay:
             return function(module, *inputs, **options)
         names = ("query", "key", "value", "attention_mask")
         given = dict(zip(names, inputs, strict=False)) | {n: options.pop(n) for n in names if n in options}
-        ending = self._ending if self._ending is not None and self._ending.link is link else None
+        ending = self._ending if self._ending is not None and self._ending.link is link and self._ending.cuts else None
         if ending is not None and ending.asked:
             return function(module, given["query"], *ending.answer(), *inputs[4:], **options)
         seen = self._kept.attended[link.number, self._steps.attentions]

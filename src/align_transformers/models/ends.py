@@ -57,7 +57,6 @@ def _find_embedding(found: Findings, stack: Stack) -> None:
         named = _ask(part.module, "get_input_embeddings")
         ran = [c for c in found.trace.calls if c.inside(part) and c.end < first.start]
         calls = [] if named is None else [c for c in ran if _is(c.module, named)]
-        calls = [c for c in calls if c.module is named] or calls
         if calls and isinstance(calls[0].module, nn.modules.conv._ConvNd):
             reason = f"{calls[0].path} is a convolution: its last axis is not its channels"
             found.refuse(["embedding_output"], reason)
