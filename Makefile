@@ -42,6 +42,7 @@ truth: $(VENV)/.installed-dev ## learn what is known to be true, print the numbe
 
 bench: bench/venvs/ours/.installed bench/venvs/pyvene/.installed bench/venvs/nnsight/.installed bench/venvs/lens/.installed ## measure against the peers and the physical limit (20 minutes), write bench/results.md
 	@HF_HUB_OFFLINE=1 bench/venvs/ours/bin/python bench/run.py $(ARGS)
+	@bench/venvs/ours/bin/python bench/rotations.py --peer bench/venvs/pyvene/bin/python
 
 format: $(VENV)/.installed-dev ## let ruff put the code in form
 	$(BIN)/ruff check --fix .
