@@ -147,6 +147,7 @@ def _draw_bars(axis: Any, row: Row) -> None:
     values = [row["figures"][name] for name in names]
     axis.barh(names, values, color=[_COLOURS.get(name, "#b9b9b9") for name in names], height=0.65)
     axis.set_xscale("log")
+    axis.xaxis.set_minor_formatter("")
     for name, value in zip(names, values, strict=True):
         axis.annotate(f" {value:.3g}", (value, name), va="center", fontsize=8)
     low = min([*values, row["limit"] or values[0]])
