@@ -3,10 +3,11 @@
 from .bind import Bound, bind
 from .capture import capture
 from .generate import generate, generate_plain
-from .inputs import Inputs, batch_size, real_spans, token_axis
+from .inputs import Inputs, batch_size, logits_stack, real_spans, token_axis, without_cache
 from .kept import Kept
 from .ledger import Effect, Passed
 from .memory import Memory, remembered
+from .reading import logits_of
 from .run import Collected, Outcome, execute
 from .schedule import Pass, schedule
 from .steps import find_place
@@ -28,8 +29,11 @@ __all__ = [
     "find_place",
     "generate",
     "generate_plain",
+    "logits_of",
+    "logits_stack",
     "real_spans",
     "remembered",
     "schedule",
     "token_axis",
+    "without_cache",
 ]

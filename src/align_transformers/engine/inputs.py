@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from inspect import signature
 from typing import Any
 
 import torch
 from jaxtyping import Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._errors import PlanError
 
@@ -16,7 +18,9 @@ Inputs = Mapping[str, Any] | Tensor
 
 Span = tuple[int, int]
 
-_CACHES = ("past_key_values", "cache_params")
+CACHES = ("past_key_values", "cache_params")
+"""What a model may be handed that it has made of earlier tokens, and writes into."""
+
 _RECORDS = ("output_hidden_states", "output_attentions", "output_router_logits", "labels")
 
 
@@ -109,6 +113,11 @@ def examples_of(inputs: Inputs, examples: Sequence[int] | None) -> Inputs:
     }
 
 
+def logits_stack(inputs: Inputs) -> str:
+    """Return the stack whose sequence the logits of an input are of, as `token_axis` takes it."""
+    return "decoder" if not isinstance(inputs, Tensor) and "decoder_input_ids" in inputs else ""
+
+
 def last_columns(inputs: Inputs) -> Int64[Tensor, " batch"] | None:
     """Return the column of the last real token of every example; `None` if that is not known.
 
@@ -116,7 +125,7 @@ def last_columns(inputs: Inputs) -> Int64[Tensor, " batch"] | None:
     >>> last_columns({"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 0]] * 2)})
     tensor([1, 1])
     """
-    spans = real_spans(inputs, "decoder" if not isinstance(inputs, Tensor) and "decoder_input_ids" in inputs else "")
+    spans = real_spans(inputs, logits_stack(inputs))
     return None if spans is None else torch.tensor([end - 1 for _, end in spans])
 
 
@@ -130,7 +139,7 @@ def whole_run_only(inputs: Inputs, config: Any, whole_output: bool) -> str:
     """
     if isinstance(inputs, Tensor):
         return ""
-    for name in _CACHES:
+    for name in CACHES:
         if inputs.get(name) is not None:
             return f"{name} is handed in"
     for name in _RECORDS:
@@ -140,3 +149,24 @@ def whole_run_only(inputs: Inputs, config: Any, whole_output: bool) -> str:
     if whole_output and inputs.get("use_cache", getattr(config, "use_cache", False)):
         return "its output holds a cache of all blocks (use_cache=False would do without)"
     return ""
+
+
+def without_cache(model: nn.Module, inputs: Inputs) -> Inputs:
+    """Return an input with which a model makes no cache, where it can be told so and the input says nothing of it.
+
+    Args:
+        model: told by an argument of its own, or by one that it hands on to the model inside it.
+        inputs: its input.
+    """
+    if isinstance(inputs, Tensor) or "use_cache" in inputs:
+        return inputs
+    named, open_ended = _arguments(type(model).forward)
+    told = "use_cache" in named or (open_ended and hasattr(getattr(model, "config", None), "use_cache"))
+    return {**inputs, "use_cache": False} if told else inputs
+
+
+@lru_cache(maxsize=32)
+def _arguments(forward: Callable[..., Any]) -> tuple[frozenset[str], bool]:
+    """Return the names of the arguments of a forward pass, and whether it takes any others."""
+    parameters = signature(forward).parameters
+    return frozenset(parameters), any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -18,20 +18,19 @@ from .bind import Bound, BoundEdit
 from .budget import room
 from .ending import Ending
 from .hooks import Tap
-from .inputs import Inputs, batch_size, examples_of, token_axis
+from .inputs import CACHES, Inputs, batch_size, examples_of, token_axis
 from .kept import Kept, is_causal
 from .layout import Copies, Layout, lay_out
 from .replay import Join, Replay
 from .schedule import END, INSIDE, Depth
 
-_PACKED_INPUTS = {"input_ids", "attention_mask", "position_ids", "use_cache", "return_dict"}
 _TEXTS = tuple(
     f"{stack}{name}"
     for stack in ("", "encoder_", "decoder_")
     for name in ("input_ids", "attention_mask", "position_ids", "inputs_embeds", "token_type_ids")
 )
-CACHES = ("past_key_values", "cache_params")
 _SETTINGS = ("use_cache", "return_dict")
+_PACKED_INPUTS = {"input_ids", "attention_mask", "position_ids", *_SETTINGS}
 _NOT_BY_TOKEN = {"attention_score", "attention_pattern"}
 _RECORDER = "transformers.utils.output_capturing"
 
@@ -268,7 +267,7 @@ def _inputs(inputs: Inputs, layout: Layout) -> Inputs:
     positions = inputs.get("position_ids")
     at = layout.example.to(ids.device), layout.position.to(ids.device)
     placed = at[1] if positions is None else positions.expand(batch_size(inputs), -1)[at]
-    others = {name: value for name, value in inputs.items() if name in ("use_cache", "return_dict")}
+    others = {name: value for name, value in inputs.items() if name in _SETTINGS}
     if "attention_mask" in inputs:  # who sees whom is settled where attention is computed
         others["attention_mask"] = torch.ones_like(layout.position, device=ids.device)
     return {"input_ids": ids[at], "position_ids": placed, **others}

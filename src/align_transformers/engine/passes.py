@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from functools import lru_cache
-from inspect import signature
 from typing import Any
 
 import torch
@@ -19,7 +17,16 @@ from .apply import Work, edit_tap, read_tap
 from .bind import BoundRead
 from .chain import Chain, Stopped
 from .hooks import Tap, after_call, before_call, tapped
-from .inputs import Inputs, batch_size, examples_of, last_columns, token_axis, whole_run_only
+from .inputs import (
+    Inputs,
+    batch_size,
+    examples_of,
+    last_columns,
+    logits_stack,
+    token_axis,
+    whole_run_only,
+    without_cache,
+)
 from .kept import Kept, Steps, keeping
 from .late import (
     Abilities,
@@ -156,7 +163,6 @@ class Execution:
         for name in names:
             work.collected.pop(name, None)
         taps = [*taps, *(read_tap(work, self.bound.reads[read]) for read in one.reads)]
-        output = None
         with ExitStack() as stack:
             finishers = [] if late is None else [stack.enter_context(late.replay.running())]
             if one.keep and self._starts_from(one):
@@ -199,14 +205,10 @@ class Execution:
         """Return a context in which a pass ends where nothing more is needed of it."""
         chain = self.bound.chain
         assert chain is not None
-
-        def enough(*_: Any) -> None:
-            raise Stopped
-
         if stop <= START:
-            return before_call(chain.links[0].module, enough)
+            return before_call(chain.links[0].module, _enough)
         link = chain.links[chain.find(stop)[0]]
-        return before_call(link.module, enough) if stop.point == INPUT else after_call(link.module, enough)
+        return before_call(link.module, _enough) if stop.point == INPUT else after_call(link.module, _enough)
 
     def _narrow(self, taps: Sequence[Tap]) -> nn.Module | None:
         """Return the layer that gives the logits, if it can be asked for a part of them."""
@@ -220,14 +222,17 @@ class Execution:
 
     def _lean(self, inputs: Inputs, one: Pass) -> Inputs:
         """Return an input with which the model makes no cache where nobody wants one."""
-        if isinstance(inputs, Tensor) or (one.wanted and self.bound.logits is None) or "use_cache" in inputs:
-            return inputs
-        return {**inputs, "use_cache": False} if _may_cache(self.bound.model) else inputs
+        whole = one.wanted and self.bound.logits is None
+        return inputs if whole else without_cache(self.bound.model, inputs)
+
+
+def _enough(*_: Any) -> None:
+    raise Stopped
 
 
 def _shape(inputs: Inputs) -> tuple[int, int] | None:
     """Return rows and columns of the sequence that the logits are of; `None` if that is not known."""
-    tokens = token_axis(inputs, "decoder" if isinstance(inputs, Mapping) and "decoder_input_ids" in inputs else "")
+    tokens = token_axis(inputs, logits_stack(inputs))
     return None if tokens is None else (int(tokens.shape[0]), int(tokens.shape[1]))
 
 
@@ -244,34 +249,15 @@ def keep_states(
         places: number of a link, and whether its output is asked for rather than its input.
         heads: also keep all keys and values.
     """
-    kept = Kept(batch_size(inputs))
-
-    def enough(*_: Any) -> None:
-        raise Stopped
-
-    if not isinstance(inputs, Tensor) and _may_cache(model):
-        inputs = {**inputs, "use_cache": False}
+    kept, inputs = Kept(batch_size(inputs)), without_cache(model, inputs)
     with ExitStack() as stack:
         finish = stack.enter_context(keeping(kept, chain, places, Steps(chain), heads))
         finish(stack)
         last = len(chain) - 1 if heads else max(number for number, _ in places)
-        stack.enter_context(after_call(chain.links[last].module, enough))
+        stack.enter_context(after_call(chain.links[last].module, _enough))
         with suppress(Stopped):
             _ = model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
     return kept
-
-
-def _may_cache(model: nn.Module) -> bool:
-    """Whether a model can be told to make no cache: by name, or by what it hands on to the model inside it."""
-    named, open_ended = _arguments(type(model).forward)
-    return "use_cache" in named or (open_ended and hasattr(getattr(model, "config", None), "use_cache"))
-
-
-@lru_cache(maxsize=32)
-def _arguments(forward: Callable[..., Any]) -> tuple[frozenset[str], bool]:
-    """Return the names of the arguments of a forward pass, and whether it takes any others."""
-    parameters = signature(forward).parameters
-    return frozenset(parameters), any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

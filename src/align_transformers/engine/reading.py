@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._errors import SiteError, SpecError
 from ..models import Slot, find_leaf, replace_leaf
 from .chain import forwards
 from .hooks import before_call
@@ -68,12 +69,20 @@ def can_narrow(slot: Slot | None) -> bool:
 
 
 def logits_of(output: Any) -> Float[Tensor, "rows *columns vocab"]:
-    """Return the logits in what a model returned."""
+    """Return the logits in what a model returned: its `logits`, else its first tensor, or itself.
+
+    Raises:
+        SpecError: there are none.
+    """
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, Mapping) and "logits" in output:
-        return output["logits"]
-    return find_leaf(output, None, "the model's output")[1]
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(found, Tensor):
+        return found
+    try:
+        return find_leaf(output, None, "")[1]
+    except SiteError:
+        raise SpecError(f"the model returned {type(output).__name__}, which has no logits") from None
 
 
 def pick_logits(

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from .._errors import SpecError
 from ..compose import Representation
 from ..config import IntervenableConfig
-from ..engine import Inputs, batch_size
+from ..engine import Inputs, batch_size, logits_of, without_cache
 from ..interventions import Intervention
 from ..models import uncompiled
 from .batches import Batch, BatchCall, read_batch
-from .reading import Columns, Read, Where, columns_of, labels_at, logits_of, rows_of
+from .reading import Columns, Read, Where, columns_of, labels_at, rows_of
 
 Collator = Callable[[Any], Any]
 """Makes a batch of what a data loader gives: a dict whose columns are explained in `batches`."""
@@ -158,10 +158,10 @@ def fewer_logits(model: nn.Module, base: Inputs, columns: Columns | None) -> tup
     """
     if not isinstance(base, Mapping):
         return base, columns
-    open_names = inspect.signature(uncompiled(model).forward).parameters.keys() - base.keys()
-    extra: dict[str, Any] = {"use_cache": False} if "use_cache" in open_names else {}
-    if columns is not None and "logits_to_keep" in open_names:
+    model = uncompiled(model)
+    lean = dict(without_cache(model, base))
+    if columns is not None and "logits_to_keep" in inspect.signature(model.forward).parameters.keys() - base.keys():
         kept, place = torch.unique(columns.column, return_inverse=True)
-        extra["logits_to_keep"] = kept.to(next(model.parameters()).device)
+        lean["logits_to_keep"] = kept.to(next(model.parameters()).device)
         columns = Columns(columns.example, place)
-    return {**base, **extra}, columns
+    return lean, columns

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .._errors import SpecError
-from ..engine import Inputs, batch_size, real_spans
+from ..engine import Inputs, batch_size, logits_stack, real_spans
 
 Where = Literal["last", "labels", "all"]
 """Which logits are read: at each example's last real token; wherever its labels are not -100; or all, as they come."""
@@ -86,7 +86,7 @@ def columns_of(where: Where, base: Inputs, labels: Any) -> Columns | None:
         return None
     if where == "labels":
         return _labelled(labels, batch_size(base))
-    spans = real_spans(base, "decoder" if isinstance(base, Mapping) and "decoder_input_ids" in base else "")
+    spans = real_spans(base, logits_stack(base))
     if spans is None:
         return None
     empty = [example for example, (start, end) in enumerate(spans) if start == end]
@@ -124,22 +124,6 @@ def labels_at(where: Where, columns: Columns | None, labels: Any, device: torch.
     if where == "last" and labels.ndim == 2 and labels.shape[1] == 1 and not labels.is_floating_point():
         return labels[:, 0]
     return labels
-
-
-def logits_of(output: Any) -> Tensor:
-    """Return the logits in what a model returned: its `logits`, its first tensor, or itself.
-
-    Raises:
-        SpecError: there are none.
-    """
-    if isinstance(output, Tensor):
-        return output
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if found is None and isinstance(output, list | tuple):
-        found = next((one for one in output if isinstance(one, Tensor)), None)
-    if not isinstance(found, Tensor):
-        raise SpecError(f"the model returned {type(output).__name__}, which has no logits")
-    return found
 
 
 def rows_of(logits: Tensor, columns: Columns | None, where: Where) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._errors import SiteError
-from ..engine import Outcome, bind, execute
+from ..engine import Outcome, bind, execute, logits_of, without_cache
 from ..interventions import Intervention
 from ..models import find_slot
 from ..plan import Logits, Plan, Run
@@ -113,17 +112,14 @@ def carry_out(task: Task, swaps: Sequence[Swaps], ready: Callable[[int], None] |
 
 def _inputs(task: Task, side: str) -> dict[str, Any]:
     inputs = dict((task.pairs.base if side == "base" else task.pairs.source).inputs)
-    if task.at is not None and "use_cache" in inspect.signature(task.model.forward).parameters:
-        inputs.setdefault("use_cache", False)
-    return inputs
+    return dict(without_cache(task.model, inputs)) if task.at is not None else inputs
 
 
 def _logits(task: Task, output: Any, side: str, pairs: Sequence[int]) -> Float[Tensor, "cells tokens"]:
     """Return the logits that are wanted of a run's output."""
     if task.at is None:
         return output.float()
-    logits = output if isinstance(output, Tensor) else output["logits"]
-    picked = logits[range(len(pairs)), [task.at[side][pair] for pair in pairs]].float()
+    picked = logits_of(output)[range(len(pairs)), [task.at[side][pair] for pair in pairs]].float()
     return picked if task.tokens is None else picked[:, list(task.tokens)]
 
 
