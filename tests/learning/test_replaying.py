@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.helpers import new_model
+from tests.helpers import VOCAB, new_model
 from tests.learning.tasks import batches, face, free_matrix
 from torch import nn
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-from align_transformers import IntervenableModel, Memory, RotatedSpaceIntervention, Site, activations, fit_pca
+from align_transformers import (
+    Edit,
+    IntervenableModel,
+    Logits,
+    Memory,
+    Plan,
+    PlanError,
+    Positions,
+    Read,
+    RotatedSpaceIntervention,
+    Run,
+    Site,
+    VanillaIntervention,
+    activations,
+    bind,
+    execute,
+    fit_pca,
+    resolve,
+)
+from align_transformers.engine import remembered
 from align_transformers.learning import fit, precompute
 
 PLAIN = {"schedule": "constant", "warmup": 0, "lr": 0.01}
@@ -74,3 +94,49 @@ def test_activations_are_those_of_a_plain_hook():
     rows = seen[0][mask.bool()]
     _, _, expected = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
     torch.testing.assert_close(fitted.rotation @ fitted.rotation.T, expected[:3].T @ expected[:3], atol=1e-4, rtol=0)
+
+
+def test_blocks_that_return_more_than_the_residual_stream_are_run_in_full():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "max_position_embeddings": 16}
+    model = GPTNeoForCausalLM(GPTNeoConfig(**sizes, attention_types=[[["global"], 3]])).eval()
+    data, memory, learned = batches(model=model), Memory(), []
+    for kept in (False, memory):
+        made = face(model)
+        fit(made, data, epochs=3, memory=kept, **PLAIN)
+        learned.append(free_matrix(made).clone())
+    assert torch.equal(*learned)
+    assert not memory.keeps_states
+    assert memory.hits > 0, "source activations are kept all the same"
+
+
+def test_a_memory_is_of_one_model():
+    memory = Memory()
+    for number, model in enumerate((new_model("llama"), new_model("llama"))):
+        made, data = face(model), batches(model=model)
+        if number == 0:
+            fit(made, data, epochs=2, memory=memory, **PLAIN)
+        else:
+            with pytest.raises(PlanError, match="another model"):
+                fit(made, data, epochs=2, memory=memory, **PLAIN)
+
+
+def test_a_run_that_is_read_below_its_edit_starts_where_it_is_read():
+    model = new_model("llama")
+    resolve(model)
+    base, source, third = ({"input_ids": torch.randint(1, VOCAB, (3, 6))} for _ in range(3))
+    low, high, at = Site("block_output", 0), Site("block_output", 1), Positions(((2,),) * 3)
+    chain = Run("source", "source", (Edit("upper", high, "swap", at, None, Read("third", high, at)),))
+    last = Run("base", "base", (
+        Edit("lower", low, "swap", at, None, Read("source", low, at)),
+        Edit("higher", high, "swap", at, None, Read("source", high, at)),
+    ))  # fmt: skip
+    plan = Plan((Run("third", "third"), chain, last), ("base",), Logits())
+    inputs, swap, memory = {"base": base, "source": source, "third": third}, {"swap": VanillaIntervention()}, Memory()
+    expected = execute(bind(model, plan, inputs, swap)).outputs["base"]
+    for _ in range(2):
+        again, constants, known = remembered(model, plan, inputs, {}, memory)
+        outcome = execute(bind(model, again, inputs, swap, constants, known))
+        torch.testing.assert_close(outcome.outputs["base"], expected, rtol=0, atol=1e-5)
+    assert set(known) == {"base", "source"}
+    assert [one.way for one in outcome.passes] == ["late", "packed"]

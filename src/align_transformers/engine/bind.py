@@ -110,8 +110,7 @@ def bind(
         _look_up(inputs, run.input, "input")
         _check_examples(run, inputs[run.input])
     slots = {site: find_place(model, site) for site in _sites(plan)}
-    chain = _chain(model)
-    depths = {site: _depth(site, slot, chain) for site, slot in slots.items()}
+    chain, depths = _depths(model, slots)
     passes = schedule(plan, known=known or (), depth=depths.__getitem__)
     spans = _Spans(inputs)
     reads = {}
@@ -155,9 +154,26 @@ def _sites(plan: Plan) -> list[Site]:
     return list(sites | dict.fromkeys(read.site for read in plan.reads()))
 
 
-def _chain(model: nn.Module) -> Chain | None:
+def starts_of(model: nn.Module, plan: Plan) -> tuple[Chain | None, dict[str, set[Depth]]]:
+    """Return the model's chain of blocks, and how deep the runs of each input would start if its states were known.
+
+    Args:
+        model: the user's.
+        plan: what is to happen.
+    """
+    chain, depths = _depths(model, {site: find_place(model, site) for site in _sites(plan)})
+    starts: dict[str, set[Depth]] = {}
+    for one in schedule(plan, known={run.input for run in plan.runs}, depth=depths.__getitem__):
+        if one.start is not None:
+            starts.setdefault(one.runs[0].input, set()).update(one.start.depths)
+    return chain, starts
+
+
+def _depths(model: nn.Module, slots: Mapping[Site, Slot]) -> tuple[Chain | None, dict[Site, Depth | None]]:
+    """Return the model's chain of blocks, and how deep each site is in it."""
     found = known_map(model)
-    return None if found is None else find_chain(found)
+    chain = None if found is None else find_chain(found)
+    return chain, {site: _depth(site, slot, chain) for site, slot in slots.items()}
 
 
 def _depth(site: Site, slot: Slot, chain: Chain | None) -> Depth | None:

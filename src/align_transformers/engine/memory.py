@@ -8,27 +8,30 @@ row in every tensor of the input.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import final
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from .._errors import PlanError
+from .._files import write_atomically
 from ..models import uncompiled
-from ..models.resolve import known_map
 from ..plan import Constant, Plan, Read, Run
 from ..positions import Positions
 from .abilities import abilities
+from .bind import starts_of
 from .capture import capture
-from .chain import find_chain
+from .chain import Chain
 from .inputs import Inputs, batch_size, examples_of
 from .kept import Attended, Kept
 from .passes import keep_states
-from .schedule import END, START, depth_of
+from .schedule import Depth
 
 Parts = dict[str, Tensor]
 """What is kept of one example, by name."""
@@ -44,6 +47,10 @@ class Memory:
         alone: compute every example by itself, so that what is kept of it does not depend, in the last bits, on the
             others that it was met with. Slower the first time.
 
+    Attributes:
+        keeps_states: False once it was found that the model's blocks return more than the residual stream, or hand each
+            other dictionaries: then only source activations are kept.
+
     >>> Memory(budget=1024).bytes
     0
     """
@@ -54,11 +61,24 @@ class Memory:
         self.budget = budget
         self.alone = alone
         self.folder = None if folder is None else Path(folder)
+        self.keeps_states = True
         self.bytes = 0
         self.hits = 0
         self.misses = 0
         self._held: dict[bytes, Parts] = {}
         self._filed: dict[bytes, Path] = {}
+        self._model: weakref.ref[nn.Module] | None = None
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse any model but the first.
+
+        Raises:
+            PlanError: the memory holds states of another model object.
+        """
+        if self._model is None:
+            self._model = weakref.ref(model)
+        elif self._model() is not model:
+            raise PlanError("this Memory holds what another model object made of its examples: give each its own")
 
     def recall(self, key: bytes) -> Parts | None:
         """Return what is kept under a key, `None` if nothing is."""
@@ -77,10 +97,8 @@ class Memory:
             self._held[key] = parts
             self.bytes += size
         elif self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"{len(self._filed):08d}.safetensors"
-            save_file({name: part.contiguous() for name, part in parts.items()}, path)
-            self._filed[key] = path
+            self._filed[key] = write_atomically(path, save({name: part.contiguous() for name, part in parts.items()}))
 
 
 def recall_all(memory: Memory, keys: Sequence[bytes], compute: Callable[[list[int]], Sequence[Parts]]) -> list[Parts]:
@@ -131,7 +149,8 @@ def remembered(
 ) -> tuple[Plan, dict[str, Tensor], dict[str, Kept]]:
     """Return the same plan with what is remembered in the place of what would be computed.
 
-    Reads of unedited runs become constants; inputs whose runs are edited come with their unedited states.
+    Reads of unedited runs become constants. Where the plan wants logits only, inputs whose runs are edited come with
+    their unedited states.
 
     Args:
         model: the user's; its weights must be as they were when the memory was filled.
@@ -139,7 +158,11 @@ def remembered(
         inputs: of the plan.
         constants: of the plan.
         memory: is read and filled.
+
+    Raises:
+        PlanError: the memory was filled with another model.
     """
+    memory.check(model)
     values = dict(constants)
     runs = []
     for run in plan.runs:
@@ -153,12 +176,11 @@ def remembered(
             edits.append(edit)
         runs.append(replace(run, edits=tuple(edits)))
     plan = replace(plan, runs=tuple(runs))
-    known = {}
-    for name in dict.fromkeys(run.input for run in plan.order() if run.edits):
-        kept = _states(model, plan, name, inputs[name], memory)
-        if kept is not None:
-            known[name] = kept
-    return plan, values, known
+    chain, starts = starts_of(model, plan)
+    if plan.logits is None or chain is None or not memory.keeps_states or abilities(model).why_not("packed"):
+        return plan, values, {}
+    kept = {name: _states(model, chain, inputs[name], depths, memory) for name, depths in starts.items()}
+    return plan, values, {name: states for name, states in kept.items() if states is not None}
 
 
 # --- source activations ----------------------------------------------------------------------------------------------
@@ -191,24 +213,25 @@ def _read(model: nn.Module, read: Read, run: Run, inputs: Mapping[str, Inputs], 
 # --- states of the base ----------------------------------------------------------------------------------------------
 
 
-def _states(model: nn.Module, plan: Plan, name: str, inputs: Inputs, memory: Memory) -> Kept | None:
-    """Return the unedited states of an input where its runs start; `None` where they have to start at the beginning."""
-    found = known_map(model)
-    chain = None if found is None else find_chain(found)
-    depths = [
-        min((depth_of(e.site) or START for e in run.edits), default=END) for run in plan.order() if run.input == name
-    ]
-    edited = [depth for depth in depths if depth < END]
-    way = "late" if plan.logits is None else "packed"
-    if chain is None or not edited or min(edited) <= START or abilities(model).why_not(way):
-        return None
-    links = sorted({chain.find(depth) for depth in edited})
+class _Unfit(Exception):
+    """What blocks hand on besides the residual stream is not kept by example; never seen by a user."""
+
+
+def _states(model: nn.Module, chain: Chain, inputs: Inputs, depths: Collection[Depth], memory: Memory) -> Kept | None:
+    """Return the unedited states of an input at some depths; `None` where they cannot be told apart by example."""
+    places = sorted({chain.find(depth) for depth in depths})
 
     def compute(missing: list[int]) -> list[Parts]:
-        kept = keep_states(uncompiled(model), chain, examples_of(inputs, missing), set(links), heads=way == "packed")
-        return [_taken_apart(kept, example, links[0][0]) for example in range(len(missing))]
+        kept = keep_states(uncompiled(model), chain, examples_of(inputs, missing), places, heads=True)
+        if kept.shells or kept.sides:
+            raise _Unfit
+        return [_taken_apart(kept, example, places[0][0]) for example in range(len(missing))]
 
-    return _put_together(recall_all(memory, row_keys(inputs, f"{links}{way}"), compute))
+    try:
+        return _put_together(recall_all(memory, row_keys(inputs, f"{places}"), compute))
+    except _Unfit:
+        memory.keeps_states = False
+        return None
 
 
 def _taken_apart(kept: Kept, example: int, first: int) -> Parts:
