@@ -7,7 +7,7 @@ measured: edits of an early and of a middle block must give the logits of full p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 from weakref import WeakKeyDictionary
 
@@ -23,7 +23,7 @@ from ..positions import Positions
 from ..sites import Site
 from .apply import Work
 from .bind import Bound, bind
-from .inputs import batch_size, token_axis
+from .inputs import batch_size, logits_stack, token_axis
 from .late import WAYS, Abilities
 from .passes import Execution, forward_once
 
@@ -47,7 +47,22 @@ class Only(Abilities):
         return self.narrow
 
 
-_known: WeakKeyDictionary[ComponentMap, Measured] = WeakKeyDictionary()
+@dataclass(eq=False)
+class _Trials:
+    """What came of the trials of one model.
+
+    Args:
+        reasons: for each way that was tried why it is not to be taken; empty if it is.
+        narrow: whether the logits of some tokens were right without the others.
+        expected: the logits of full passes.
+    """
+
+    reasons: dict[str, str] = field(default_factory=dict)
+    narrow: bool = False
+    expected: dict[str, Tensor] | str | None = None
+
+
+_trials: WeakKeyDictionary[ComponentMap, _Trials] = WeakKeyDictionary()
 
 
 def abilities(model: nn.Module) -> Abilities:
@@ -57,51 +72,43 @@ def abilities(model: nn.Module) -> Abilities:
         model: in eval mode.
     """
     found = known_map(model)
-    if found is None:
-        return Only()
-    if found not in _known:
-        _known[found] = Measured()
-    return _known[found].of(model)
+    return Only() if found is None else Measured(model, _trials.setdefault(found, _Trials()))
 
 
 @final
 class Measured(Abilities):
-    """Abilities that are tried when they are first asked for, and remembered."""
+    """Abilities that are tried when they are first asked for.
 
-    def __init__(self) -> None:
-        self._reasons: dict[str, str] = {}
-        self._narrow = False
-        self._expected: dict[str, Tensor] | str | None = None
-        self._model: nn.Module | None = None
+    Args:
+        model: to be tried; only this object holds on to it.
+        trials: what came of it; remembered with the map of the model's components.
+    """
 
-    def of(self, model: nn.Module) -> Measured:
-        """Return the same, to be tried on `model` if that is still to do."""
+    def __init__(self, model: nn.Module, trials: _Trials) -> None:
         self._model = model
-        return self
+        self._trials = trials
 
     def why_not(self, way: str) -> str:
         """Return why passes cannot be run in one of `WAYS`; empty if they can."""
-        if way not in self._reasons:
-            self._try(way)
-        return self._reasons[way]
+        if way not in self._trials.reasons:
+            with torch.no_grad():
+                self._trials.reasons[way] = self._try(way)
+        return self._trials.reasons[way]
 
     def tokens(self) -> bool:
         """Whether the logits of some tokens can be had without the others."""
-        return self._narrow
+        return self._trials.narrow
 
-    def _try(self, way: str) -> None:
+    def _try(self, way: str) -> str:
         """Try a way, with the logits of some tokens only; where that goes wrong, with all."""
-        assert self._model is not None
-        with torch.no_grad():
-            bound = _trial(self._model)
-            if isinstance(bound, str):
-                self._reasons[way] = bound
-                return
-            if self._expected is None:
-                self._expected = _outcome(bound, Only())
-            narrow = _differs(bound, Only(way, narrow=True), self._expected)
-            self._narrow = self._narrow or not narrow
-            self._reasons[way] = narrow and _differs(bound, Only(way), self._expected)
+        bound, trials = _trial(self._model), self._trials
+        if isinstance(bound, str):
+            return bound
+        if trials.expected is None:
+            trials.expected = _outcome(bound, Only())
+        narrow = _differs(bound, Only(way, narrow=True), trials.expected)
+        trials.narrow = trials.narrow or not narrow
+        return narrow and _differs(bound, Only(way), trials.expected)
 
 
 def _trial(model: nn.Module) -> Bound | str:
@@ -109,7 +116,7 @@ def _trial(model: nn.Module) -> Bound | str:
     found = known_map(model)
     stack = "" if found is not None and "" in found.stacks else "decoder"
     inputs = next(iter(dummy_inputs(model)), None)
-    tokens = None if inputs is None else token_axis(inputs, stack if "decoder_input_ids" in inputs else "")
+    tokens = None if inputs is None else token_axis(inputs, logits_stack(inputs))
     if found is None or inputs is None or tokens is None or tokens.shape[1] < 3 or stack not in found.stacks:
         return "there is no dummy text to try it on"
     name = f"{stack}.block_output" if stack else "block_output"
