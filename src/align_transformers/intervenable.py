@@ -332,12 +332,12 @@ class IntervenableModel(nn.Module):
 
     def _bind(self, call: Call, *, original: bool = False) -> Bound:
         """Return the plan of a call, bound; a call like the last one is bound as that was."""
-        bound = self._recent.find(call, original)
-        if bound is None:
+
+        def bind() -> Bound:
             composed = compose(self.config, self.representations, call, original=original)
-            bound = engine.bind(self.model, composed.plan, composed.inputs, self.interventions, composed.constants)
-            self._recent.keep(call, original, bound)
-        return bound
+            return engine.bind(self.model, composed.plan, composed.inputs, self.interventions, composed.constants)
+
+        return self._recent.bound(call, original, bind)
 
     def _collected(self, outcome: Outcome) -> list[Collected]:
         return [outcome.collected[key] for key in self.interventions if key in outcome.collected]

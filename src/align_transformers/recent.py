@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import marshal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -55,41 +55,27 @@ class Recent:
         model, interventions = deepcopy(self._model, memo), deepcopy(self._interventions, memo)
         return Recent(self._config, model, interventions)
 
-    def find(self, call: Call, original: bool) -> Bound | None:
-        """Return the last binding with the inputs of this call, if nothing that it rests on has changed; else `None`.
+    def bound(self, call: Call, original: bool, bind: Callable[[], Bound]) -> Bound:
+        """Return the last binding with the inputs of this call if nothing that it rests on has changed, else a new one.
 
         Args:
             call: the arguments of the call.
             original: whether the base also runs without edits.
-        """
-        kept = self._kept
-        if kept is None or call.source_representations is not None or _arguments(call, original) != kept.arguments:
-            return None
-        inputs = inputs_of(self._config, call)
-        if _shapes(inputs) != kept.shapes or not _same_masks(inputs, kept.masks) or not self._holds(kept.bound):
-            return None
-        return replace(kept.bound, inputs=inputs)
-
-    def keep(self, call: Call, original: bool, bound: Bound) -> None:
-        """Remember a binding, if a later call can be compared with its own.
-
-        Args:
-            call: what it was made for.
-            original: whether the base also runs without edits.
-            bound: the binding.
+            bind: makes a new one.
         """
         arguments = None if call.source_representations is not None else _arguments(call, original)
-        if arguments is None:
-            self._kept = None
-            return
-        masks = {
-            (name, mask): value.clone()
-            for name, given in bound.inputs.items()
-            if isinstance(given, Mapping)
-            for mask in _MASKS
-            if isinstance(value := given.get(mask), Tensor)
-        }
-        self._kept = _Kept(arguments, _shapes(bound.inputs), masks, replace(bound, inputs={}))
+        inputs, kept = inputs_of(self._config, call), self._kept
+        if kept is not None and arguments == kept.arguments and self._fits(kept, inputs):
+            return replace(kept.bound, inputs=inputs)
+        bound = bind()
+        self._kept = (
+            None if arguments is None else _Kept(arguments, _shapes(inputs), _masks(inputs), replace(bound, inputs={}))
+        )
+        return bound
+
+    def _fits(self, kept: _Kept, inputs: Mapping[str, Inputs]) -> bool:
+        """Whether a binding is good for these inputs."""
+        return _shapes(inputs) == kept.shapes and _same_masks(inputs, kept.masks) and self._holds(kept.bound)
 
     def _holds(self, bound: Bound) -> bool:
         """Whether interventions and modules are those that were bound."""
@@ -98,7 +84,7 @@ class Recent:
             intervention = edit.intervention
             if self._interventions.get(name) is not intervention:
                 return False
-            if edit.read is None and edit.constant is not intervention.source_representation:
+            if edit.constant is not intervention.source_representation:
                 return False
         slots = [*(edit.slot for edit in bound.edits.values()), *(read.slot for read in bound.reads.values())]
         return all(slot.fused is None and submodule(model, slot.path) is slot.module for slot in slots)
@@ -122,6 +108,17 @@ def _shape(given: Inputs) -> Any:
     if isinstance(given, Tensor):
         return given.shape, given.dtype
     return {name: (value.shape, value.dtype) for name, value in given.items() if isinstance(value, Tensor)}
+
+
+def _masks(inputs: Mapping[str, Inputs]) -> dict[tuple[str, str], Tensor]:
+    """Return a copy of each attention mask."""
+    return {
+        (name, mask): value.clone()
+        for name, given in inputs.items()
+        if isinstance(given, Mapping)
+        for mask in _MASKS
+        if isinstance(value := given.get(mask), Tensor)
+    }
 
 
 def _same_masks(inputs: Mapping[str, Inputs], masks: Mapping[tuple[str, str], Tensor]) -> bool:

@@ -1,0 +1,90 @@
+"""A call like the last one is bound as that was, and only such a call."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from tests.helpers import new_model, padded_tokens, tokens
+
+from align_transformers import IntervenableModel, VanillaIntervention
+from align_transformers import intervenable as face
+
+PLACES = {"sources->base": ([[[2], [3]]], [[[2], [3]]])}
+
+
+@pytest.fixture
+def swap(monkeypatch):
+    """Return an intervenable model, and the list of its bindings."""
+    made = IntervenableModel({"layer": 1, "component": "block_output"}, model=new_model("gpt2"))
+    bindings = []
+    bind = face.engine.bind
+    monkeypatch.setattr(face.engine, "bind", lambda *args, **kwargs: (bindings.append(1), bind(*args, **kwargs))[1])
+    return made, bindings
+
+
+def test_other_contents_are_bound_once_and_other_places_anew(swap):
+    made, bindings = swap
+    first, second = tokens(2, 5), tokens(2, 5, seed=1)
+    fresh = IntervenableModel({"layer": 1, "component": "block_output"}, model=made.model)
+    for base, source in ((first, second), (second, first)):
+        found = made(base, source, PLACES)[1].logits
+        count = len(bindings)
+        assert torch.equal(found, fresh(base, source, {"sources->base": ([[[2], [3]]], [[[2], [3]]])})[1].logits)
+        del bindings[count:]
+    assert len(bindings) == 1
+    made(first, second, {"sources->base": ([[[2], [4]]], [[[2], [4]]])})
+    assert len(bindings) == 2
+    made(tokens(2, 6), tokens(2, 6), PLACES)
+    assert len(bindings) == 3
+
+
+def test_locations_that_a_caller_changes_in_place_are_seen(swap):
+    made, bindings = swap
+    places = [[[2], [3]]]
+    base, source = tokens(2, 5), tokens(2, 5, seed=1)
+    before = made(base, source, {"sources->base": (places, places)})[1].logits
+    places[0][0][0] = 4
+    assert not torch.equal(made(base, source, {"sources->base": (places, places)})[1].logits, before)
+    assert len(bindings) == 2
+
+
+def test_padding_elsewhere_is_bound_anew(swap):
+    made, bindings = swap
+    base, source = padded_tokens([5, 4], "left"), tokens(2, 5, seed=1)
+    for padded in (base, padded_tokens([4, 5], "left")):
+        made(padded, source, {"sources->base": (-1, -1)})
+    assert len(bindings) == 2
+
+
+def test_a_constant_that_is_set_between_two_calls_is_used(swap):
+    made, _ = swap
+    base, source = tokens(2, 5), tokens(2, 5, seed=1)
+    made(base, source, PLACES)
+    (one,) = made.interventions.values()
+    one.set_source_representation(torch.ones(made.model.config.n_embd))
+    constant = VanillaIntervention(source_representation=torch.ones(made.model.config.n_embd))
+    fresh = IntervenableModel({"layer": 1, "component": "block_output", "intervention": constant}, model=made.model)
+    assert torch.equal(made(base, source, PLACES)[1].logits, fresh(base, source, PLACES)[1].logits)
+
+
+def test_a_module_that_was_exchanged_is_found():
+    model = new_model("gpt2")
+    made = IntervenableModel({"component": "transformer.h[1].mlp.output"}, model=model)
+    base, source = tokens(2, 5), tokens(2, 5, seed=1)
+    made(base, source, PLACES)
+    model.transformer.h[1].mlp = new_model("gpt2", seed=3).transformer.h[1].mlp
+    fresh = IntervenableModel({"component": "transformer.h[1].mlp.output"}, model=model)
+    assert torch.equal(made(base, source, PLACES)[1].logits, fresh(base, source, PLACES)[1].logits)
+
+
+def test_a_model_that_nobody_holds_is_let_go():
+    model = new_model("gpt2")
+    made = IntervenableModel({"layer": 1, "component": "block_output"}, model=model)
+    made(tokens(2, 5), tokens(2, 5), PLACES, output_original_output=True, use_cache=False)
+    gone = weakref.ref(model)
+    del made, model
+    gc.collect()
+    assert gone() is None
