@@ -147,8 +147,40 @@ class BoundlessRotatedSpaceIntervention(MaskedIntervention):
         return [{"params": [one], "lr": learning_rate * rate} for one, rate in rates if one.requires_grad]
 
 
+class SigmoidMasked(MaskedIntervention):
+    """Base class of masks with a parameter for every coordinate: `sigmoid(mask / temperature)`; hard: `mask > 0`."""
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        temperature_schedule: Sequence[float] = (1.0, 0.01),
+        temperature: float | None = None,
+        sparsity: float = 1e-4,
+        hard: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(embed_dim=embed_dim, **kwargs)
+        self.limit_partition(embed_dim)
+        self.temperature_schedule, self.temperature = _annealed(temperature_schedule, temperature)
+        self.sparsity, self.hard = sparsity, hard
+        self.mask = nn.Parameter(torch.zeros(embed_dim))
+
+    def soft_mask(self) -> Float[Tensor, " width"]:
+        """Return the mask at the present temperature."""
+        return torch.sigmoid(self.mask / self.temperature)
+
+    def hard_mask(self) -> Bool[Tensor, " width"]:
+        """Mark the coordinates whose mask is above 0."""
+        return self.mask.detach() > 0
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """Return `sparsity * soft_mask().sum()`."""
+        return self.sparsity * self.soft_mask().sum()
+
+
 @final
-class SigmoidMaskRotatedSpaceIntervention(MaskedIntervention):
+class SigmoidMaskRotatedSpaceIntervention(SigmoidMasked):
     """Swap the coordinates of a learned rotation that a learned mask selects: `sigmoid(mask / temperature)`.
 
     As `BoundlessRotatedSpaceIntervention` (Wu et al. 2023, arXiv:2305.08809), with a mask of its own for every
@@ -171,22 +203,9 @@ class SigmoidMaskRotatedSpaceIntervention(MaskedIntervention):
     [0.5, 0.5]
     """
 
-    def __init__(
-        self,
-        *,
-        embed_dim: int,
-        temperature_schedule: Sequence[float] = (1.0, 0.01),
-        temperature: float | None = None,
-        sparsity: float = 1e-4,
-        hard: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *, embed_dim: int, **kwargs: Any) -> None:
         super().__init__(embed_dim=embed_dim, **kwargs)
-        self.limit_partition(embed_dim)
-        self.temperature_schedule, self.temperature = _annealed(temperature_schedule, temperature)
-        self.sparsity, self.hard = sparsity, hard
         self.rotate_layer = Rotation(embed_dim, embed_dim)
-        self.mask = nn.Parameter(torch.zeros(embed_dim))
 
     @property
     def rotation(self) -> Float[Tensor, "width width"]:
@@ -197,21 +216,9 @@ class SigmoidMaskRotatedSpaceIntervention(MaskedIntervention):
         """Return the rotated coordinates."""
         return Basis.orthonormal(self.rotation)
 
-    def soft_mask(self) -> Float[Tensor, " width"]:
-        """Return the mask at the present temperature."""
-        return torch.sigmoid(self.mask / self.temperature)
-
-    def hard_mask(self) -> Bool[Tensor, " width"]:
-        """Mark the coordinates whose mask is above 0."""
-        return self.mask.detach() > 0
-
-    def penalty(self) -> Float[Tensor, ""]:
-        """Return `sparsity * soft_mask().sum()`."""
-        return self.sparsity * self.soft_mask().sum()
-
 
 @final
-class SigmoidMaskIntervention(MaskedIntervention):
+class SigmoidMaskIntervention(SigmoidMasked):
     """Swap the neurons that a learned mask selects (desiderata-based masking; Davies et al. 2023, arXiv:2307.03637).
 
     The soft mask is `sigmoid(mask / temperature)`, the hard one `mask > 0`. Configured with several units, every
@@ -233,34 +240,6 @@ class SigmoidMaskIntervention(MaskedIntervention):
     [[[0.5, 0.5]]]
     """
 
-    def __init__(
-        self,
-        *,
-        embed_dim: int,
-        temperature_schedule: Sequence[float] = (1.0, 0.01),
-        temperature: float | None = None,
-        sparsity: float = 1e-4,
-        hard: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(embed_dim=embed_dim, **kwargs)
-        self.limit_partition(embed_dim)
-        self.temperature_schedule, self.temperature = _annealed(temperature_schedule, temperature)
-        self.sparsity, self.hard = sparsity, hard
-        self.mask = nn.Parameter(torch.zeros(embed_dim))
-
     def basis(self) -> Basis:
         """Return the neurons."""
         return Basis(len(self.mask))
-
-    def soft_mask(self) -> Float[Tensor, " width"]:
-        """Return the mask at the present temperature."""
-        return torch.sigmoid(self.mask / self.temperature)
-
-    def hard_mask(self) -> Bool[Tensor, " width"]:
-        """Mark the neurons whose mask is above 0."""
-        return self.mask.detach() > 0
-
-    def penalty(self) -> Float[Tensor, ""]:
-        """Return `sparsity * soft_mask().sum()`."""
-        return self.sparsity * self.soft_mask().sum()

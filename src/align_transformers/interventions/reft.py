@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, final
 
 from jaxtyping import Float
@@ -12,8 +13,47 @@ from .base import SourcelessIntervention
 from .trainable import TrainableIntervention
 
 
+class ReftIntervention(SourcelessIntervention, TrainableIntervention):
+    """Base class of representation fine-tuning: a learned function of h is added to it along the rows of R.
+
+    Args:
+        embed_dim: width of the vectors.
+        low_rank_dimension: rows of R.
+        **kwargs: as for `Intervention`; a partition is one of the subspace's coordinates.
+
+    Raises:
+        SpecError: there are no subspaces of so many dimensions; as for `Intervention`.
+    """
+
+    def __init__(self, *, embed_dim: int, low_rank_dimension: int, **kwargs: Any) -> None:
+        super().__init__(embed_dim=embed_dim, low_rank_dimension=low_rank_dimension, **kwargs)
+        self.rotate_layer = Rotation(embed_dim, low_rank_dimension)
+        self.learned_source = nn.Linear(embed_dim, low_rank_dimension)
+        self.limit_partition(low_rank_dimension)
+
+    @property
+    def rotation(self) -> Float[Tensor, "width k"]:
+        """R transposed: orthonormal columns."""
+        return self.rotate_layer.weight
+
+    @abstractmethod
+    def change(self, basis: Basis, base: Tensor) -> Tensor:
+        """Return what is added to the base's coordinates in the subspace."""
+
+    def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
+        """Return the base with its change along R, in the chosen coordinates."""
+        basis = Basis.orthonormal(self.rotation)
+        return basis.moved(base, self.restricted(self.change(basis, base), subspaces))
+
+    def learned(self, basis: Basis, base: Tensor) -> Tensor:
+        """Return `W base + b`, in the precision of the basis."""
+        x, layer = basis.lift(base), self.learned_source
+        with uncast(x):
+            return nn.functional.linear(x, layer.weight.to(x), layer.bias.to(x))
+
+
 @final
-class LoreftIntervention(SourcelessIntervention, TrainableIntervention):
+class LoreftIntervention(ReftIntervention):
     """LoReFT: `h + Rᵀ(W h + b - R h)` (Wu et al. 2024, arXiv:2404.03592), with orthonormal rows R.
 
     What h has in the subspace becomes a learned function of h. The same one is applied to each unit
@@ -32,26 +72,13 @@ class LoreftIntervention(SourcelessIntervention, TrainableIntervention):
     torch.Size([1, 1, 4])
     """
 
-    def __init__(self, *, embed_dim: int, low_rank_dimension: int, **kwargs: Any) -> None:
-        super().__init__(embed_dim=embed_dim, low_rank_dimension=low_rank_dimension, **kwargs)
-        self.rotate_layer = Rotation(embed_dim, low_rank_dimension)
-        self.learned_source = nn.Linear(embed_dim, low_rank_dimension)
-        self.limit_partition(low_rank_dimension)
-
-    @property
-    def rotation(self) -> Float[Tensor, "width k"]:
-        """R transposed: orthonormal columns."""
-        return self.rotate_layer.weight
-
-    def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
-        """Return `base + (W base + b - R base)` along R, in the chosen coordinates."""
-        basis = Basis.orthonormal(self.rotation)
-        change = _linear(self.learned_source, basis, base) - basis.read(base)
-        return basis.moved(base, self.restricted(change, subspaces))
+    def change(self, basis: Basis, base: Tensor) -> Tensor:
+        """Return `W base + b - R base`."""
+        return self.learned(basis, base) - basis.read(base)
 
 
 @final
-class DireftIntervention(SourcelessIntervention, TrainableIntervention):
+class DireftIntervention(ReftIntervention):
     """DiReFT, LoReFT's ablation: `h + Rᵀ(W h + b)` (Wu et al. 2024, arXiv:2404.03592), with orthonormal rows R.
 
     What h has in the subspace already is kept and added to. The same one is applied to each unit
@@ -70,25 +97,6 @@ class DireftIntervention(SourcelessIntervention, TrainableIntervention):
     torch.Size([1, 1, 4])
     """
 
-    def __init__(self, *, embed_dim: int, low_rank_dimension: int, **kwargs: Any) -> None:
-        super().__init__(embed_dim=embed_dim, low_rank_dimension=low_rank_dimension, **kwargs)
-        self.rotate_layer = Rotation(embed_dim, low_rank_dimension)
-        self.learned_source = nn.Linear(embed_dim, low_rank_dimension)
-        self.limit_partition(low_rank_dimension)
-
-    @property
-    def rotation(self) -> Float[Tensor, "width k"]:
-        """R transposed: orthonormal columns."""
-        return self.rotate_layer.weight
-
-    def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
-        """Return `base + (W base + b)` along R, in the chosen coordinates."""
-        basis = Basis.orthonormal(self.rotation)
-        return basis.moved(base, self.restricted(_linear(self.learned_source, basis, base), subspaces))
-
-
-def _linear(layer: nn.Linear, basis: Basis, x: Tensor) -> Tensor:
-    """Return what a linear layer makes of `x`, in the precision of the basis."""
-    x = basis.lift(x)
-    with uncast(x):
-        return nn.functional.linear(x, layer.weight.to(x), layer.bias.to(x))
+    def change(self, basis: Basis, base: Tensor) -> Tensor:
+        """Return `W base + b`."""
+        return self.learned(basis, base)
