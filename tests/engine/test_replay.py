@@ -307,17 +307,17 @@ def test_a_grid_computes_no_more_than_it_needs(family, monkeypatch):
         run_plan(model, plan, inputs)  # abilities are measured
         with watched(model, monkeypatch) as calls:
             run_plan(model, plan, inputs)
-    work = [rows * columns for _, rows, columns in calls]
     full = [n for n, rows, columns in calls if (rows, columns) == (1, length)]
     assert full == [0, 1, 2, 0, 1, 2]  # two clean runs: the one that is read needs its last block, too
     # A swap after block k is felt by blocks k + 1 and later: block n works on the copies of n runs.
     merged = [(n, rows, columns) for n, rows, columns in calls if (rows, columns) != (1, length)]
+    if BEST[family] == "packed":  # the last block asks for attention with all places, and goes on with those read
+        assert merged.pop() == (2, 2 * length, 1)
     assert [n for n, _, _ in merged] == [1, 2]
     tails = sum(range(1, length + 1)) if BEST[family] == "packed" else length * length
     for number, rows, columns in merged:
         assert columns == length
         assert number * tails <= rows * columns < number * tails + (length if BEST[family] == "packed" else 1)
-    assert sum(work) == 6 * length + sum(rows * columns for _, rows, columns in merged)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
