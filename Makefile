@@ -24,8 +24,8 @@ help: ## list the targets
 demo: $(VENV)/.installed-demo ## Madrid becomes Rome: trace a real language model, write out/
 	$(BIN)/align-transformers trace "The capital of Spain is" "The capital of Italy is" --model smollm2-135m --component block_output --out out
 
-test: $(VENV)/.installed-dev ## the whole test suite, with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+test: $(VENV)/.installed-dev ## the whole test suite, with coverage, on as many processes as there are processors (at most 8)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --cov --cov-report=term $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint, format, types, layers, sizes
 	$(BIN)/ruff check .
