@@ -88,3 +88,26 @@ def test_a_model_that_nobody_holds_is_let_go():
     del made, model
     gc.collect()
     assert gone() is None
+
+
+def test_a_block_that_was_exchanged_elsewhere_is_seen(swap):
+    made, bindings = swap
+    base, source = {**tokens(2, 5), "use_cache": False}, tokens(2, 5, seed=1)
+    made(base, source, PLACES)
+    blocks = made.model.transformer.h
+    blocks[2] = type(blocks[2])(made.model.config, layer_idx=2).eval()
+    found = made(base, source, PLACES)[1].logits
+    assert len(bindings) == 2
+    fresh = IntervenableModel({"layer": 1, "component": "block_output"}, model=made.model)
+    assert torch.equal(found, fresh(base, source, PLACES)[1].logits)
+
+
+def test_a_model_put_in_its_place_is_seen(swap):
+    made, bindings = swap
+    base, source = tokens(2, 5), tokens(2, 5, seed=1)
+    made(base, source, PLACES)
+    made.model = new_model("gpt2", seed=1)
+    found = made(base, source, PLACES)[1].logits
+    assert len(bindings) == 2
+    fresh = IntervenableModel({"layer": 1, "component": "block_output"}, model=made.model)
+    assert torch.equal(found, fresh(base, source, PLACES)[1].logits)

@@ -150,10 +150,11 @@ def _sources(sources: Any, count: int) -> list[Inputs | None]:
 
 def _names(mode: str, sources: Sequence[Inputs | None]) -> list[str | None]:
     """Return the name of each group's source run. In parallel mode one object is one run, however often it is given."""
+    first: dict[int, int] = {}
     names: list[str | None] = []
     for number, source in enumerate(sources):
-        first = next(n for n, other in enumerate(sources) if other is source) if mode == "parallel" else number
-        names.append(None if source is None else f"source_{first}")
+        same = first.setdefault(id(source), number) if mode == "parallel" else number
+        names.append(None if source is None else f"source_{same}")
     return names
 
 

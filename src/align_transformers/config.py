@@ -183,8 +183,10 @@ class IntervenableConfig:
 
     def groups(self) -> list[list[int]]:
         """Return the numbers of the representations that share a source, group by group, in order of appearance."""
-        keys = [n if r.group_key is None else r.group_key for n, r in enumerate(self.representations)]
-        return [[n for n, key in enumerate(keys) if key == group] for group in dict.fromkeys(keys)]
+        groups: dict[int | str, list[int]] = {}
+        for number, one in enumerate(self.representations):
+            groups.setdefault(number if one.group_key is None else one.group_key, []).append(number)
+        return list(groups.values())
 
     def _for_each(self, name: str, value: Any) -> list[Any]:
         """Return one value a representation."""

@@ -52,7 +52,7 @@ class IntervenableModel(nn.Module):
         self.representations = represent(self.config, model)
         self.interventions = {r.key: r.intervention for r in self.representations}
         self._trained = nn.ModuleList(dict.fromkeys(self.interventions.values()))
-        self._recent = Recent(self.config, model, self.interventions)
+        self._recent = Recent(self.config, self.interventions)
 
     def forward(
         self,
@@ -337,7 +337,7 @@ class IntervenableModel(nn.Module):
             composed = compose(self.config, self.representations, call, original=original)
             return engine.bind(self.model, composed.plan, composed.inputs, self.interventions, composed.constants)
 
-        return self._recent.bound(call, original, bind)
+        return self._recent.bound(self.model, call, original, bind)
 
     def _collected(self, outcome: Outcome) -> list[Collected]:
         return [outcome.collected[key] for key in self.interventions if key in outcome.collected]

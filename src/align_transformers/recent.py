@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import marshal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,9 +16,11 @@ from .config import IntervenableConfig
 from .engine import Bound, Inputs
 from .interventions import Intervention
 from .models import uncompiled
-from .models.modules import submodule
 
 _MASKS = ("attention_mask", "decoder_attention_mask")
+
+_Step = tuple[Mapping[str, nn.Module | None], str, nn.Module]
+"""The modules below a module, the name of one of them, and that one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +31,14 @@ class _Kept:
         arguments: the locations, subspaces and times of the call, as bytes.
         shapes: of the inputs' tensors, by input and name.
         masks: a copy of each attention mask, which says where the padding is.
+        way: every step on the way from the model to the sites and to its blocks.
         bound: the binding.
     """
 
     arguments: bytes
     shapes: Mapping[str, Any]
     masks: Mapping[tuple[str, str], Tensor]
+    way: Sequence[_Step]
     bound: Bound
 
 
@@ -43,51 +47,68 @@ class Recent:
 
     Args:
         config: says which sources there are.
-        model: the user's.
         interventions: by key; looked at in every call.
     """
 
-    def __init__(self, config: IntervenableConfig, model: nn.Module, interventions: Mapping[str, Intervention]) -> None:
-        self._config, self._model, self._interventions = config, model, interventions
+    def __init__(self, config: IntervenableConfig, interventions: Mapping[str, Intervention]) -> None:
+        self._config, self._interventions = config, interventions
         self._kept: _Kept | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recent:
-        model, interventions = deepcopy(self._model, memo), deepcopy(self._interventions, memo)
-        return Recent(self._config, model, interventions)
+        return Recent(self._config, deepcopy(self._interventions, memo))
 
-    def bound(self, call: Call, original: bool, bind: Callable[[], Bound]) -> Bound:
+    def bound(self, model: nn.Module, call: Call, original: bool, bind: Callable[[], Bound]) -> Bound:
         """Return the last binding with the inputs of this call if nothing that it rests on has changed, else a new one.
 
         Args:
+            model: the user's.
             call: the arguments of the call.
             original: whether the base also runs without edits.
             bind: makes a new one.
         """
         arguments = None if call.source_representations is not None else _arguments(call, original)
         inputs, kept = inputs_of(self._config, call), self._kept
-        if kept is not None and arguments == kept.arguments and self._fits(kept, inputs):
+        if kept is not None and arguments == kept.arguments and self._fits(kept, model, inputs):
             return replace(kept.bound, inputs=inputs)
         bound = bind()
-        self._kept = (
-            None if arguments is None else _Kept(arguments, _shapes(inputs), _masks(inputs), replace(bound, inputs={}))
-        )
+        way = None if arguments is None else _way(bound)
+        if arguments is None or way is None:
+            self._kept = None
+        else:
+            self._kept = _Kept(arguments, _shapes(inputs), _masks(inputs), way, replace(bound, inputs={}))
         return bound
 
-    def _fits(self, kept: _Kept, inputs: Mapping[str, Inputs]) -> bool:
-        """Whether a binding is good for these inputs."""
-        return _shapes(inputs) == kept.shapes and _same_masks(inputs, kept.masks) and self._holds(kept.bound)
+    def _fits(self, kept: _Kept, model: nn.Module, inputs: Mapping[str, Inputs]) -> bool:
+        """Whether a binding is good for this model and these inputs."""
+        same = uncompiled(model) is kept.bound.model and _shapes(inputs) == kept.shapes
+        return same and _same_masks(inputs, kept.masks) and self._holds(kept)
 
-    def _holds(self, bound: Bound) -> bool:
+    def _holds(self, kept: _Kept) -> bool:
         """Whether interventions and modules are those that were bound."""
-        model = uncompiled(self._model)
-        for name, edit in bound.edits.items():
+        for name, edit in kept.bound.edits.items():
             intervention = edit.intervention
             if self._interventions.get(name) is not intervention:
                 return False
             if edit.constant is not intervention.source_representation:
                 return False
-        slots = [*(edit.slot for edit in bound.edits.values()), *(read.slot for read in bound.reads.values())]
-        return all(slot.fused is None and submodule(model, slot.path) is slot.module for slot in slots)
+        return all(below.get(name) is module for below, name, module in kept.way)
+
+
+def _way(bound: Bound) -> list[_Step] | None:
+    """Return every step on the way to the sites and the blocks; `None` if one is not found that way."""
+    steps: dict[tuple[int, str], _Step] = {}
+    slots = [*(edit.slot for edit in bound.edits.values()), *(read.slot for read in bound.reads.values())]
+    for slot in [*slots, *(link.output for link in (bound.chain.links if bound.chain else ()))]:
+        module = bound.model
+        for name in slot.path.split(".") if slot.path else ():
+            below, parent = module._modules, id(module)
+            found = below.get(name)
+            if found is None:
+                return None
+            steps[parent, name], module = (below, name, found), found
+        if slot.fused is not None or module is not slot.module:
+            return None
+    return list(steps.values())
 
 
 def _arguments(call: Call, original: bool) -> bytes | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,15 +32,17 @@ class Work:
 
 def read_tap(work: Work, read: BoundRead) -> Tap:
     """Return what a read does at its slot."""
+    return Tap(read.slot, partial(_read, work, read))
 
-    def act(tensor: Tensor, call: int) -> None:
-        if counts_steps(read.slot, tensor, read.places.index is not None):
-            _read_step(work, read, tensor, call)
-            return
-        read.places.check(tensor, read.read.site)
-        work.captured.setdefault(read, []).append(read.places.fitted(tensor).gather(tensor))
 
-    return Tap(read.slot, act)
+def _read(work: Work, read: BoundRead, tensor: Tensor, call: int) -> None:
+    """Keep what is read."""
+    places = read.places
+    if tensor.ndim == 2 and counts_steps(read.slot, tensor, places.index is not None):
+        _read_step(work, read, tensor, call)
+        return
+    places.check(tensor, read.read.site)
+    work.captured.setdefault(read, []).append(places.fitted(tensor).gather(tensor))
 
 
 def _read_step(work: Work, read: BoundRead, tensor: Tensor, call: int) -> None:
@@ -57,25 +60,37 @@ def _read_step(work: Work, read: BoundRead, tensor: Tensor, call: int) -> None:
 
 def edit_tap(work: Work, edit: BoundEdit) -> Tap:
     """Return what an edit does at its slot."""
-    read = edit.read
-    named = edit.places.index is not None or (read is not None and read.read.positions.rows is not None)
+    return Tap(edit.slot, partial(_edit, work, edit))
 
-    def act(tensor: Tensor, call: int) -> Tensor | None:
-        if work.window.prompt is None and counts_steps(edit.slot, tensor, named):
-            return _edit_step(work, edit, tensor, call)
-        new, window = tensor, _window(edit, work.window, tensor)
-        seen = work if window is work.window else replace(work, window=window)
-        for places in visible(edit.edit, edit.places, window, tensor, not edit.intervention.writes):
-            new = _apply(seen, edit, places, new, call)
-        return None if new is tensor else new
 
-    return Tap(edit.slot, act)
+def _edit(work: Work, edit: BoundEdit, tensor: Tensor, call: int) -> Tensor | None:
+    """Return the new activation, or `None` if the edit only looks."""
+    if work.window.prompt is not None:
+        new = _edit_window(work, edit, tensor, call)
+    elif tensor.ndim == 2 and counts_steps(edit.slot, tensor, _names_positions(edit)):
+        return _edit_step(work, edit, tensor, call)
+    else:
+        new = _apply(work, edit, edit.places, tensor, call)
+    return None if new is tensor else new
+
+
+def _names_positions(edit: BoundEdit) -> bool:
+    return edit.places.index is not None or (edit.read is not None and edit.read.read.positions.rows is not None)
+
+
+def _edit_window(work: Work, edit: BoundEdit, tensor: Tensor, call: int) -> Tensor:
+    """Edit what a pass of a generation can see of an edit's places."""
+    new, window = tensor, _window(edit, work.window, tensor)
+    seen = work if window is work.window else replace(work, window=window)
+    for places in visible(edit.edit, edit.places, window, tensor, not edit.intervention.writes):
+        new = _apply(seen, edit, places, new, call)
+    return new
 
 
 def apply_edits(work: Work, edits: Sequence[BoundEdit], state: Tensor) -> Tensor:
     """Return a state with edits made, one after the other, as their taps would."""
     for edit in edits:
-        new = edit_tap(work, edit).act(state, 0)
+        new = _edit(work, edit, state, 0)
         state = state if new is None else new
     return state
 
@@ -85,7 +100,7 @@ def _window(edit: BoundEdit, window: Window, tensor: Tensor) -> Window:
 
     The cache holds them as they were before edits, so that edits of earlier keys are made again.
     """
-    if window.prompt is None or edit.edit.site.name != "key_rotary":
+    if edit.edit.site.name != "key_rotary":
         return window
     end, keys = window.start + window.length, tensor.shape[1] if tensor.ndim > 1 else 0
     if keys > end:
@@ -126,7 +141,7 @@ def _apply(work: Work, edit: BoundEdit, places: Places, tensor: Tensor, call: in
         real = torch.ones(old.shape[:-1], dtype=torch.bool) if places.real is None else places.real
         work.collected.setdefault(edit.edit.name, []).append((new, real))
         return tensor
-    if tuple(new.shape) != tuple(old.shape):
+    if new.shape != old.shape:
         new = _broadcast(edit, new, old)
     if version is None or _version(old) != version:  # the intervention wrote into its private copy of the base
         old = places.gather(tensor)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..models import Slot, find_leaf, replace_leaf
 from .interface import Visit, inside_interfaces, inside_router
@@ -18,8 +19,7 @@ Act = Callable[[Tensor, int], Tensor | None]
 or `None` to leave it alone."""
 
 
-@dataclass(frozen=True, eq=False)
-class Tap:
+class Tap(NamedTuple):
     """One thing to do at one slot."""
 
     slot: Slot
@@ -36,14 +36,28 @@ class _Visit:
     def __call__(self, container: Any) -> Any:
         """Return the container with every tap's leaf replaced; the same object where nothing was written."""
         call, self.calls = self.calls, self.calls + 1
-        for tap in self.taps:
-            if tap.slot.call is None or tap.slot.call == call:
-                leaf, tensor = find_leaf(container, tap.slot.leaf, f"{tap.slot.path}.{tap.slot.side}")
-                new = tap.act(tensor, call)
+        for slot, act in self.taps:
+            if slot.call is None or slot.call == call:
+                leaf, tensor = find_leaf(container, slot.leaf, slot)
+                new = act(tensor, call)
                 if new is not None:
-                    for place in (leaf, *tap.slot.also):
+                    for place in (leaf, *slot.also):
                         container = replace_leaf(container, place, new)
         return container
+
+    def hold(self) -> RemovableHandle:
+        """Stand at the module, and return what ends that."""
+        slot = self.taps[0].slot
+        if slot.side == "output":
+            # First in line, so that hooks of others, such as those that record hidden states, see the edited output.
+            return slot.module.register_forward_hook(self._after, prepend=True)
+        return slot.module.register_forward_pre_hook(self._before, with_kwargs=True)
+
+    def _after(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        return self(output)
+
+    def _before(self, _module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return self((args, kwargs))
 
 
 @contextmanager
@@ -58,79 +72,68 @@ def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
     """
     with ExitStack() as stack:
         groups: dict[tuple[int, str, str], list[Tap]] = {}
+        fused: dict[int, nn.Module] = {}
         for tap in taps:
             slot = tap.slot
             if slot.around is not None:
-                tap = Tap(slot, stack.enter_context(_with_batch_axis(slot.around, tap.act)))
+                shown = _WithBatchAxis(tap.act)
+                stack.enter_context(before_call(slot.around, shown.note))
+                tap = Tap(slot, shown.act)
+            if slot.fused is not None:
+                fused[id(slot.fused)] = slot.fused
             groups.setdefault((id(slot.module), slot.side, slot.via), []).append(tap)
-        for fused in {id(tap.slot.fused): tap.slot.fused for tap in taps if tap.slot.fused is not None}.values():
-            stack.enter_context(by_cells(fused))
+        for module in fused.values():
+            stack.enter_context(by_cells(module))
         visits = [_Visit(group) for group in groups.values()]
         inside: dict[int, dict[str, Visit]] = {}
         for visit in visits:
             slot = visit.taps[0].slot
             if slot.via == "module":
-                register = _watch_output if slot.side == "output" else _watch_input
-                stack.enter_context(register(slot.module, visit))
+                stack.callback(visit.hold().remove)
             elif slot.via == "router_output":
                 stack.enter_context(inside_router(slot.module, visit))
             else:
                 inside.setdefault(id(slot.module), {})[slot.via] = visit
         if inside:
             stack.enter_context(inside_interfaces(inside))
-
-        def restart() -> None:
-            for visit in visits:
-                visit.calls = 0
-
-        yield restart
+        yield partial(_restart, visits)
 
 
-@contextmanager
-def _with_batch_axis(around: nn.Module, act: Act) -> Iterator[Act]:
-    """Show tokens without a batch axis `(tokens, channels)` as `(batch, length, channels)`.
+def _restart(visits: Sequence[_Visit]) -> None:
+    for visit in visits:
+        visit.calls = 0
+
+
+class _WithBatchAxis:
+    """Shows tokens without a batch axis `(tokens, channels)` as `(batch, length, channels)`.
 
     Args:
-        around: the module whose input `(batch, length, ...)` tells batch and length.
         act: what sees them so.
     """
-    shape: list[int] = []
 
-    def note(_module: nn.Module, args: Any, kwargs: Any) -> None:
-        shape[:] = find_leaf((args, kwargs), None, "its input")[1].shape[:2]
+    def __init__(self, act: Act) -> None:
+        self._act = act
+        self._shape: tuple[int, ...] = ()
 
-    def show(tokens: Tensor, call: int) -> Tensor | None:
-        new = act(tokens.view(*shape, tokens.shape[-1]), call)
+    def note(self, _module: nn.Module, arguments: Any) -> None:
+        """Note batch and length of a module's input `(batch, length, ...)`."""
+        self._shape = find_leaf(arguments, None, "its input")[1].shape[:2]
+
+    def act(self, tokens: Tensor, call: int) -> Tensor | None:
+        """Act on them."""
+        new = self._act(tokens.view(*self._shape, tokens.shape[-1]), call)
         return None if new is None else new.reshape(tokens.shape)
-
-    with around.register_forward_pre_hook(note, with_kwargs=True):
-        yield show
-
-
-def _watch_output(module: nn.Module, visit: _Visit) -> Any:
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        return visit(output)
-
-    # First in line, so that hooks of others, such as those that record hidden states, see the edited output.
-    return module.register_forward_hook(hook, prepend=True)
-
-
-def _watch_input(module: nn.Module, visit: _Visit) -> Any:
-    def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return visit((args, kwargs))
-
-    return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 @contextmanager
 def before_forward(model: nn.Module, act: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Call `act` with the keyword arguments of every forward pass of the model while the context is open."""
-
-    def hook(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        act(kwargs)
-
-    with model.register_forward_pre_hook(hook, with_kwargs=True, prepend=True):
+    with model.register_forward_pre_hook(partial(_with_keywords, act), with_kwargs=True, prepend=True):
         yield
+
+
+def _with_keywords(act: Callable[..., None], _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+    act(kwargs)
 
 
 @contextmanager
@@ -139,11 +142,7 @@ def before_call(module: nn.Module, act: Callable[[nn.Module, Any], Any]) -> Iter
 
     What it returns, if not `None`, are the arguments that the module gets.
     """
-
-    def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return act(module, (args, kwargs))
-
-    with module.register_forward_pre_hook(hook, with_kwargs=True):
+    with module.register_forward_pre_hook(partial(_with_arguments, act), with_kwargs=True):
         yield
 
 
@@ -158,9 +157,9 @@ def after_call(module: nn.Module, act: Callable[[nn.Module, Any, Any], Any], *, 
         act: to be called.
         first: before the hooks that stand already, not after them.
     """
-
-    def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        return act(module, (args, kwargs), output)
-
-    with module.register_forward_hook(hook, prepend=first, with_kwargs=True):
+    with module.register_forward_hook(partial(_with_arguments, act), prepend=first, with_kwargs=True):
         yield
+
+
+def _with_arguments(act: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, *output: Any) -> Any:
+    return act(module, (args, kwargs), *output)

@@ -162,7 +162,8 @@ class Execution:
         work.tallies.update({name: Tally(self.bound.edits[name].edit) for name in names})
         for name in names:
             work.collected.pop(name, None)
-        taps = [*taps, *(read_tap(work, self.bound.reads[read]) for read in one.reads)]
+        reads = [self.bound.reads[read] for read in one.reads]
+        taps = [*taps, *(read_tap(work, read) for read in reads)]
         with ExitStack() as stack:
             finishers = [] if late is None else [stack.enter_context(late.replay.running())]
             if one.keep and self._starts_from(one):
@@ -182,8 +183,9 @@ class Execution:
                 output = forward(work, inputs, restart)
             except Stopped:
                 output = None
-        _check_steps(work, one, self.bound.inputs[runs[0].input])
-        _check_reads(work, one)
+        if work.assembled:
+            _check_steps(work, [*reads, *names], self.bound.inputs[runs[0].input])
+        _check_reads(work, reads, runs[0])
         if self.bound.logits is None or not one.wanted:
             return output
         return pick_logits(output, at, self.bound.logits.tokens, narrowed())
@@ -264,11 +266,15 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _check_steps(work: Work, one: Pass, inputs: Inputs) -> None:
-    """Refuse time steps that this pass never came to, and hand on what was collected step by step."""
+def _check_steps(work: Work, keys: Sequence[BoundRead | str], inputs: Inputs) -> None:
+    """Refuse time steps that this pass never came to, and hand on what was collected step by step.
+
+    Args:
+        work: the plan's state.
+        keys: the reads of the pass, and the names of its edits.
+        inputs: of the pass.
+    """
     tokens = token_axis(inputs)
-    reads = [work.bound.reads[read] for read in one.reads]
-    keys: list[BoundRead | str] = [*reads, *(edit.name for run in one.runs for edit in run.edits)]
     for key in keys:
         assembly = work.assembled.get(key)
         if assembly is not None:
@@ -277,8 +283,7 @@ def _check_steps(work: Work, one: Pass, inputs: Inputs) -> None:
                 work.collected[key] = [(assembly.values, assembly.real)]
 
 
-def _check_reads(work: Work, one: Pass) -> None:
-    missed = [str(read.site) for read in one.reads if work.bound.reads[read] not in work.captured]
+def _check_reads(work: Work, reads: Sequence[BoundRead], run: Run) -> None:
+    missed = [str(read.read.site) for read in reads if read not in work.captured]
     if missed:
-        name = one.runs[0].name
-        raise NeverFiredError(f"run {name!r} never reached {'; '.join(missed)}, which another run reads")
+        raise NeverFiredError(f"run {run.name!r} never reached {'; '.join(missed)}, which another run reads")

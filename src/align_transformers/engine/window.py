@@ -35,7 +35,7 @@ class Window:
 
 
 def visible(edit: Edit, places: Places, window: Window, tensor: Tensor, looks_only: bool) -> Iterator[Places]:
-    """Yield the places of an edit that this forward pass can see: those of the prompt, then each generated token.
+    """Yield the places of an edit that a pass of a generation can see: those of the prompt, then each generated token.
 
     Args:
         edit: what was asked.
@@ -47,9 +47,6 @@ def visible(edit: Edit, places: Places, window: Window, tensor: Tensor, looks_on
     Raises:
         PositionError: the activation has another number of columns than the pass.
     """
-    if window.prompt is None:
-        yield places
-        return
     for seen in _visible(edit, places.repeated(window.repeats), window, tensor.shape[0], looks_only):
         if tensor.ndim < 3 or tensor.shape[1] != window.length:
             raise PositionError(

@@ -143,8 +143,12 @@ class Intervention(nn.Module, ABC):
         value, name = self.source_representation if source is None else source, type(self).__name__
         if value is None:
             raise SpecError(f"{name} needs a source: pass one, or construct it with source_representation=")
+        if value.dtype != base.dtype or value.device != base.device:
+            value = value.to(base)
+        if value.shape == base.shape:
+            return value
         try:
-            return value.to(base).expand_as(base)
+            return value.expand_as(base)
         except RuntimeError:
             found = f"{tuple(value.shape)} does not fit the base {tuple(base.shape)}"
             raise SpecError(f"{name}: the source {found}") from None
@@ -224,7 +228,9 @@ class Intervention(nn.Module, ABC):
             SpecError: as for `chosen`.
         """
         mask = self.chosen(base, subspaces)
-        return new.expand_as(base) if mask is None else torch.where(mask, new, base)
+        if mask is not None:
+            return torch.where(mask, new, base)
+        return new if new.shape == base.shape else new.expand_as(base)
 
 
 class ConstantSourceIntervention(Intervention):

@@ -53,6 +53,9 @@ class Slot:
     around: nn.Module | None = None
     fused: nn.Module | None = None
 
+    def __str__(self) -> str:
+        return f"{self.path}.{self.side}"
+
 
 def twins(container: Any, leaf: Leaf, tensor: Tensor) -> tuple[Leaf, ...]:
     """Return the other places of a container that hold the very same tensor.
@@ -78,7 +81,7 @@ def _tensor_leaves(value: Any, at: Leaf = ()) -> Iterator[tuple[Leaf, Tensor]]:
             yield from _tensor_leaves(item, (*at, key))
 
 
-def find_leaf(container: Any, leaf: Leaf | None, where: str) -> tuple[Leaf, Tensor]:
+def find_leaf(container: Any, leaf: Leaf | None, where: object) -> tuple[Leaf, Tensor]:
     """Return the tensor that `leaf` points at, and the way to it.
 
     Args:
@@ -90,6 +93,8 @@ def find_leaf(container: Any, leaf: Leaf | None, where: str) -> tuple[Leaf, Tens
         SiteError: there is no tensor.
     """
     if leaf is None:
+        if isinstance(container, Tensor) and container.is_floating_point():  # what most modules return
+            return (), container
         found = next(_tensor_leaves(container), None)
         if found is None:
             raise SiteError(f"{where} holds no floating-point tensor; found {type(container).__name__}")
