@@ -17,9 +17,9 @@ from .hooks import after_call
 MOST = 2**26
 """Bytes that the activations of a pass may take where more are free.
 
-A larger pass is slower on a CPU, whose caches it leaves: the block grid of `make bench` took 7.1 s and 458 MiB more than
-its warm-up with 2**29 bytes, 6.1 s and 220 MiB with 2**28, 5.7 s and 78 MiB with 2**27, 5.2 s and 12 MiB with 2**26,
-5.9 s and 1 MiB with 2**25.
+A larger pass is slower on a CPU, whose caches it leaves. The block grid of `make bench` took, and needed above what its
+warm-up did: 7.1 s and 458 MiB with 2**29 bytes, 6.1 s and 220 MiB with 2**28, 5.7 s and 78 MiB with 2**27, 5.2 s and
+12 MiB with 2**26, 5.9 s and 1 MiB with 2**25.
 """
 
 MOST_ON_GPU = 2**29
