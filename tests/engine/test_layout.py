@@ -62,7 +62,8 @@ def test_every_needed_token_lies_in_one_place_and_nothing_else_does(drawn):
     for row in range(layout.example.shape[0]):
         assert len(set(layout.example[row].tolist())) == 1
     longest = max(length - (start if layout.packed else 0) for _, _, start in flat(runs))
-    assert layout.example.shape[1] == longest
+    width = layout.example.shape[1]
+    assert width == longest if not layout.packed else longest <= width <= longest * 1.25
 
 
 @given(drawn=layouts(), data=st.data())
@@ -157,10 +158,12 @@ def test_places_and_ends_are_the_same_tokens_in_another_layout(drawn, data):
 
 
 def test_tails_fill_rows_without_room_where_they_can():
-    # The tails of a prompt of 20 tokens, one a position: 210 tokens, in 11 rows of 20 instead of 20.
+    # The tails of a prompt of 20 tokens, one a position: 210 tokens, in 10 rows of 21 instead of 20 of 20.
     layout = lay_out([Copies((0,) * 20, tuple(range(20)))], 20, packed=True)
-    assert tuple(layout.example.shape) == (11, 20)
+    assert tuple(layout.example.shape) == (10, 21)
     assert int((layout.copy >= 0).sum()) == 210
+    equal = lay_out([Copies((0,) * 3, (2, 2, 2))], 6, packed=True)  # where a longer row holds no more, none is made
+    assert tuple(equal.example.shape) == (3, 4)
 
 
 def test_tails_of_different_examples_or_runs_share_no_row():

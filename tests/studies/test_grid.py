@@ -104,8 +104,8 @@ def test_all_cells_are_tails_in_one_packed_pass_and_the_prompts_run_once():
     grid(model, tokens(1, 6, seed=1), tokens(1, 6, seed=2), answers=(4, 5))  # what the model can do is found out once
     with counted(model) as calls:
         table = grid(model, tokens(1, 6, seed=1), tokens(1, 6, seed=2), answers=(4, 5))
-    # tails of 6 + 5 + 4 + 3 + 2 + 1 tokens fill 4 rows of 6, in each layer
-    assert sorted(calls) == [1, 1, 4 * LAYERS]
+    # tails of 6 + 5 + 4 + 3 + 2 + 1 tokens fill 3 rows of 7, in each layer
+    assert sorted(calls) == [1, 1, 3 * LAYERS]
     assert table.meta["passes"] == {"full": 2, "packed": 1}
 
 

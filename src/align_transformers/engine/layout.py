@@ -2,15 +2,16 @@
 
 With causal attention an edit at position p leaves all earlier positions as they are. So of a copy only the columns from
 its first edited position on need be computed: its tail. Tails are laid side by side into rows, under a mask that shows
-each tail the known prefix of its example and itself. Attention grows with the square of a row, so rows are no longer
-than the longest tail.
+each tail the known prefix of its example and itself. Attention grows with the square of a row, so rows are hardly
+longer than the longest tail: by as much as leaves the least room empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from jaxtyping import Int64
@@ -129,26 +130,29 @@ def lay_out(runs: Sequence[Copies], length: int, *, packed: bool) -> Layout:
     >>> layout.position.tolist(), layout.copy.tolist()
     ([[1, 2, 3], [2, 3, 3]], [[0, 0, 0], [1, 1, 2]])
     """
-    width = length - min((start for run in runs for start in run.starts), default=0) if packed else length
-    lines: list[list[tuple[int, int, int]]] = []  # of each row: (copy, example, first position)
+    width = _width(runs, length) if packed else length
+    lines: list[list[int]] = []  # of each row: its copies
     rows, copies = [], []
+    examples = [example for run in runs for example in run.examples]
+    starts = [start if packed else 0 for run in runs for start in run.starts]
     count = 0
     for run in runs:
         begin = len(lines)
-        tails = [
-            (count + n, e, s if packed else 0) for n, (e, s) in enumerate(zip(run.examples, run.starts, strict=True))
-        ]
-        lines += _rows(tails, length, width)
+        if packed:
+            lines += [[count + n for n in tails] for tails in _tails(run, length, width)]
+        else:
+            lines += [[count + n] for n in range(len(run.examples))]
         rows.append(range(begin, len(lines)))
-        copies.append(range(count, count + len(tails)))
-        count += len(tails)
+        copies.append(range(count, count + len(run.examples)))
+        count += len(run.examples)
     example = torch.zeros(len(lines), width, dtype=torch.long)
     position, copy = torch.zeros_like(example), torch.full_like(example, -1)
     row, offset = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.long)
-    for line, tails in enumerate(lines):
-        example[line] = tails[0][1]
+    for line, members in enumerate(lines):
+        example[line] = examples[members[0]]
         column = 0
-        for number, _, start in tails:
+        for number in members:
+            start = starts[number]
             there = slice(column, column + length - start)
             position[line, there] = torch.arange(start, length)
             copy[line, there] = number
@@ -157,18 +161,49 @@ def lay_out(runs: Sequence[Copies], length: int, *, packed: bool) -> Layout:
     return Layout(example, position, copy, row, offset, tuple(rows), tuple(copies), length, packed)
 
 
-def _rows(tails: Sequence[tuple[int, int, int]], length: int, width: int) -> list[list[tuple[int, int, int]]]:
-    """Put tails of one example each into rows of `width`: the longest first, each where the least room is left."""
-    rows: list[list[tuple[int, int, int]]] = []
+def _width(runs: Sequence[Copies], length: int) -> int:
+    """Return how long rows are: as the longest tail, or up to a quarter more where that takes fewer places in all."""
+    longest = length - min((start for run in runs for start in run.starts), default=0)
+    groups = Counter(tuple(run.starts[n] for n in members) for run in runs for members in _by_example(run))
+
+    def places(width: int) -> int:
+        return width * sum(count * len(_rows(starts, length, width)) for starts, count in groups.items())
+
+    return min(range(longest, longest + longest // 4 + 1), key=places)
+
+
+def _tails(run: Copies, length: int, width: int) -> Iterator[list[int]]:
+    """Yield for each row the numbers of the copies whose tails are in it."""
+    for members in _by_example(run):
+        for row in _rows(tuple(run.starts[n] for n in members), length, width):
+            yield [members[n] for n in row]
+
+
+def _by_example(run: Copies) -> list[list[int]]:
+    """Return the numbers of a run's copies, those of one example together: they alone may share a row."""
+    found: dict[int, list[int]] = {}
+    for number, example in enumerate(run.examples):
+        found.setdefault(example, []).append(number)
+    return list(found.values())
+
+
+@lru_cache(maxsize=1024)
+def _rows(starts: tuple[int, ...], length: int, width: int) -> tuple[tuple[int, ...], ...]:
+    """Put tails into rows of `width`: the longest first, each where the least room is left.
+
+    >>> _rows((1, 2, 3), 4, 3)
+    ((0,), (1, 2))
+    """
+    rows: list[list[int]] = []
     room: list[int] = []
-    for tail in sorted(tails, key=lambda tail: tail[2]):
-        need = length - tail[2]
-        fit = [n for n, left in enumerate(room) if left >= need and rows[n][0][1] == tail[1]]
+    for tail in sorted(range(len(starts)), key=starts.__getitem__):
+        need = length - starts[tail]
+        fit = [n for n, left in enumerate(room) if left >= need]
         if fit:
-            best = min(fit, key=lambda n: room[n])
+            best = min(fit, key=room.__getitem__)
             rows[best].append(tail)
             room[best] -= need
         else:
             rows.append([tail])
             room.append(width - need)
-    return rows
+    return tuple(map(tuple, rows))
