@@ -20,6 +20,8 @@ from tests.helpers import (
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
     PreTrainedTokenizerFast,
@@ -185,14 +187,14 @@ BASES, SOURCES = ["w1 w2 w3 w4", "w9 w8 w7", "w11 w12 w13 w14 w15"], ["w1 w2 w5 
 def test_texts_are_padded_on_the_side_that_costs_least_and_is_right(tokenizer):
     for model, starts in ((tiny("gpt2"), (1, 2, 0)), (tiny("llama"), (1, 2, 0)), (bert(), (0, 0, 0))):
         prompts = encode(BASES, tokenizer, model)
-        assert prompts.starts == starts
+        assert prompts.tokens("").starts == starts
         assert ("position_ids" in prompts.inputs) == (starts != (0, 0, 0))
         equal = encode([BASES[0], SOURCES[0]], tokenizer, model)
         assert "position_ids" not in equal.inputs
         for row, length in enumerate((4, 3, 5)):
             real = prompts.inputs["attention_mask"][row].bool()
-            assert prompts.inputs["input_ids"][row][real].tolist() == list(prompts.ids[row])
-            assert len(prompts.ids[row]) == length
+            assert prompts.inputs["input_ids"][row][real].tolist() == list(prompts.tokens("").ids[row])
+            assert len(prompts.tokens("").ids[row]) == length
 
 
 @pytest.mark.parametrize("kind", [*FAMILIES, "bert"])
@@ -378,11 +380,106 @@ def test_a_causal_model_is_read_before_the_end_too():
     assert all(row["effect"] == pytest.approx(0, abs=1e-5) for row in table.rows() if row["position"] == 3)
 
 
-def test_an_encoder_decoder_is_refused():
-    sizes = {"vocab_size": VOCAB, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
-    with pytest.raises(SpecError, match="encoder-decoder"):
-        grid(model, tokens(1, 3), tokens(1, 3, seed=1), metric=DIFFERENCE)
+def encoder_decoder(kind):
+    torch.manual_seed(0)
+    if kind == "t5":
+        sizes = {"vocab_size": VOCAB, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+        return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=3, initializer_factor=2.0)).eval()
+    sizes = {f"{stack}_{what}": 2 for stack in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+    widths = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 16}
+    config = BartConfig(vocab_size=VOCAB, **sizes, **widths, init_std=0.4, decoder_start_token_id=3)
+    return BartForConditionalGeneration(config).eval()
+
+
+def module_of(model, kind, component, layer):
+    """The module whose first output is a component of an encoder-decoder."""
+    stack, _, name = component.partition(".")
+    if kind == "t5":
+        block = getattr(model, stack).block[layer]
+        return {"block_output": block, "mlp_output": block.layer[-1].DenseReluDense}.get(name) or block.layer[
+            1
+        ].EncDecAttention
+    block = getattr(model.model, stack).layers[layer]
+    return {"block_output": block, "mlp_output": block.fc2}.get(name) or block.encoder_attn
+
+
+def swapped(model, module, into, out, written, read):
+    """The last logits of one example after one swap by plain hooks."""
+    seen = []
+
+    def first(output):
+        return output[0] if isinstance(output, tuple) else output
+
+    with module.register_forward_hook(lambda _m, _a, output: seen.append(first(output).clone())):
+        model(**out)
+
+    def write(_module, _args, output):
+        new = first(output).clone()
+        new[0, written] = seen[0][0, read]
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    with module.register_forward_hook(write):
+        return model(**into).logits[0, -1]
+
+
+SEQ2SEQ = ["encoder.block_output", "decoder.block_output", "decoder.mlp_output", "decoder.cross_attention_output"]
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+@torch.no_grad()
+def test_cells_of_both_stacks_of_an_encoder_decoder(kind, tokenizer):
+    model = encoder_decoder(kind)
+    table = grid(model, BASES, SOURCES, tokenizer=tokenizer, components=SEQ2SEQ, metric=DIFFERENCE, directions=BOTH)
+    assert len(table) == 2 * 2 * (4 + 3 + 5 + 3 * 3)
+    start = torch.tensor([[3]])
+    texts = {"base": BASES, "source": SOURCES}
+    prompts = {
+        (side, pair): {"input_ids": tokenizer(text, return_tensors="pt")["input_ids"], "decoder_input_ids": start}
+        for side in texts
+        for pair, text in enumerate(texts[side])
+    }
+    values = set()
+    for row in table.rows():
+        order = ("base", "source") if row["direction"] == "denoise" else ("source", "base")
+        into, out = (prompts[side, row["pair"]] for side in order)
+        module = module_of(model, kind, row["component"], row["layer"])
+        expected = DIFFERENCE(swapped(model, module, into, out, row["position"], row["source_position"])[None])
+        assert row["metric"] == pytest.approx(expected.item(), abs=1e-4)
+        inside = row["component"].startswith("encoder")
+        text = texts["base"][row["pair"]].split()[row["position"]] if inside else "w3"
+        assert (row["token"], row["fired"]) == (text, 1)
+        values.add(round(row["metric"], 4))
+    assert len(values) > len(table) // 4
+    assert table.meta["base_tokens"] == [text.split() for text in BASES]
+    assert table.meta["base_decoder_tokens"] == [["w3"]] * 3
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+@torch.no_grad()
+def test_a_decoder_may_be_given_a_text_of_its_own(kind):
+    model = encoder_decoder(kind)
+    base, source = (
+        {**tokens(1, 4, seed=seed), "decoder_input_ids": tokens(1, 3, seed=seed + 7)["input_ids"]} for seed in (1, 2)
+    )
+    options = {"metric": DIFFERENCE, "components": ["encoder.block_output", "decoder.block_output"], "layers": [0]}
+    table = grid(model, base, source, **options)
+    assert table.columns["position"] == (0, 1, 2, 3, 0, 1, 2)
+    for row in table.rows():
+        module = module_of(model, kind, row["component"], 0)
+        logits = swapped(model, module, base, source, row["position"], row["position"])
+        assert row["metric"] == pytest.approx(DIFFERENCE(logits[None]).item(), abs=1e-4)
+    earlier = grid(model, base, source, at=1, **options)
+    assert earlier.columns["effect"][-1] == pytest.approx(0, abs=1e-5)  # what comes later is not seen
+    assert earlier.meta["base_value"] == pytest.approx(DIFFERENCE(model(**base).logits[:, 1]).item(), abs=1e-5)
+
+
+def test_what_an_encoder_decoder_does_not_tell_is_asked_for(tokenizer):
+    model = encoder_decoder("t5")
+    with pytest.raises(SiteError, match="does not tell whether the positions"):
+        grid(model, BASES, SOURCES, tokenizer=tokenizer, components=["encoder.block.0.output"], metric=DIFFERENCE)
+    model.config.decoder_start_token_id = model.config.bos_token_id = None
+    with pytest.raises(SpecError, match="decoder_input_ids"):
+        grid(model, BASES, SOURCES, tokenizer=tokenizer, components=SEQ2SEQ, metric=DIFFERENCE)
 
 
 def test_layers_that_lack_a_component_are_left_out_of_all():

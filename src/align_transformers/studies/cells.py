@@ -15,7 +15,7 @@ from ..plan import Edit, Read, Run
 from ..positions import Positions
 from ..sites import COMPONENT_NAMES, COMPONENTS, HEAD_PREFIX, Site
 from ..subspaces import Choice
-from .pair import Pairs, Place, Prompts, Which, indices
+from .pair import Pairs, Place, Which, indices
 
 Direction = Literal["denoise", "noise"]
 DIRECTIONS: tuple[Direction, ...] = ("denoise", "noise")
@@ -80,8 +80,8 @@ class Swaps:
         blocks: Choice | None = None
         if cells[0].block is not None:
             blocks = tuple((cell.block,) for cell in cells if cell.block is not None)
-        written = Positions(self._columns(pairs.base, pairs.source, self.edited), heads)
-        there = Positions(self._columns(pairs.base, pairs.source, self.read), heads)
+        written = Positions(self._columns(pairs, self.edited), heads)
+        there = Positions(self._columns(pairs, self.read), heads)
         source = Read(self.read, self.site, there, self.pairs)
         suffix = "" if self.width is None else f" {self.width}"
         edits = tuple(
@@ -90,10 +90,11 @@ class Swaps:
         )
         return Run(self.name, self.edited, edits, self.pairs)
 
-    def _columns(self, base: Prompts, source: Prompts, side: str) -> tuple[tuple[int, ...], ...]:
+    def _columns(self, pairs: Pairs, side: str) -> tuple[tuple[int, ...], ...]:
         """Return the columns of every cell in the base's or the source's batch."""
-        number, prompts = (0, base) if side == "base" else (1, source)
-        return tuple(tuple(prompts.starts[cell.pair] + place[number] for place in cell.places) for cell in self.cells)
+        number = 0 if side == "base" else 1
+        starts = pairs.sides(self.site)[number].starts
+        return tuple(tuple(starts[cell.pair] + place[number] for place in cell.places) for cell in self.cells)
 
     def tokens(self, pairs: Pairs) -> int:
         """Return how many tokens follow the first places of the cells, these included: what a causal model computes."""
@@ -101,7 +102,9 @@ class Swaps:
 
     def _tails(self, pairs: Pairs) -> list[int]:
         length = (pairs.base if self.edited == "base" else pairs.source).length
-        return [length - min(row) for row in self._columns(pairs.base, pairs.source, self.edited)]
+        if len(pairs.base.sequences) > 1:  # of encoder-decoders whole copies are run
+            return [length] * len(self.cells)
+        return [length - min(row) for row in self._columns(pairs, self.edited)]
 
     def parts(self, pairs: Pairs, tokens: int, cells: int) -> Iterator[Swaps]:
         """Yield these swaps in parts.
@@ -179,17 +182,18 @@ class Asked:
         """Return all swaps of the sweep, those of a direction, component and layer together.
 
         Raises:
-            SiteError: the model has no such component, or it has no heads or no known width.
+            SiteError: the model has no such component, it has no heads or no known width, or it is not known in which
+                of two sequences its positions count.
             PositionError: there is no such layer or head.
         """
         found = []
-        for site in self._sites(model):
+        for site in self._sites(model, pairs):
             cells, width = tuple(self._cells(model, site, pairs)), self._width(model, site)
             for direction in dict.fromkeys(self.directions):
                 found.append(Swaps(f"{direction} {site}", direction, site, cells, width, self.together))
         return sorted(found, key=lambda one: list(self.directions).index(one.direction))
 
-    def _sites(self, model: nn.Module) -> list[Site]:
+    def _sites(self, model: nn.Module, pairs: Pairs) -> list[Site]:
         """Return the sites, by component and layer; of `"all"` layers those that have the component."""
         names = list(dict.fromkeys(self.components))
         counts = [_layers(model, name) for name in names if _in_block(name)]
@@ -203,6 +207,12 @@ class Asked:
             sites += here
         for site in sites:
             find_slot(model, site)
+            if site.path is not None and len(pairs.base.sequences) > 1:
+                raise SiteError(
+                    f"{type(model).__name__} is an encoder-decoder, and a path does not tell whether the positions of "
+                    f"{site} count in the encoder's or the decoder's sequence: name a component, such as "
+                    "'encoder.block_output'"
+                )
         return sites
 
     def _cells(self, model: nn.Module, site: Site, pairs: Pairs) -> Iterator[Cell]:
@@ -211,7 +221,7 @@ class Asked:
         blocks: Sequence[int | None] = [None]
         if width is not None and self.neurons is not None:
             blocks = range(-(-width // self.neurons))
-        for pair, places in enumerate(pairs.places):
+        for pair, places in enumerate(pairs.places(site)):
             groups = [places] if self.together and places else [(place,) for place in places]
             yield from (Cell(pair, group, head, block) for head in heads for block in blocks for group in groups)
 

@@ -51,16 +51,17 @@ def grid(
     can change, many swaps in one pass, as far as the model allows it.
 
     Args:
-        model: gives logits for `input_ids`: a causal or masked language model; it is not changed. Encoder-decoders are
-            refused.
-        base: the prompt, or several: a text, texts, or token tensors. Texts of unequal length are padded and masked.
+        model: gives logits for `input_ids`: a causal or masked language model, or an encoder-decoder; not changed.
+        base: the prompt, or several: a text, texts, or token tensors. Texts of unequal length are padded and masked. An
+            encoder-decoder's text is its encoder's; its decoder gets the token that begins an answer, or the
+            `decoder_input_ids` that are given.
         source: the prompt that answers to each base, likewise.
         tokenizer: needed where prompts or answers are texts; gives the tokens their texts.
         components: names from `COMPONENTS`, or modules' dotted paths ending in `.input` or `.output`.
         layers: numbers from 0, negative ones from the end, or `"all"` that have the component.
         positions: positions in the base, from 0 over its real tokens, negative ones from the end, or `"all"`: a swap at
-            each. `None`: all positions are swapped at once. Of several pairs, those have no row whose base has no such
-            position.
+            each; in an encoder-decoder those of the component's own sequence. `None`: all positions are swapped at
+            once. Of several pairs, those have no row whose base has no such position.
         heads: numbers or `"all"`: a swap of each head by itself (with `positions=[-1]` at the last token, with `None`
             at all tokens at once). `None`: the whole vector is swapped.
         neurons: how many neighbouring coordinates are swapped at a time. `None`: all of them.
@@ -106,9 +107,9 @@ def grid(
     if top < 0:
         raise SpecError(f"top={top} is how many of the most probable tokens are told, from 0")
     pairs = pair_up(encode(base, tokenizer, model), encode(source, tokenizer, model), positions, last)
-    swaps, columns = asked.swaps(model, pairs), {"base": pairs.base.columns(at), "source": pairs.source.columns(at)}
-    elsewhere = columns != {"base": pairs.base.columns(-1), "source": pairs.source.columns(-1)}
-    task = Task(model, pairs, None, columns if elsewhere else None, asked.interventions(swaps))
+    swaps, sides = asked.swaps(model, pairs), {"base": pairs.base.tokens(""), "source": pairs.source.tokens("")}
+    columns, ends = ({side: of.columns(place) for side, of in sides.items()} for place in (at, -1))
+    task = Task(model, pairs, None, columns if columns != ends else None, asked.interventions(swaps))
     named = answers_for(answers, len(pairs))
     sweep = _Sweep(task, swaps, metrics_for(metric, named, len(pairs), tokenizer), named, top, tokenizer, asked)
     study = {"columns": columns, "metric": metric, "answers": answers, "top": top}
@@ -194,7 +195,9 @@ class _Sweep:
         answers = self.answers or says
         meta: dict[str, Any] = {"model": str(getattr(model, "name_or_path", "") or type(model).__name__)}
         for number, (name, prompts) in enumerate((("base", pairs.base), ("source", pairs.source))):
-            facts: dict[str, Sequence[Any]] = {name: prompts.texts, f"{name}_tokens": prompts.tokens}
+            facts: dict[str, Sequence[Any]] = {name: prompts.texts}
+            for stack, of in prompts.sequences.items():
+                facts[f"{name}_{'decoder_' * (stack == 'decoder')}tokens"] = of.texts
             for what, tokens in (("says", says), ("answer", answers)):
                 if tokens is not None:
                     facts[f"{name}_{what}"] = [self._text(two[number]) for two in tokens]
@@ -218,7 +221,7 @@ def _facts(model: nn.Module, pairs: Pairs, swaps: Sequence[Swaps], study: dict[s
     return {
         **study,
         "model": fingerprint(model),
-        "prompts": [pairs.base.ids, pairs.source.ids],
+        "prompts": [of.ids for side in (pairs.base, pairs.source) for of in side.sequences.values()],
         "metric": kinds,
         "components, layers or directions": [[*key, count] for key, count in cells.items()],
         "positions, heads or neurons": [first, [one.width for one in swaps]],

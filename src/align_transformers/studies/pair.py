@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._errors import PositionError, SpecError
 from ..engine import real_spans
+from ..sites import Site
 
 Prompt = str | Sequence[str] | Mapping[str, Any]
 Which = Sequence[int] | Literal["all"]
@@ -21,30 +22,23 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Prompts:
-    """Prompts as the model gets them.
+class Tokens:
+    """The tokens of one sequence of every prompt.
 
     Args:
-        inputs: the model's keyword arguments, an example a prompt.
-        texts: the prompts in words.
-        ids: their real tokens.
-        tokens: the texts of these.
+        ids: the real tokens.
+        texts: the texts of these.
         starts: for each prompt the column of its first real token (not 0 under left padding).
+        length: columns of the padded batch.
     """
 
-    inputs: Mapping[str, Any]
-    texts: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
-    tokens: tuple[tuple[str, ...], ...]
+    texts: tuple[tuple[str, ...], ...]
     starts: tuple[int, ...]
+    length: int
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    @property
-    def length(self) -> int:
-        """Columns of the padded batch."""
-        return int(self.inputs["input_ids"].shape[1])
 
     def columns(self, position: int | Sequence[int]) -> tuple[int, ...]:
         """Return the column of one position of every prompt.
@@ -59,8 +53,36 @@ class Prompts:
         each = [position] * len(self) if isinstance(position, int) else list(position)
         if len(each) != len(self):
             raise SpecError(f"at names {len(each)} positions, but there are {len(self)} prompts")
-        chosen = zip(each, self.tokens, self.starts, strict=True)
+        chosen = zip(each, self.texts, self.starts, strict=True)
         return tuple(s + indices([p], len(t), "position", f"a prompt has {len(t)} tokens")[0] for p, t, s in chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Prompts as the model gets them.
+
+    Args:
+        inputs: the model's keyword arguments, an example a prompt.
+        texts: the prompts in words.
+        sequences: the tokens by stack: of an encoder-decoder the `encoder`'s and the `decoder`'s, of other models one.
+    """
+
+    inputs: Mapping[str, Any]
+    texts: tuple[str, ...]
+    sequences: Mapping[str, Tokens]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def length(self) -> int:
+        """Columns of the padded batch, of all sequences."""
+        return sum(tokens.length for tokens in self.sequences.values())
+
+    def tokens(self, stack: str) -> Tokens:
+        """Return the sequence that a stack works on; of `""` that of the logits."""
+        found = self.sequences.get(stack)
+        return list(self.sequences.values())[-1] if found is None else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,22 +92,38 @@ class Pairs:
     Args:
         base: the prompts whose runs are edited, or read by those of the sources.
         source: as many.
-        places: of each pair; those that it has.
+        positions: of the base, from 0, negative ones from its end; `"all"` or `None` for all of them.
+        last: compare the last so many tokens, aligned from the end; `None`: the prompts of a pair are of equal length.
     """
 
     base: Prompts
     source: Prompts
-    places: tuple[tuple[Place, ...], ...]
+    positions: Which | None
+    last: int | None
 
     def __len__(self) -> int:
         return len(self.base)
+
+    def sides(self, site: Site) -> tuple[Tokens, Tokens]:
+        """Return the base's tokens and the source's in the sequence that positions count in at a site."""
+        return self.base.tokens(site.sequence), self.source.tokens(site.sequence)
+
+    def places(self, site: Site) -> tuple[tuple[Place, ...], ...]:
+        """Return of each pair the places that are compared at a site, those that it has.
+
+        Raises:
+            PositionError: the prompts of a pair are of unequal length and `last` is not given, or no base has a
+                position.
+        """
+        return _places(*self.sides(site), self.positions, self.last)
 
 
 def encode(prompts: Prompt, tokenizer: PreTrainedTokenizerBase | None, model: nn.Module) -> Prompts:
     """Encode prompts as one batch on the model's device.
 
     Texts of unequal lengths are padded: on the left, with `position_ids`, where a model that generates takes these
-    (what follows a position is then as short as can be), otherwise on the right.
+    (what follows a position is then as short as can be), otherwise on the right. A text is what an encoder-decoder's
+    encoder gets; its decoder gets the token that begins an answer, if nothing else is said.
 
     Args:
         prompts: one text or several, or token tensors (`input_ids` and what goes with them).
@@ -93,14 +131,9 @@ def encode(prompts: Prompt, tokenizer: PreTrainedTokenizerBase | None, model: nn
         model: that will get them.
 
     Raises:
-        SpecError: there is text but no tokenizer, no `input_ids`, a prompt without a token, or the model is an
-            encoder-decoder.
+        SpecError: there is text but no tokenizer, no `input_ids`, a prompt without a token, or it is not known what
+            the decoder of an encoder-decoder begins with.
     """
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise SpecError(
-            f"{type(model).__name__} is an encoder-decoder, whose positions count in two sequences: grid sweeps models "
-            "with one sequence; build a Plan for it, or use IntervenableModel"
-        )
     texts = None if isinstance(prompts, Mapping) else [prompts] if isinstance(prompts, str) else list(prompts)
     given = prompts if isinstance(prompts, Mapping) else _tokenized(texts or [], tokenizer, model)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -111,14 +144,38 @@ def encode(prompts: Prompt, tokenizer: PreTrainedTokenizerBase | None, model: nn
             "prompts are texts, or a dict with input_ids of shape (prompts, tokens); found the keys "
             f"{sorted(map(str, inputs))}"
         )
-    spans = real_spans(inputs) or [(0, batch.shape[1])] * len(batch)
+    stacks = [""]
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        stacks = ["encoder", "decoder"]
+        inputs.setdefault("decoder_input_ids", _beginnings(model, batch))
+    sequences = {stack: _sequence(inputs, stack, tokenizer) for stack in stacks}
+    said = texts or [("" if tokenizer is not None else " ").join(row) for row in sequences[stacks[0]].texts]
+    return Prompts(inputs, tuple(said), sequences)
+
+
+def _beginnings(model: nn.Module, prompts: Tensor) -> Tensor:
+    """Return what a decoder begins an answer with, for each prompt."""
+    config = getattr(model, "config", None)
+    start = getattr(config, "decoder_start_token_id", None)
+    start = getattr(config, "bos_token_id", None) if start is None else start
+    if not isinstance(start, int):
+        raise SpecError(
+            f"it is not known what the decoder of {type(model).__name__} begins with (its configuration has no "
+            "decoder_start_token_id): give prompts as dicts with decoder_input_ids"
+        )
+    return prompts.new_full((len(prompts), 1), start)
+
+
+def _sequence(inputs: Mapping[str, Any], stack: str, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+    """Return one sequence of encoded prompts."""
+    batch = inputs["decoder_input_ids" if stack == "decoder" else "input_ids"]
+    spans = real_spans(inputs, stack) or [(0, batch.shape[1])] * len(batch)
     if not spans or any(start == end for start, end in spans):
         raise SpecError("a prompt has no token")
     ids = tuple(tuple(row[start:end]) for row, (start, end) in zip(batch.tolist(), spans, strict=True))
     words = {token: token_text(token, tokenizer) for row in ids for token in row}
-    tokens = tuple(tuple(words[token] for token in row) for row in ids)
-    said = texts or [("" if tokenizer is not None else " ").join(row) for row in tokens]
-    return Prompts(inputs, tuple(said), ids, tokens, tuple(start for start, _ in spans))
+    texts = tuple(tuple(words[token] for token in row) for row in ids)
+    return Tokens(ids, texts, tuple(start for start, _ in spans), int(batch.shape[1]))
 
 
 def _tokenized(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None, model: nn.Module) -> Mapping[str, Any]:
@@ -162,23 +219,29 @@ def token_text(token: int, tokenizer: PreTrainedTokenizerBase | None) -> str:
 
 
 def pair_up(base: Prompts, source: Prompts, positions: Which | None, last: int | None) -> Pairs:
-    """Say which places of the prompts answer to each other.
+    """Put prompts side by side.
 
     Args:
         base: the prompts on the one side.
         source: those on the other, as many.
-        positions: positions of the base, from 0, negative ones from its end; `"all"` or `None` for all of them. Of
-            several pairs, those are left out whose base has no such position (or not among the last ones).
-        last: compare the last so many tokens, aligned from the end; `None`: the prompts of a pair are of equal length.
+        positions: as `Pairs` has them.
+        last: likewise.
 
     Raises:
-        PositionError: the prompts of a pair are of unequal length and `last` is not given, or no base has a position.
         SpecError: there are not as many bases as sources, or `last` is not a number from 1.
     """
     if len(base) != len(source):
         raise SpecError(f"there are {len(base)} bases, but {len(source)} sources: give a source for each base")
     if last is not None and last < 1:
         raise SpecError(f"last={last}: compare at least the last token, last=1")
+    return Pairs(base, source, positions, last)
+
+
+def _places(base: Tokens, source: Tokens, positions: Which | None, last: int | None) -> tuple[tuple[Place, ...], ...]:
+    """Say which places of the prompts answer to each other.
+
+    Of several pairs, those are left out whose base has no such position (or not among the last ones).
+    """
     for number in range(len(base)):
         _check_lengths(base, source, number, last)
     lengths = [len(ids) for ids in base.ids]
@@ -189,7 +252,7 @@ def pair_up(base: Prompts, source: Prompts, positions: Which | None, last: int |
         chosen = wanted
         if not isinstance(wanted, str):
             chosen = [p for p in wanted if length == max(lengths) or -length <= p < length]
-        found = f"the base has {length} tokens: {list(base.tokens[number])}"
+        found = f"the base has {length} tokens: {list(base.texts[number])}"
         numbers = indices(chosen, length, "position", found) if chosen or not wanted else []
         early = [position for position in numbers if position < first]
         if early and wanted != "all" and len(base) == 1:
@@ -199,10 +262,10 @@ def pair_up(base: Prompts, source: Prompts, positions: Which | None, last: int |
         places.append(tuple((position, position + shift) for position in numbers if position >= first))
     if not any(places):
         raise PositionError(f"positions {list(wanted)} are not among the last {last} tokens of any base")
-    return Pairs(base, source, tuple(places))
+    return tuple(places)
 
 
-def _check_lengths(base: Prompts, source: Prompts, number: int, last: int | None) -> None:
+def _check_lengths(base: Tokens, source: Tokens, number: int, last: int | None) -> None:
     """Refuse a pair whose places do not answer to each other."""
     lengths = len(base.ids[number]), len(source.ids[number])
     which = f"pair {number}: " if len(base) > 1 else ""
@@ -210,7 +273,7 @@ def _check_lengths(base: Prompts, source: Prompts, number: int, last: int | None
         raise PositionError(
             f"{which}the base has {lengths[0]} tokens, the source {lengths[1]}, so positions do not answer to each "
             "other: reword one of the prompts, or compare the last N tokens, aligned from the end: last=N, at most "
-            f"{min(lengths)} (base {list(base.tokens[number])}, source {list(source.tokens[number])})"
+            f"{min(lengths)} (base {list(base.texts[number])}, source {list(source.texts[number])})"
         )
     if last is not None and last > min(lengths):
         raise PositionError(f"{which}last={last}, but the prompts have {lengths[0]} and {lengths[1]} tokens")

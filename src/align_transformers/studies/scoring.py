@@ -110,7 +110,7 @@ class Scoring:
         """Return the columns that say which cell it is."""
         cell = swaps.cells[number]
         here: tuple[int | None, int | None] = cell.places[0] if not swaps.together else (None, None)
-        sides = (pairs.base.tokens[cell.pair], pairs.source.tokens[cell.pair])
+        sides = (side.texts[cell.pair] for side in pairs.sides(swaps.site))
         texts = [None if at is None else tokens[at] for at, tokens in zip(here, sides, strict=True)]
         row: dict[str, Any] = {"component": swaps.site.component, "layer": swaps.site.layer}
         if self.heads:
