@@ -94,7 +94,8 @@ EDITS = st.fixed_dictionaries(
 )
 
 
-LOGITS = st.none() | st.fixed_dictionaries({"tokens": st.none() | st.lists(st.integers(0, 9), max_size=3)})
+AT = st.lists(st.tuples(st.text(), st.lists(st.integers(0, 9), max_size=3)).map(list), max_size=2)
+LOGITS = st.none() | st.fixed_dictionaries({"tokens": st.none() | st.lists(st.integers(0, 9), max_size=3), "at": AT})
 
 
 @given(st.lists(EDITS, max_size=4, unique_by=lambda edit: edit["name"]), st.booleans(), EXAMPLES, LOGITS)

@@ -83,13 +83,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Logits:
-    """Which logits of the wanted runs are wanted: those at the last real token of every example.
+    """Which logits of the wanted runs are wanted: those at one position of every example.
 
     Args:
         tokens: ids of the tokens whose logits are wanted, in this order; `None` for the whole vocabulary.
+        at: names of inputs, each with the column that is read of each of its examples; inputs that are not named are
+            read at the last real token of every example.
     """
 
     tokens: tuple[int, ...] | None = None
+    at: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ class Plan:
         """
         try:
             logits = data.get("logits")
-            wanted = None if logits is None else Logits(_tuples(logits["tokens"]))
+            wanted = None if logits is None else Logits(_tuples(logits["tokens"]), _tuples(logits.get("at", ())))
             return cls(tuple(_run(run) for run in data["runs"]), tuple(data["outputs"]), wanted)
         except (KeyError, TypeError) as error:
             raise SpecError(f"this is not a plan as Plan.to_dict writes it ({error!r})") from error

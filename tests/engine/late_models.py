@@ -15,7 +15,7 @@ import transformers
 from tests.helpers import HIDDEN, VOCAB, hooked, new_model
 from torch import Tensor, nn
 
-from align_transformers import Edit, Plan, Read, Run
+from align_transformers import Edit, Logits, Plan, Read, Run
 
 LAYERS, WINDOW = 3, 4
 FAMILIES = ("gpt2", "llama", "neox", "gemma2", "gemma3", "t5", "bert")
@@ -214,9 +214,11 @@ def real_columns(inputs: Mapping[str, Any], example: int) -> list[int]:
     return inputs["attention_mask"][example].nonzero().flatten().tolist()
 
 
-def last_logits(logits: Tensor, inputs: Mapping[str, Any], run: Run, tokens: tuple[int, ...] | None) -> Tensor:
-    """Return of all logits those at the last real token of each copy."""
+def read_logits(logits: Tensor, inputs: Mapping[str, Any], run: Run, wanted: Logits | None = None) -> Tensor:
+    """Return of all logits those that are wanted of each copy."""
+    wanted = wanted or Logits()
     examples = range(len(logits)) if run.examples is None else run.examples
-    ends = torch.tensor([real_columns(inputs, example)[-1] for example in examples])
+    named = dict(wanted.at).get(run.input)
+    ends = torch.tensor([real_columns(inputs, e)[-1] if named is None else named[e] for e in examples])
     picked = logits[torch.arange(len(logits)), ends]
-    return picked if tokens is None else picked[:, list(tokens)]
+    return picked if wanted.tokens is None else picked[:, list(wanted.tokens)]

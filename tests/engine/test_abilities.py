@@ -9,7 +9,7 @@ import torch
 import transformers
 from tests.architectures.shrink import SMALL_HEADS
 from tests.architectures.tiny import randomise, tiny_config, tiny_model
-from tests.engine.late_models import blocks, build, interpret, last_logits, prompts, roll, shared
+from tests.engine.late_models import blocks, build, interpret, prompts, read_logits, roll, shared
 from tests.engine.sweep_abilities import compare, windowed
 from torch import Tensor, nn
 
@@ -41,7 +41,7 @@ def run_plan(model: Any, plan: Plan, inputs: Any) -> Any:
 def by_hand(model: Any, plan: Plan, inputs: Any, family: str = "gpt2") -> Tensor:
     with torch.no_grad():
         logits = interpret(family, model, plan, inputs)["run"]
-    return last_logits(logits, inputs["x"], plan.run("run"), None)
+    return read_logits(logits, inputs["x"], plan.run("run"))
 
 
 def assert_full(outcome: Any, why: str) -> None:
@@ -98,7 +98,7 @@ def test_the_same_tokens_under_another_mask_are_another_input():
     assert [one.way for one in outcome.passes] == ["full", "full"]
     with torch.no_grad():
         expected = interpret("llama", model, plan, inputs)["run"]
-    assert_close(outcome.outputs["run"], last_logits(expected, other, plan.run("run"), None))
+    assert_close(outcome.outputs["run"], read_logits(expected, other, plan.run("run")))
 
 
 @pytest.mark.parametrize("part", ["", "transformer.h.2.mlp.dropout", "transformer.drop"])

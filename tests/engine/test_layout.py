@@ -151,7 +151,7 @@ def test_places_and_ends_are_the_same_tokens_in_another_layout(drawn, data):
     assert torch.equal(moved.gather(layout.lay(states, rows)), places.gather(own))
     last = torch.tensor([data.draw(st.integers(max(run.starts), length - 1)) for _ in range(BATCH)])
     if all(start <= int(last[e]) for _, e, start in flat(runs)):
-        row, column = layout.ends(last)
+        row, column = layout.ends(last[[e for _, e, _ in flat(runs)]])
         laid = layout.lay(states, range(layout.example.shape[0]))
         expected = torch.stack([states[e, last[e]] for _, e, _ in flat(runs)])
         assert torch.equal(laid[row, column], expected)

@@ -7,7 +7,7 @@ import torch
 from tests.engine.late_models import FAMILIES, build, prompts, real_columns
 from torch import nn
 
-from align_transformers import Plan, Run
+from align_transformers import Plan, PlanError, PositionError, Run, UnknownNameError
 from align_transformers.engine import bind, execute
 from align_transformers.engine.reading import logits_of, only, pick_logits
 from align_transformers.models import resolve
@@ -80,3 +80,22 @@ def test_logits_are_found_and_picked():
     assert torch.equal(pick_logits(logits, at, None, False), logits[at])
     assert torch.equal(pick_logits(logits, None, (6, 2), False), logits[:, -1][:, [6, 2]])
     assert torch.equal(pick_logits(logits[:, :1], at, (6,), True), logits[:, 0][:, [6]])
+
+
+@pytest.mark.parametrize(
+    ("at", "error", "message"),
+    [
+        ((("x", (1,)),), PlanError, "logits of 1 examples of 'x' are to be read, but it has 2"),
+        (
+            (("x", (1, 0)),),
+            PositionError,
+            "logits of example 1 of 'x' are to be read at 0, but its real tokens are at 1",
+        ),
+        ((("z", (1, 1)),), UnknownNameError, "'z'"),
+    ],
+)
+def test_columns_that_are_not_there_are_refused(at, error, message):
+    inputs = {"x": prompts("llama", (5, 4), "left", 1)}
+    plan = Plan((Run("clean", "x"),), ("clean",), Logits(None, at))
+    with pytest.raises(error, match=message):
+        bind(build("llama"), plan, inputs, {})

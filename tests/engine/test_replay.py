@@ -17,9 +17,9 @@ from tests.engine.late_models import (
     blocks,
     build,
     interpret,
-    last_logits,
     prefix,
     prompts,
+    read_logits,
     real_columns,
     roll,
     shared,
@@ -118,8 +118,11 @@ def plans(draw, family: str):
         made = tuple(draw(edits(family, f"edit {number}.{n}", run, runs, inputs)) for n in range(count))
         runs.append(Run(run.name, name, made, examples))
     wanted = ["clean x", "clean y", *draw(st.sets(st.sampled_from([run.name for run in runs[2:]]), min_size=1))]
-    tokens = draw(st.sampled_from([None, (5, 1, 60)]))
-    return Plan(tuple(runs), tuple(wanted), Logits(tokens)), inputs
+    tokens, at = draw(st.sampled_from([None, (5, 1, 60)])), {}
+    for name in draw(st.sets(st.sampled_from(["x", "y"]))):
+        columns = [real_columns(inputs[name], example) for example in range(len(inputs[name]["input_ids"]))]
+        at[name] = tuple(draw(st.sampled_from(real)) for real in columns)
+    return Plan(tuple(runs), tuple(wanted), Logits(tokens, tuple(at.items()))), inputs
 
 
 def check(family: str, plan: Plan, inputs: dict) -> Any:
@@ -130,7 +133,7 @@ def check(family: str, plan: Plan, inputs: dict) -> Any:
     assert set(outcome.outputs) == set(plan.outputs)
     for name in plan.outputs:
         run = plan.run(name)
-        hand = last_logits(expected[name], inputs[run.input], run, plan.logits.tokens)
+        hand = read_logits(expected[name], inputs[run.input], run, plan.logits)
         assert close(outcome.outputs[name], hand, float(expected[name].abs().max())), (name, outcome.passes)
     needed = [run.name for run in plan.order()]
     assert sorted(name for one in outcome.passes for name in one.runs) == sorted(needed)
@@ -244,7 +247,7 @@ def test_gradients_are_those_of_full_passes(family, logits):
             rule = {"learned": lambda old, source: old * 0.5 + shift}
             found = interpret(family, model, plan, inputs, rule)
             outputs = [
-                last_logits(found[n], inputs["x"], plan.run(n), logits.tokens) if logits else found[n]
+                read_logits(found[n], inputs["x"], plan.run(n), logits) if logits else found[n]
                 for n in ("run 1", "run 2")
             ]
         sum(output.tanh().sum() for output in outputs).backward()

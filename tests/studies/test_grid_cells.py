@@ -378,6 +378,7 @@ def test_a_causal_model_is_read_before_the_end_too():
     found = [row["metric"] for row in table.rows() if row["position"] < 3]
     assert found == pytest.approx(known.columns["metric"], abs=1e-4)
     assert all(row["effect"] == pytest.approx(0, abs=1e-5) for row in table.rows() if row["position"] == 3)
+    assert table.meta["passes"] == {"full": 2, "packed": 1}
 
 
 def encoder_decoder(kind):

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+import torch
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from .._errors import PlanError, PositionError, SiteError, UnknownNameError, near_misses
@@ -16,7 +18,7 @@ from ..plan import Constant, Edit, Examples, Logits, Plan, Read, Run
 from ..positions import Positions, Rows
 from ..sites import Site
 from .chain import Chain, find_chain
-from .inputs import Inputs, Span, batch_size, real_spans, token_axis
+from .inputs import Inputs, Span, batch_size, last_columns, logits_stack, real_spans, token_axis
 from .kept import Kept
 from .places import Places, place
 from .schedule import Depth, Pass, depth_of, schedule
@@ -81,6 +83,17 @@ class Bound:
     depths: Mapping[Site, Depth | None] = field(default_factory=dict)
     known: Mapping[str, Kept] = field(default_factory=dict)
 
+    def columns(self, run: Run) -> Int64[Tensor, " examples"] | None:
+        """Return the column at which the logits of each example of a run are read; `None`: whole outputs, or the last.
+
+        The last column is meant where only logits are wanted of an input whose sequence is not known.
+        """
+        if self.logits is None:
+            return None
+        named = dict(self.logits.at).get(run.input)
+        columns = last_columns(self.inputs[run.input]) if named is None else torch.tensor(named)
+        return columns if columns is None or run.examples is None else columns[list(run.examples)]
+
 
 def bind(
     model: nn.Module,
@@ -109,6 +122,8 @@ def bind(
     for run in plan.runs:
         _look_up(inputs, run.input, "input")
         _check_examples(run, inputs[run.input])
+    for name, columns in () if plan.logits is None else plan.logits.at:
+        _check_columns(name, columns, _look_up(inputs, name, "input"))
     slots = {site: find_place(model, site) for site in _sites(plan)}
     chain, depths = _depths(model, slots)
     passes = schedule(plan, known=known or (), depth=depths.__getitem__)
@@ -198,6 +213,19 @@ def _check_examples(run: Run, inputs: Inputs) -> None:
         raise PlanError(
             f"run {run.name!r} works on example {wrong[0]}, but the input {run.input!r} has {batch}, from 0"
         )
+
+
+def _check_columns(name: str, columns: tuple[int, ...], inputs: Inputs) -> None:
+    """Refuse to read logits of other examples than there are, or outside the real tokens of one."""
+    spans, batch = real_spans(inputs, logits_stack(inputs)), batch_size(inputs)
+    if len(columns) != batch:
+        raise PlanError(f"the logits of {len(columns)} examples of {name!r} are to be read, but it has {batch}")
+    for example, (column, (start, end)) in enumerate(zip(columns, spans or (), strict=False)):
+        if not start <= column < end:
+            raise PositionError(
+                f"the logits of example {example} of {name!r} are to be read at {column}, but its real tokens are at "
+                f"{start} to {end - 1}"
+            )
 
 
 def _look_up(table: Mapping[str, T], name: str, kind: str) -> T:

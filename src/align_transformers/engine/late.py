@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.modules import every_module
 from ..plan import Run
 from .apply import Work, apply_edits, edit_tap
 from .bind import Bound, BoundEdit
@@ -75,7 +76,7 @@ def why_not_late(bound: Bound) -> str:
     """Return why no pass of a model may start late now; empty if one may."""
     if bound.chain is None:
         return "the chain of its blocks is not known"
-    for module in bound.model.modules():
+    for module in every_module(bound.model):
         if module.training:
             return "it is in training mode: dropout may be on"
         if module is not bound.model and has_hooks(module):
@@ -85,7 +86,7 @@ def why_not_late(bound: Bound) -> str:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether hooks of others stand on a module: they may rest on the shapes or the calls of a pass as it was."""
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     return any(getattr(hook, "__module__", "") != _RECORDER for hook in hooks)
 
 
@@ -187,7 +188,6 @@ def prepare(
     runs: Sequence[Run],
     depths: Sequence[Depth],
     kept: Kept,
-    last: Tensor | None,
     *,
     packed: bool,
     ended: bool,
@@ -199,7 +199,6 @@ def prepare(
         runs: of one input, ordered by depth.
         depths: of the first edit of each.
         kept: the unedited states of the input.
-        last: `(batch,)` the column of each example whose logits are wanted; `None` where whole outputs are.
         packed: run only the tails of the copies.
         ended: of the last block, run only what is read, if no edit needs more.
     """
@@ -225,7 +224,8 @@ def prepare(
         behind = [edit for edit in edits if edit not in here]
         inside += behind
         taps += [edit_tap(work, _moved(edit, layout, number, 0) if moved else edit) for edit in behind]
-    at = None if last is None else layout.ends(last)
+    columns = [known for run in runs if (known := bound.columns(run)) is not None]
+    at = layout.ends(torch.cat(columns)) if len(columns) == len(runs) else None
     can_end = at is not None and ended and _can_end(bound, inside, kept, layout)
     ending = Ending(bound.chain.links[-1], *at) if at is not None and can_end else None
     replay = Replay(bound.chain, kept, layout, joins, ending)
@@ -244,12 +244,12 @@ def _can_end(bound: Bound, edits: Sequence[BoundEdit], kept: Kept, layout: Layou
 def _copies(bound: Bound, run: Run, batch: int, packed: bool) -> Copies:
     examples = tuple(range(batch)) if run.examples is None else run.examples
     starts = [0] * len(examples)
-    if packed:
-        firsts: list[list[int]] = [[] for _ in examples]
+    if packed:  # a tail begins with the first position that is edited or read
+        columns = bound.columns(run)
+        firsts: list[list[int]] = [[]] * len(examples) if columns is None else [[c] for c in columns.tolist()]
         for edit in run.edits:
             rows = edit.positions.rows or ((0,),)
-            for copy, first in enumerate(firsts):
-                first += rows[copy if len(rows) > 1 else 0]
+            firsts = [[*first, *rows[n if len(rows) > 1 else 0]] for n, first in enumerate(firsts)]
         starts = [min(first, default=0) for first in firsts]
     return Copies(examples, tuple(starts))
 

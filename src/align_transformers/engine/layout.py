@@ -82,10 +82,9 @@ class Layout:
         index = (index + self.offset[copies].unsqueeze(1)).clamp(min=0)
         return replace(places, rows=rows, index=index, batch=0, reach=0, column=None)
 
-    def ends(self, last: Int64[Tensor, " batch"]) -> tuple[Int64[Tensor, " copies"], Int64[Tensor, " copies"]]:
-        """Return for each copy the row and the column of a position that is given for each example."""
-        examples = self.example[self.row, 0]
-        return self.row, last[examples] + self.offset
+    def ends(self, columns: Int64[Tensor, " copies"]) -> tuple[Int64[Tensor, " copies"], Int64[Tensor, " copies"]]:
+        """Return for each copy the row and the column of a position that is given for each."""
+        return self.row, columns + self.offset
 
     def mask(self, allowed: Tensor, prefix: int) -> Tensor:
         """Return who may see whom, `(rows, 1 or heads, columns, prefix + columns)`.

@@ -21,7 +21,6 @@ from .inputs import (
     Inputs,
     batch_size,
     examples_of,
-    last_columns,
     logits_stack,
     token_axis,
     whole_run_only,
@@ -122,21 +121,18 @@ class Execution:
     def _full(self, one: Pass, run: Run, forward: Forward, why: str) -> dict[str, Any]:
         inputs = self._lean(examples_of(own_caches(self.bound.inputs[run.input]), run.examples), one)
         taps = [edit_tap(self.work, self.bound.edits[edit.name]) for edit in run.edits]
-        last = last_columns(self.bound.inputs[run.input]) if self.bound.logits is not None else None
-        if last is not None and run.examples is not None:
-            last = last[list(run.examples)]
-        at = None if last is None else (torch.arange(len(last)), last)
+        columns = self.bound.columns(run)
+        at = None if columns is None else (torch.arange(len(columns)), columns)
         output = self._forward(one, [run], inputs, taps, forward, at, None)
         tokens = token_axis(inputs)
-        columns = 0 if tokens is None else int(tokens.shape[1])
-        self.passed.append(Passed((run.name,), "full", batch_size(inputs), columns, why))
+        length = 0 if tokens is None else int(tokens.shape[1])
+        self.passed.append(Passed((run.name,), "full", batch_size(inputs), length, why))
         return {run.name: output} if one.wanted else {}
 
     def _late(self, one: Pass, group: Sequence[tuple[Run, Depth]], kept: Kept, way: str, why: str) -> dict[str, Any]:
         runs, depths = [run for run, _ in group], [depth for _, depth in group]
-        last = last_columns(self.bound.inputs[runs[0].input]) if self.bound.logits is not None else None
         ended = way == "packed" and not self._able.why_not("ended")
-        late = prepare(self.work, runs, depths, kept, last, packed=way == "packed", ended=ended)
+        late = prepare(self.work, runs, depths, kept, packed=way == "packed", ended=ended)
         layout = late.layout
         output = self._forward(one, runs, self._lean(late.inputs, one), late.taps, forward_once, late.at, late)
         rows, columns = layout.example.shape

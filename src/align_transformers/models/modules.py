@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import nn
 
 from ..sites import Side
@@ -22,6 +24,20 @@ def submodule(root: nn.Module, path: str) -> nn.Module | None:
     for name in path.split(".") if path else ():
         module = None if module is None else module._modules.get(name)
     return module
+
+
+def every_module(root: nn.Module) -> Iterator[nn.Module]:
+    """Yield every module below `root`, and itself; one that stands in two places twice. For what is done at each call.
+
+    >>> len(list(every_module(nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU())))))
+    4
+    """
+    waiting: list[nn.Module | None] = [root]
+    while waiting:
+        module = waiting.pop()
+        if module is not None:
+            yield module
+            waiting.extend(module._modules.values())
 
 
 def module_width(module: nn.Module, side: Side) -> int | None:

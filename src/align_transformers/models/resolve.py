@@ -15,7 +15,7 @@ from .component_map import ComponentMap
 from .copies import has_no_values, moved, random_copy
 from .dummy import BATCH, dummy_inputs
 from .ends import find_ends
-from .modules import uncompiled
+from .modules import every_module, uncompiled
 from .overrides import Override, override
 from .stacks import Stack, find_stacks
 from .towers import find_towers, said_name
@@ -78,7 +78,7 @@ def known_map(model: nn.Module) -> ComponentMap | None:
 def _fingerprint(model: nn.Module) -> tuple[int, ...]:
     """Return what tells whether a model still has the modules that were looked at, and where its weights are."""
     meta = any(parameter.is_meta for parameter in model.parameters())
-    return (*(id(module) for module in model.modules()), int(meta))
+    return (*map(id, every_module(model)), int(meta))
 
 
 def _resolve_anywhere(

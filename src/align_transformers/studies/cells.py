@@ -197,13 +197,14 @@ class Asked:
         """Return the sites, by component and layer; of `"all"` layers those that have the component."""
         names = list(dict.fromkeys(self.components))
         counts = [_layers(model, name) for name in names if _in_block(name)]
-        found = f"{type(model).__name__} has {max(counts, default=0)} layers"
-        chosen = indices(self.layers, max(counts), "layer", found) if counts else []
+        deep = f"{type(model).__name__} has {max(counts, default=0)} layers"
+        chosen = indices(self.layers, max(counts), "layer", deep) if counts else []
         sites = []
         for name in names:
             here = [Site(name, layer) for layer in chosen] if _in_block(name) else [Site(name)]
             if self.layers == "all" and _in_block(name):
-                here = [site for site in here if resolve(model).find(site) is not None] or here[:1]
+                found = resolve(model)
+                here = [site for site in here if found.find(site) is not None] or here[:1]
             sites += here
         for site in sites:
             find_slot(model, site)

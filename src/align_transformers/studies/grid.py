@@ -70,8 +70,7 @@ def grid(
             what the model itself says.
         directions: `denoise`: the source's activation into the base's run; `noise`: the base's into the source's run.
         last: compare only the last so many tokens, aligned from the end; needed where lengths in a pair differ.
-        at: where the metric is read, for all prompts or for each, as `positions`. Anything but the last token takes
-            whole outputs, and so more time and memory.
+        at: where the metric is read, for all prompts or for each, as `positions`.
         top: tell so many of the most probable tokens after each swap; this takes the logits of all tokens.
         store: a folder that parts are written to, each in one step. The same call goes on where a killed one was.
         progress: called after every pass with the cells done and the cells in all.
@@ -109,7 +108,7 @@ def grid(
     pairs = pair_up(encode(base, tokenizer, model), encode(source, tokenizer, model), positions, last)
     swaps, sides = asked.swaps(model, pairs), {"base": pairs.base.tokens(""), "source": pairs.source.tokens("")}
     columns, ends = ({side: of.columns(place) for side, of in sides.items()} for place in (at, -1))
-    task = Task(model, pairs, None, columns if columns != ends else None, asked.interventions(swaps))
+    task = Task(model, pairs, None, {} if columns == ends else columns, asked.interventions(swaps))
     named = answers_for(answers, len(pairs))
     sweep = _Sweep(task, swaps, metrics_for(metric, named, len(pairs), tokenizer), named, top, tokenizer, asked)
     study = {"columns": columns, "metric": metric, "answers": answers, "top": top}

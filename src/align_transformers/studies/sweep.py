@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._errors import SiteError
-from ..engine import Outcome, bind, execute, logits_of, without_cache
+from ..engine import Outcome, bind, execute
 from ..interventions import Intervention
 from ..models import find_slot
 from ..plan import Logits, Plan, Run
@@ -35,14 +35,14 @@ class Task:
         model: the user's.
         pairs: the prompts.
         tokens: ids of the tokens whose logits are wanted; `None` for the whole vocabulary.
-        at: by input the column of every prompt where logits are read; `None`: at the last real token.
+        at: by input the column of every prompt where logits are read; inputs not named at the last real token.
         interventions: that the swaps name.
     """
 
     model: nn.Module
     pairs: Pairs
     tokens: tuple[int, ...] | None
-    at: Mapping[str, tuple[int, ...]] | None
+    at: Mapping[str, tuple[int, ...]]
     interventions: Mapping[str, Intervention]
 
 
@@ -87,8 +87,8 @@ def carry_out(task: Task, swaps: Sequence[Swaps], ready: Callable[[int], None] |
         ready: called after every pass with the number of cells that it made.
     """
     runs = (Run("base", "base"), Run("source", "source"), *(one.run(task.pairs) for one in swaps))
-    plan = Plan(runs, tuple(run.name for run in runs), Logits(task.tokens) if task.at is None else None)
-    inputs = {"base": _inputs(task, "base"), "source": _inputs(task, "source")}
+    plan = Plan(runs, tuple(run.name for run in runs), Logits(task.tokens, tuple(task.at.items())))
+    inputs = {"base": task.pairs.base.inputs, "source": task.pairs.source.inputs}
     cells = {one.name: len(one.cells) for one in swaps}
 
     def tell(outputs: Mapping[str, Any]) -> None:
@@ -98,29 +98,10 @@ def carry_out(task: Task, swaps: Sequence[Swaps], ready: Callable[[int], None] |
 
     outcome = execute(bind(task.model, plan, inputs, task.interventions), ready=tell)
     fired = {effect.name: effect.fired for effect in outcome.effects}
-    every = range(len(task.pairs))
-    clean = {name: _logits(task, outcome.outputs[name], name, every) for name in ("base", "source")}
-    swapped = [
-        Swapped(
-            one, _logits(task, outcome.outputs[one.name], one.edited, one.pairs), _changes(outcome, one),
-            fired[f"swap {one.name}"],
-        )
-        for one in swaps
-    ]  # fmt: skip
+    logits = {name: output.float() for name, output in outcome.outputs.items()}
+    clean = {name: logits[name] for name in ("base", "source")}
+    swapped = [Swapped(one, logits[one.name], _changes(outcome, one), fired[f"swap {one.name}"]) for one in swaps]
     return Part(clean, swapped, Counter(passed.way for passed in outcome.passes))
-
-
-def _inputs(task: Task, side: str) -> dict[str, Any]:
-    inputs = dict((task.pairs.base if side == "base" else task.pairs.source).inputs)
-    return dict(without_cache(task.model, inputs)) if task.at is not None else inputs
-
-
-def _logits(task: Task, output: Any, side: str, pairs: Sequence[int]) -> Float[Tensor, "cells tokens"]:
-    """Return the logits that are wanted of a run's output."""
-    if task.at is None:
-        return output.float()
-    picked = logits_of(output)[range(len(pairs)), [task.at[side][pair] for pair in pairs]].float()
-    return picked if task.tokens is None else picked[:, list(task.tokens)]
 
 
 def _changes(outcome: Outcome, swaps: Swaps) -> list[float]:
@@ -144,11 +125,7 @@ def parts_of(task: Task, swaps: Sequence[Swaps], *, stored: bool) -> Iterator[li
     """
     sides = (task.pairs.base, task.pairs.source)
     tokens = max(_STORED, _CLEAN * sum(side.length * len(side) for side in sides)) if stored else None
-    length = max(side.length for side in sides)
-    logits = 4 * (
-        len(task.tokens) if task.tokens is not None and task.at is None else vocabulary(task.model) or _VOCABULARY
-    )
-    logits *= 1 if task.at is None else length
+    logits = 4 * (vocabulary(task.model) or _VOCABULARY if task.tokens is None else len(task.tokens))
     group: list[Swaps] = []
     held = run = 0
     for one in swaps:
