@@ -99,6 +99,16 @@ def test_padding_is_not_a_token(side):
     assert padded.columns["metric"] == pytest.approx(plain.columns["metric"], abs=1e-3)
 
 
+def test_progress_true_is_a_bar(capsys):
+    model, base, source = tiny("gpt2"), tokens(1, 4, seed=1), tokens(1, 4, seed=2)
+    grid(model, base, source, answers=(4, 5), progress=True)
+    shown = capsys.readouterr().out
+    assert "grid" in shown
+    assert f"{4 * LAYERS}/{4 * LAYERS}" in shown
+    grid(model, base, source, answers=(4, 5), progress=False)
+    assert capsys.readouterr().out == ""
+
+
 def test_all_cells_are_tails_in_one_packed_pass_and_the_prompts_run_once():
     model = tiny("llama")
     grid(model, tokens(1, 6, seed=1), tokens(1, 6, seed=2), answers=(4, 5))  # what the model can do is found out once

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from .._optional import optional
+from .._bar import bar
 
 Row = Mapping[str, Any]
 """One optimiser step of the history."""
@@ -21,8 +21,8 @@ def reporter(progress: Progress | bool | None) -> Iterator[Progress]:
     if callable(progress):
         yield progress
     elif progress:
-        with progress_bar() as bar:
-            yield bar
+        with progress_bar() as shown:
+            yield shown
     else:
         yield lambda _row, _total: None
 
@@ -37,21 +37,8 @@ def progress_bar(console: Any = None) -> Iterator[Progress]:
     Raises:
         MissingExtraError: rich is not installed.
     """
-    rich = optional("rich.progress", extra="report")
-    columns = (
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(bar_width=20),
-        rich.MofNCompleteColumn(),
-        rich.TextColumn("{task.fields[numbers]}"),
-        rich.TimeRemainingColumn(),
-    )
-    with rich.Progress(*columns, console=console) as bar:
-        task = bar.add_task("fit", total=None, numbers="")
-
-        def report(row: Row, total: int) -> None:
-            bar.update(task, completed=row["step"], total=total, numbers=numbers(row))
-
-        yield report
+    with bar("fit", console) as advance:
+        yield lambda row, total: advance(row["step"], total, numbers(row))
 
 
 def numbers(row: Row) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from .._bar import bar
 from .._errors import SpecError
 from .._version import library_version
 from ..metrics import Metric
@@ -43,7 +44,7 @@ def grid(
     at: int | Sequence[int] = -1,
     top: int = 0,
     store: str | os.PathLike[str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | bool | None = None,
 ) -> Table:
     """Swap activations between two runs, one place at a time, and measure what comes of it.
 
@@ -73,7 +74,7 @@ def grid(
         at: where the metric is read, for all prompts or for each, as `positions`.
         top: tell so many of the most probable tokens after each swap; this takes the logits of all tokens.
         store: a folder that parts are written to, each in one step. The same call goes on where a killed one was.
-        progress: called after every pass with the cells done and the cells in all.
+        progress: called after every pass with the cells done and the cells in all; `True` for a bar (rich).
 
     Returns:
         A `Table`, one row a cell; its columns are explained in `align_transformers.table`. `meta["passes"]` counts the
@@ -112,7 +113,11 @@ def grid(
     named = answers_for(answers, len(pairs))
     sweep = _Sweep(task, swaps, metrics_for(metric, named, len(pairs), tokenizer), named, top, tokenizer, asked)
     study = {"columns": columns, "metric": metric, "answers": answers, "top": top}
-    return sweep.table(None if store is None else Store(store, _facts(model, pairs, swaps, study)), progress)
+    kept = None if store is None else Store(store, _facts(model, pairs, swaps, study))
+    if progress is True:
+        with bar("grid") as advance:
+            return sweep.table(kept, lambda done, total: advance(done, total, ""))
+    return sweep.table(kept, progress or None)
 
 
 @dataclass(frozen=True, eq=False)
