@@ -59,8 +59,9 @@ class Table:
 
     Args:
         columns: column name -> tuple of values (text, whole number, float, bool, None, or a tuple of these).
-        meta: JSON-able facts about the whole: `model`, `base`, `source`, `base_tokens`, `source_tokens`,
-            `base_answer`, `source_answer`, `metric` (its name), `base_value`, `source_value`, `version`, ...
+        meta: JSON-able facts about the whole: `model`, `base`, `source`, `base_tokens`, `source_tokens` (of an
+            encoder-decoder the encoder's, and `base_decoder_tokens`, `source_decoder_tokens`), `base_answer`,
+            `source_answer`, `metric` (its name), `base_value`, `source_value`, `version`, ...
 
     Example:
         >>> rows = [{"layer": 0, "position": 4, "recovered": 0.25}, {"layer": 1, "position": 4, "recovered": 1.0}]

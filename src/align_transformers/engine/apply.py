@@ -38,7 +38,7 @@ def read_tap(work: Work, read: BoundRead) -> Tap:
 def _read(work: Work, read: BoundRead, tensor: Tensor, call: int) -> None:
     """Keep what is read."""
     places = read.places
-    if tensor.ndim == 2 and counts_steps(read.slot, tensor, places.index is not None):
+    if counts_steps(read.slot, tensor, places.index is not None):
         _read_step(work, read, tensor, call)
         return
     places.check(tensor, read.read.site)
@@ -67,7 +67,7 @@ def _edit(work: Work, edit: BoundEdit, tensor: Tensor, call: int) -> Tensor | No
     """Return the new activation, or `None` if the edit only looks."""
     if work.window.prompt is not None:
         new = _edit_window(work, edit, tensor, call)
-    elif tensor.ndim == 2 and counts_steps(edit.slot, tensor, _names_positions(edit)):
+    elif counts_steps(edit.slot, tensor, _names_positions(edit)):
         return _edit_step(work, edit, tensor, call)
     else:
         new = _apply(work, edit, edit.places, tensor, call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -88,11 +89,16 @@ class Bound:
 
         The last column is meant where only logits are wanted of an input whose sequence is not known.
         """
-        if self.logits is None:
-            return None
-        named = dict(self.logits.at).get(run.input)
-        columns = last_columns(self.inputs[run.input]) if named is None else torch.tensor(named)
+        columns = self._columns.get(run.input)
         return columns if columns is None or run.examples is None else columns[list(run.examples)]
+
+    @cached_property
+    def _columns(self) -> dict[str, Int64[Tensor, " batch"] | None]:
+        """By input the column at which the logits of each of its examples are read; worked out once for all runs."""
+        if self.logits is None:
+            return {}
+        named = {name: torch.tensor(columns) for name, columns in self.logits.at}
+        return {name: named[name] if name in named else last_columns(given) for name, given in self.inputs.items()}
 
 
 def bind(
