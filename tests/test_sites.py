@@ -117,6 +117,41 @@ def test_numbers_of_numpy_become_plain_ones():
     assert type(site.layer) is int
 
 
+def names_with(**facts):
+    """Return the components that have these fields."""
+    return {n for n, known in COMPONENTS.items() if all(getattr(known, field) == v for field, v in facts.items())}
+
+
+def test_the_point_of_a_block_where_a_component_is():
+    assert names_with(point="input") == {"block_input", "embedding_output"}
+    assert names_with(point="output") == {"block_output", "final_norm_output", "logits"}
+
+
+def test_what_is_not_one_row_a_token():
+    shown = {"attention_score", "attention_pattern"}
+    assert names_with(by_token=False) == shown | {f"cross_{name}" for name in shown}
+    assert names_with(over_keys=True) == {"key_rotary"}  # a cache of the other sequence does not grow
+
+
+def test_components_of_another_sequence():
+    assert names_with(other_sequence=True) == {"cross_key_output", "cross_value_output", "cross_key_rotary"}
+    assert Site("decoder.head_cross_key_output", 0).sequence == "encoder"
+    assert Site("decoder.cross_query_output", 0).sequence == "decoder"
+    assert Site("decoder.key_output", 0).sequence == "decoder"
+
+
+@pytest.mark.parametrize("name", [name for name in COMPONENTS if name.startswith("cross_")])
+def test_cross_attention_has_the_same_parts_as_self_attention(name):
+    other, own = COMPONENTS[name], COMPONENTS[name.removeprefix("cross_")]
+    assert (other.point, other.per_head, other.by_token) == (own.point, own.per_head, own.by_token)
+
+
+def test_what_is_known_of_a_site():
+    assert Site("encoder.head_value_output", 3).definition is COMPONENTS["value_output"]
+    assert Site("logits").definition is COMPONENTS["logits"]
+    assert Site("h[0].output").definition is None
+
+
 @pytest.mark.parametrize("name", IN_BLOCKS)
 def test_skipping_a_component(name):
     if name in SKIPS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
 from types import MappingProxyType
 from typing import Any, Literal
@@ -12,74 +12,87 @@ from typing import Any, Literal
 from ._errors import SpecError, UnknownNameError, near_misses
 
 Side = Literal["input", "output"]
+Point = Literal["input", "inside", "output"]
+"""Where in a block something is: what goes into it, what it gives, or what lies between."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """One named place of a transformer block.
+    """One named place of a transformer block, or one of the model's ends.
 
     Args:
         meaning: what tensor it is, in one line.
+        point: where in its block it is; of an end of the model: before all blocks (`input`) or behind them (`output`).
         per_head: whether the vector is a row of heads side by side.
+        by_token: whether the vector at a token has the same coordinates whatever other tokens there are; False where it
+            has one for each key, so that it says nothing without the sequence around it.
+        over_keys: whether a pass over later tokens has it for earlier ones, too: attention gets them from the cache.
+        other_sequence: whether its positions are those of the sequence that is attended to, not of the block's own.
         skips_from: the component that `SkipIntervention` copies here; `None` where that makes no sense.
         in_block: False for the ends of the model, which have no layer.
+
+    >>> COMPONENTS["block_output"].point, COMPONENTS["attention_pattern"].by_token, COMPONENTS["key_rotary"].over_keys
+    ('output', False, True)
     """
 
     meaning: str
+    point: Point = "inside"
     per_head: bool = False
+    by_token: bool = True
+    over_keys: bool = False
+    other_sequence: bool = False
     skips_from: str | None = None
     in_block: bool = True
 
 
-_CROSS = (
-    ("attention_input", False),
-    ("attention_output", False),
-    ("attention_value_output", True),
-    ("query_output", True),
-    ("key_output", True),
-    ("value_output", True),
-    ("query_rotary", True),
-    ("key_rotary", True),
-    ("attention_score", True),
-    ("attention_pattern", True),
-    ("head_output", True),
-)
+_ATTENTION: Mapping[str, Component] = {
+    "attention_input": Component("what the attention module reads: queries, keys and values all see it"),
+    "attention_output": Component(
+        "the output projection's output, before any residual is added", skips_from="attention_input"
+    ),
+    "attention_value_output": Component("the heads' z side by side: the output projection's input", per_head=True),
+    "query_output": Component("the query projection's output, before norms and rotary", per_head=True),
+    "key_output": Component("the key projection's output, before norms and rotary", per_head=True),
+    "value_output": Component("the value projection's output", per_head=True),
+    "query_rotary": Component("the queries as attention gets them, after norms and rotary", per_head=True),
+    "key_rotary": Component("the keys as attention gets them, after norms and rotary", per_head=True, over_keys=True),
+    "attention_score": Component(
+        "the scaled and masked products of queries and keys, a row a query", per_head=True, by_token=False
+    ),
+    "attention_pattern": Component(
+        "the softmax of the scores: what each query takes from where", per_head=True, by_token=False
+    ),
+    "head_output": Component("the heads' output as attention gives it, before gates and norms", per_head=True),
+}
 
-_OF_ANOTHER_SEQUENCE = ("cross_key_output", "cross_value_output", "cross_key_rotary")
+
+def _across(name: str, component: Component) -> Component:
+    """Return what a component of self-attention is where another sequence is attended to, whose cache does not grow."""
+    return replace(
+        component,
+        meaning=f"of the attention to another sequence: {name}",
+        over_keys=False,
+        other_sequence=name in ("key_output", "value_output", "key_rotary"),
+        skips_from=None,
+    )
+
 
 COMPONENTS: Mapping[str, Component] = MappingProxyType(
     {
-        "block_input": Component("the residual stream before the block"),
-        "block_output": Component("the residual stream after the block", skips_from="block_input"),
+        "block_input": Component("the residual stream before the block", "input"),
+        "block_output": Component("the residual stream after the block", "output", skips_from="block_input"),
         "mlp_input": Component("what the MLP reads (after the norm)"),
         "mlp_activation": Component("the MLP's neurons: the down projection's input"),
         "mlp_output": Component("what the MLP adds to the residual stream", skips_from="mlp_input"),
-        "attention_input": Component("what the attention module reads: queries, keys and values all see it"),
-        "attention_output": Component(
-            "the output projection's output, before any residual is added", skips_from="attention_input"
-        ),
-        "attention_value_output": Component("the heads' z side by side: the output projection's input", per_head=True),
-        "query_output": Component("the query projection's output, before norms and rotary", per_head=True),
-        "key_output": Component("the key projection's output, before norms and rotary", per_head=True),
-        "value_output": Component("the value projection's output", per_head=True),
-        "query_rotary": Component("the queries as attention gets them, after norms and rotary", per_head=True),
-        "key_rotary": Component("the keys as attention gets them, after norms and rotary", per_head=True),
-        "attention_score": Component(
-            "the scaled and masked products of queries and keys, a row a query", per_head=True
-        ),
-        "attention_pattern": Component("the softmax of the scores: what each query takes from where", per_head=True),
-        "head_output": Component("the heads' output as attention gives it, before gates and norms", per_head=True),
+        **_ATTENTION,
         "mixer_input": Component("what a mixer that is not softmax attention reads (state space, convolution, ...)"),
         "mixer_output": Component("what such a mixer gives", skips_from="mixer_input"),
         "router_output": Component("the logits with which experts are chosen"),
         "expert_activation": Component("the neurons of the experts a token was sent to, side by side in routed order"),
-        "embedding_output": Component("the token embeddings", in_block=False),
-        "final_norm_output": Component("the residual stream after the last norm", in_block=False),
-        "logits": Component("the logits", in_block=False),
-    }
-    | {
-        f"cross_{name}": Component(f"of the attention to another sequence: {name}", per_head)
-        for name, per_head in _CROSS
+        "embedding_output": Component("the token embeddings", "input", in_block=False),
+        "final_norm_output": Component("the residual stream after the last norm", "output", in_block=False),
+        "logits": Component("the logits", "output", in_block=False),
+        **{f"cross_{name}": _across(name, component) for name, component in _ATTENTION.items()},
     }
 )
 """The named components, each with its meaning. `head_X` is another name for X where `per_head` is true."""
@@ -129,7 +142,7 @@ class Site:
                 f"unknown component {self.component!r}; {near_misses(self.component, COMPONENT_NAMES)}"
                 " (or a module's dotted path that ends in .input or .output)"
             )
-        if self.name is not None and COMPONENTS[self.name].in_block:
+        if self.definition is not None and self.definition.in_block:
             if self.layer is None:
                 raise SpecError(f"component {self.component!r} needs a layer number from 0; found layer=None")
         elif self.layer is not None:
@@ -145,6 +158,15 @@ class Site:
         return last.removeprefix(HEAD_PREFIX) if last in COMPONENT_NAMES else None
 
     @property
+    def definition(self) -> Component | None:
+        """What is known of the component, whatever the model; `None` for a path.
+
+        >>> Site("head_value_output", 3).definition.per_head, Site("h[3].output").definition
+        (True, None)
+        """
+        return None if self.name is None else COMPONENTS[self.name]
+
+    @property
     def stack(self) -> str:
         """The name of the stack in front of the component's; empty for the only or the main stack."""
         return self.component.rpartition(".")[0] if self.name else ""
@@ -152,7 +174,8 @@ class Site:
     @property
     def sequence(self) -> str:
         """The stack whose sequence positions count here; keys and values of cross-attention are of another one."""
-        return "encoder" if self.name in _OF_ANOTHER_SEQUENCE else self.stack
+        known = self.definition
+        return "encoder" if known is not None and known.other_sequence else self.stack
 
     @property
     def path(self) -> tuple[str, Side] | None:
@@ -173,7 +196,7 @@ class Site:
         """
         if self.path is not None and self.path[1] == "output":
             return Site(f"{self.path[0]}.input" if self.path[0] else "input", call=self.call)
-        origin = COMPONENTS[self.name].skips_from if self.name else None
+        origin = None if self.definition is None else self.definition.skips_from
         if origin is None:
             choices = [name for name, component in COMPONENTS.items() if component.skips_from]
             raise SpecError(
