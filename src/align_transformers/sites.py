@@ -97,6 +97,9 @@ COMPONENTS: Mapping[str, Component] = MappingProxyType(
 )
 """The named components, each with its meaning. `head_X` is another name for X where `per_head` is true."""
 
+ADDENDS = ("attention_output", "cross_attention_output", "mixer_output", "mlp_output")
+"""What a block may add to the residual stream, in the order in which blocks do."""
+
 HEAD_PREFIX = "head_"
 COMPONENT_NAMES: tuple[str, ...] = tuple(
     dict.fromkeys((*COMPONENTS, *(HEAD_PREFIX + name for name, component in COMPONENTS.items() if component.per_head)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..sites import ADDENDS
 from .attention import block_axes, find_attention
 from .component_map import Block
 from .findings import Findings
@@ -99,8 +100,7 @@ def _renamed(said: Mapping[str, Any], known: Call, block: Call) -> dict[str, Any
 def _additive(found: Findings) -> bool:
     """Whether the block's output is its input plus what attention and the MLP say they add."""
     total, target = found.block.input, found.block.output
-    names = ("attention_output", "cross_attention_output", "mixer_output", "mlp_output")
-    parts = [part for part in (found.value(name) for name in names) if part is not None]
+    parts = [part for part in (found.value(name) for name in ADDENDS) if part is not None]
     if total is None or target is None or not parts or total.shape != target.shape:
         return False
     if any(part.numel() != total.numel() for part in parts):

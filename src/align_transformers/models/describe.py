@@ -10,14 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from ..sites import COMPONENTS
+from ..sites import ADDENDS, COMPONENTS
 from .component_map import Block, ComponentMap
 from .resolve import resolve
 from .slot import Slot
 from .tree import Row, Tree, html_of, rich_of, text_of
-
-_PARTS = ("attention_output", "cross_attention_output", "mixer_output", "mlp_output")
-"""What a block may add to the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,7 @@ def _place(name: str, slot: Slot, root: str, how: str = "") -> Place:
 
 
 def _facts(block: Block) -> Iterable[str]:
-    flags, present = block.flags, [name for name in _PARTS if name in block.slots]
+    flags, present = block.flags, [name for name in ADDENDS if name in block.slots]
     if flags.get("additive"):
         yield f"additive: block_output = {' + '.join(['block_input', *present])}"
     elif present:
