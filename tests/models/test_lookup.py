@@ -12,7 +12,6 @@ from tests.models.test_wrappers import Adapter
 from torch import nn
 
 from align_transformers import Site, SiteError
-from align_transformers.engine.steps import find_place
 from align_transformers.models import find_slot, resolve
 
 SITES = (
@@ -45,18 +44,37 @@ def walks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-@pytest.mark.parametrize("find", [find_slot, find_place])
-def test_a_known_model_is_not_walked(find: Any, walks: list[str]) -> None:
+def test_a_known_model_is_not_walked(walks: list[str]) -> None:
     model = new("mixtral")
     resolve(model)
     assert walks
     walks.clear()
     for site in SITES:
-        find(model, site)
+        find_slot(model, site)
     assert walks == []
     with pytest.raises(SiteError):
-        find(model, Site("mlp_output", 9))
+        find_slot(model, Site("mlp_output", 9))
     assert walks  # what the map has not got may have been put in since
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_steps_of_a_fused_recurrent_module_are_found_by_the_same_door(compiled: bool, walks: list[str]) -> None:
+    model = nn.ModuleDict({"rnn": nn.GRU(3, 5, num_layers=2)})
+    model = torch.compile(model, backend="eager") if compiled else model
+    asked = [Site(f"rnn.step[{layer}]{part}") for layer in (0, 1) for part in (".input", ".output", ".new_gate.input")]
+    walks.clear()
+    slots = [find_slot(model, site) for site in asked]
+    assert "named_modules" not in walks
+    assert [slot.width for slot in slots] == [3, 5, 5, 5, 5, 5]
+    assert {type(slot.fused) for slot in slots} == {nn.GRU}
+    assert [find_slot(model, site).module for site in asked] == [slot.module for slot in slots]
+
+
+def test_a_module_named_step_is_that_module() -> None:
+    own = nn.ModuleDict({"rnn": nn.ModuleDict({"step": nn.ModuleList([nn.Linear(2, 4)])})})
+    assert find_slot(own, Site("rnn.step[0].output")).module is own["rnn"]["step"][0]
+    with pytest.raises(SiteError, match=r"has no module 'rnn.step.1'"):
+        find_slot(own, Site("rnn.step[1].output"))
 
 
 def _at(model: nn.Module, name: str) -> nn.Module:

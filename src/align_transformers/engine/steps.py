@@ -9,23 +9,24 @@ cell instead, over the same weights.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._errors import PlanError, PositionError, SiteError, near_misses
-from ..models import Slot, find_slot, uncompiled
+from .._errors import PlanError, PositionError, SiteError
+from ..models import Slot, find_slot
+from ..models.recurrent_cells import Weights, cells_of
 from ..positions import Positions
-from ..sites import Site
 from .places import Places
+
+find_place = find_slot
+"""The one door to a module has moved to `models`: this is its former name."""
 
 # --- A module that is called once a step -----------------------------------------------------------------------------
 
@@ -136,119 +137,16 @@ def check_one_vector(positions: Positions, where: str) -> None:
 
 # --- Fused recurrent modules, run by their cells ---------------------------------------------------------------------
 
-_STEP = re.compile(r"^(?:(?P<fused>.+)\.)?step\.(?P<layer>\d+)(?:\.(?P<part>\w+))?$")
-_POINTS: Mapping[type[nn.Module], tuple[str, ...]] = {
-    nn.GRU: ("reset_gate", "update_gate", "new_gate"),
-    nn.LSTM: ("input_gate", "forget_gate", "cell_gate", "output_gate", "cell"),
-}
-
-
-Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-"""From the input to the gates, from the hidden state to the gates, and the biases of both, as PyTorch lays them out."""
-
-
-class Cell(nn.Module):
-    """One layer of a fused module, one step at a time. It has no weights: they are those of the fused module.
-
-    Its input is the layer's input and its state, its output the new state, the hidden one first, each
-    `(batch, width)`. Gates are modules: their input is what goes into the nonlinearity.
-
-    Args:
-        points: the names of its gates; `cell`, too, where there is a cell state.
-    """
-
-    def __init__(self, points: tuple[str, ...]) -> None:
-        super().__init__()
-        for name in points:
-            gate = nn.Tanh() if name in ("new_gate", "cell_gate") else nn.Sigmoid()
-            self.add_module(name, nn.Identity() if name == "cell" else gate)
-
-    def forward(self, x: Tensor, state: tuple[Tensor, ...], weights: Weights) -> tuple[Tensor, ...]:
-        """Return the next state.
-
-        Args:
-            x: `(batch, input)`.
-            state: the hidden state, and the cell state of an LSTM, each `(batch, hidden)`.
-            weights: those of this layer.
-        """
-        from_x, from_h = F.linear(x, weights[0], weights[2]), F.linear(state[0], weights[1], weights[3])
-        gates = dict(self.named_children())
-        if "reset_gate" in gates:
-            reset_x, update_x, new_x = from_x.chunk(3, -1)
-            reset_h, update_h, new_h = from_h.chunk(3, -1)
-            reset, update = gates["reset_gate"](reset_x + reset_h), gates["update_gate"](update_x + update_h)
-            new = gates["new_gate"](new_x + reset * new_h)
-            return ((1 - update) * new + update * state[0],)
-        into, forget, new, out = (from_x + from_h).chunk(4, -1)
-        kept = gates["forget_gate"](forget) * state[1]
-        cell = gates["cell"](kept + gates["input_gate"](into) * gates["cell_gate"](new))
-        return gates["output_gate"](out) * cell.tanh(), cell
-
-
-_cells: WeakKeyDictionary[nn.Module, nn.ModuleList] = WeakKeyDictionary()
-
-
-def find_place(model: nn.Module, site: Site) -> Slot:
-    """Return where a site's tensor is: `find_slot`, and the steps of fused recurrent modules.
-
-    Args:
-        model: the user's model.
-        site: a named component or a dotted path; `rnn.step[0].output` is the hidden state of the first layer of the
-            `nn.GRU` or `nn.LSTM` at `rnn`, one step at a time; `rnn.step[0].input` what that layer reads,
-            `rnn.step[0].cell.output` an LSTM's cell state, `rnn.step[0].reset_gate.output` one of its gates.
-
-    Raises:
-        SiteError: it does not exist here, or the module cannot be run by its cells.
-
-    >>> find_place(nn.Sequential(nn.GRU(3, 5)), Site("0.step[0].update_gate.output")).path
-    '0.step.0.update_gate'
-    """
-    found = None if site.path is None else _STEP.match(site.path[0])
-    fused = None if found is None else dict(uncompiled(model).named_modules()).get(found["fused"] or "")
-    if found is None or site.path is None or not isinstance(fused, nn.RNNBase):
-        return find_slot(model, site)
-    path, side = site.path
-    cells = _cells_of(fused, found["fused"] or type(fused).__name__)
-    layer = int(found["layer"])
-    if layer >= len(cells):
-        raise SiteError(f"{site}: layer {layer} does not exist, {found['fused']!r} has {len(cells)}, from 0")
-    module: nn.Module = cells[layer]
-    if found["part"]:
-        parts = dict(module.named_children())
-        if found["part"] not in parts:
-            raise SiteError(f"{site}: a step has no {found['part']!r}; {near_misses(found['part'], parts)}")
-        module = parts[found["part"]]
-    reads_x = side == "input" and not found["part"]
-    width = fused.input_size if reads_x and layer == 0 else fused.hidden_size
-    return Slot(module, path, side, site.call, width=width, fused=fused)
-
-
-def _cells_of(fused: nn.RNNBase, path: str) -> nn.ModuleList:
-    """Return the cells of a fused module, one a layer; always the same ones."""
-    points = _POINTS.get(type(fused))
-    reason = None
-    if points is None:
-        reason = f"only {', '.join(kind.__name__ for kind in _POINTS)} can be run by their cells"
-    elif fused.bidirectional:
-        reason = "it is bidirectional: a call would not be a time step"
-    elif fused.proj_size:
-        reason = f"it projects its hidden state (proj_size={fused.proj_size})"
-    if points is None or reason is not None:
-        raise SiteError(f"{path!r} is a {type(fused).__name__}, whose steps cannot be addressed: {reason}")
-    if fused not in _cells:
-        _cells[fused] = nn.ModuleList(Cell(points) for _ in range(fused.num_layers))
-    return _cells[fused]
-
 
 @contextmanager
 def by_cells(fused: nn.Module) -> Iterator[None]:
     """Let a fused module run cell by cell while the context is open; it is as before on every exit.
 
     Args:
-        fused: one that `find_place` accepted.
+        fused: one whose steps a slot is at.
     """
     before = vars(fused).get("forward")
-    fused.forward = _unfused(fused, _cells[fused])  # type: ignore[arg-type]
+    fused.forward = _unfused(fused, cells_of(fused))  # type: ignore[arg-type]
     try:
         yield
     finally:

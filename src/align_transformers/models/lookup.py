@@ -7,6 +7,7 @@ from torch import nn
 from .._errors import SiteError, near_misses
 from ..sites import Site
 from .modules import module_width, submodule, uncompiled
+from .recurrent_cells import find_step
 from .resolve import known_map, resolve
 from .slot import Slot
 
@@ -19,13 +20,16 @@ def find_slot(model: nn.Module, site: Site) -> Slot:
 
     Args:
         model: the user's model.
-        site: a named component or a dotted path.
+        site: a named component or a dotted path. `rnn.step[0].output` is at the steps of an `nn.GRU` or `nn.LSTM`
+            (`recurrent_cells.find_step` has all such paths).
 
     Raises:
-        SiteError: the layer, the component or the module does not exist here.
+        SiteError: the layer, the component or the module does not exist here, or has no steps that can be named.
 
     >>> find_slot(nn.Sequential(nn.Linear(3, 5)), Site("0.output")).width
     5
+    >>> find_slot(nn.Sequential(nn.GRU(3, 5)), Site("0.step[0].output")).fused
+    GRU(3, 5)
     """
     if site.path is None:
         known = known_map(model)
@@ -35,6 +39,9 @@ def find_slot(model: nn.Module, site: Site) -> Slot:
     model = uncompiled(model)
     module = submodule(model, path)
     if module is None:
+        step = find_step(model, site)
+        if step is not None:
+            return step
         known_paths = near_misses(path, [name for name, _ in model.named_modules() if name])
         raise SiteError(f"{type(model).__name__} has no module {path!r}; {known_paths}")
     return Slot(module, path, side, site.call, width=module_width(module, side))
