@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .._errors import ArtifactError, SpecError
 from ..config import IntervenableConfig
-from ..engine.steps import find_place
 from ..hub import PREFIX, Snapshot, download
+from ..models import find_slot
 from .build import build, split_by_number
 from .identity import Identity, differences, identify_model, identify_tokenizer
 from .layout import (
@@ -187,7 +187,7 @@ def _widths(config: IntervenableConfig, model: nn.Module | None = None) -> dict[
         taken, units = one.intervention.embed_dim, 1 if one.intervention.keep_last_dim else one.max_number_of_units
         if taken is None:
             continue
-        slot = None if model is None else find_place(model, one.site)
+        slot = None if model is None else find_slot(model, one.site)
         width = None if slot is None else slot.width
         if slot is not None and slot.heads is not None and one.unit in ("h", "h.pos"):
             width = slot.heads.shape[1]
