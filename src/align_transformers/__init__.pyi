@@ -17,11 +17,13 @@ from .engine import (
     Bound,
     Collected,
     Effect,
-    Memory,
     Outcome,
+    Planner,
+    Step,
     bind,
-    execute,
+    one_by_one,
 )
+from .fast import ActivationCache, Memory, planned
 from .intervenable import IntervenableModel
 from .interventions import (
     AdditionIntervention,
@@ -81,6 +83,7 @@ from .metrics import (
 from .models import Description, describe, load_model, resolve
 from .outputs import IntervenableGeneration, IntervenableOutput
 from .plan import Constant, Edit, Logits, Plan, Read, Run
+from .planners import execute
 from .positions import Positions
 from .sites import COMPONENTS, Site
 from .studies import grid
@@ -104,6 +107,7 @@ from .zoo import (
 
 __all__ = [
     "COMPONENTS",
+    "ActivationCache",
     "AdditionIntervention",
     "AlignError",
     "Alignment",
@@ -149,6 +153,7 @@ __all__ = [
     "PCARotatedSpaceIntervention",
     "Plan",
     "PlanError",
+    "Planner",
     "PositionError",
     "Positions",
     "Read",
@@ -165,6 +170,7 @@ __all__ = [
     "SourcelessIntervention",
     "SpecError",
     "StackedLowRankRotatedSpaceIntervention",
+    "Step",
     "SubtractionIntervention",
     "Table",
     "TrainableIntervention",
@@ -199,6 +205,8 @@ __all__ = [
     "label_difference",
     "load_model",
     "logit_difference",
+    "one_by_one",
+    "planned",
     "precompute",
     "probability",
     "progress_bar",

@@ -13,11 +13,11 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from . import engine, storage
+from . import engine, planners, storage
 from ._errors import SpecError, UnknownNameError
 from .compose import Call, Timing, compose
 from .config import IntervenableConfig
-from .engine import Bound, Collected, Inputs, Outcome
+from .engine import Bound, Collected, Inputs, Outcome, Planner
 from .interventions import TrainableIntervention
 from .learning import Alignment, Fitted, Scores, evaluate_call, fit_call
 from .outputs import IntervenableGeneration, IntervenableOutput
@@ -32,6 +32,7 @@ class IntervenableModel(nn.Module):
     Args:
         config: an `IntervenableConfig`, a `RepresentationConfig`, a dict, or a list of these.
         model: any `nn.Module`; dotted paths address every module, component names the blocks of known families.
+        planner: says which passes are run, as for `execute`; default: `planned`.
 
     Raises:
         UnknownNameError: a component, unit or keyword is misspelt.
@@ -45,8 +46,9 @@ class IntervenableModel(nn.Module):
     True
     """
 
-    def __init__(self, config: Any, model: nn.Module) -> None:
+    def __init__(self, config: Any, model: nn.Module, *, planner: Planner | None = None) -> None:
         super().__init__()
+        self.planner = planner
         self.config = IntervenableConfig.of(config)
         self.model = model
         self.representations = represent(self.config, model)
@@ -88,7 +90,7 @@ class IntervenableModel(nn.Module):
         """
         _refuse_misspelt(model_kwargs, self.forward, self.model.forward)
         call = Call(_with_kwargs(base, model_kwargs), sources, unit_locations, source_representations, subspaces)
-        outcome = engine.execute(self._bind(call, original=output_original_output))
+        outcome = planners.execute(self._bind(call, original=output_original_output), self.planner)
         pair = outcome.outputs.get("original"), outcome.outputs["base"]
         if not return_dict:
             return pair
@@ -137,7 +139,7 @@ class IntervenableModel(nn.Module):
         call = Call(base, sources, unit_locations, source_representations, subspaces, timing)
         bound = self._bind(call)
         original = engine.generate_plain(self.model, base, generate_kwargs) if output_original_output else None
-        outcome = engine.generate(bound, generate_kwargs)
+        outcome = engine.generate(bound, generate_kwargs, self.planner or planners.DEFAULT)
         if not return_dict:
             return original, outcome.outputs["base"]
         seen = self._collected(outcome)

@@ -89,10 +89,20 @@ class Logits:
         tokens: ids of the tokens whose logits are wanted, in this order; `None` for the whole vocabulary.
         at: names of inputs, each with the column that is read of each of its examples; inputs that are not named are
             read at the last real token of every example.
+        answers_of: names of wanted runs. Of these the logits of all tokens are wanted; of all other runs those of the
+            tokens that these find most probable, each once, in the order of the runs and their examples.
+
+    Raises:
+        PlanError: tokens are named, too.
     """
 
     tokens: tuple[int, ...] | None = None
     at: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    answers_of: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.answers_of and self.tokens is not None:
+            raise PlanError(f"logits of the tokens {list(self.tokens)} are wanted, or those of answers, but not both")
 
 
 @dataclass(frozen=True)
@@ -104,9 +114,10 @@ class Plan:
         outputs: names of the runs whose outputs are wanted.
         logits: what of their outputs is wanted, so that nothing else need be computed; `None`: all that the model
             returns.
+        values: what else is wanted: activations of some runs.
 
     Raises:
-        PlanError: two runs or two edits share a name, no output is wanted, or the reads form a circle.
+        PlanError: two runs or two edits share a name, nothing is wanted, or the reads form a circle.
         UnknownNameError: a read or an output names no run of the plan.
 
     >>> swap = Edit("swap", Site("mlp_output", 0), "vanilla", source=Read("source", Site("mlp_output", 0)))
@@ -118,17 +129,22 @@ class Plan:
     runs: tuple[Run, ...]
     outputs: tuple[str, ...]
     logits: Logits | None = None
+    values: tuple[Read, ...] = ()
     _by_name: dict[str, Run] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_by_name", {run.name: run for run in self.runs})
         _check_unique([run.name for run in self.runs], "run")
         _check_unique([edit.name for edit in self.edits()], "edit")
-        if not self.outputs:
+        if not self.outputs and not self.values:
             raise PlanError(f"a plan needs at least one output; its runs are {[run.name for run in self.runs]}")
-        for name in (*self.outputs, *(read.run for read in self.reads())):
+        answers = () if self.logits is None else self.logits.answers_of
+        for name in (*self.outputs, *answers, *(read.run for read in self.reads())):
             if name not in self._by_name:
                 raise UnknownNameError(f"the plan has no run {name!r}; {near_misses(name, self._by_name)}")
+        unwanted = [name for name in answers if name not in self.outputs]
+        if unwanted:
+            raise PlanError(f"the answer of run {unwanted[0]!r} is asked for, so its output has to be wanted, too")
         self._ordered(self._by_name)
 
     def run(self, name: str) -> Run:
@@ -141,33 +157,42 @@ class Plan:
             yield from run.edits
 
     def reads(self) -> Iterator[Read]:
-        """Yield every read, in the order of the edits that need it."""
+        """Yield every read, in the order of the edits that need it, then those that are wanted themselves."""
         for edit in self.edits():
             if isinstance(edit.source, Read):
                 yield edit.source
+        yield from self.values
+
+    def needs(self, run: Run) -> tuple[str, ...]:
+        """Return the names of the runs that one has to come after: those that it reads, and those that answer."""
+        found = [edit.source.run for edit in run.edits if isinstance(edit.source, Read)]
+        answers = () if self.logits is None or run.name not in self.outputs else self.logits.answers_of
+        return tuple(dict.fromkeys(found if run.name in answers else (*found, *answers)))
 
     def order(self) -> tuple[Run, ...]:
-        """Return the runs that the outputs need, each after all runs that it reads."""
-        return self._ordered(self.outputs)
+        """Return the runs that are needed for what is wanted, each after those that it needs."""
+        return self._ordered((*self.outputs, *(read.run for read in self.values)))
 
     def _ordered(self, wanted: Iterable[str]) -> tuple[Run, ...]:
-        """Return the runs named and all that they read, directly or not, each after those that it reads."""
-        needs: dict[str, list[str]] = {}
+        """Return the runs named and all that they need, directly or not, each after those that it needs."""
+        needs: dict[str, tuple[str, ...]] = {}
         waiting = list(wanted)
         while waiting:
             name = waiting.pop()
             if name not in needs:
-                needs[name] = [edit.source.run for edit in self.run(name).edits if isinstance(edit.source, Read)]
+                needs[name] = self.needs(self.run(name))
                 waiting += needs[name]
+        in_order = {run.name: needs[run.name] for run in self.runs if run.name in needs}
         try:
-            return tuple(self.run(name) for name in TopologicalSorter(needs).static_order())
+            return tuple(self.run(name) for name in TopologicalSorter(in_order).static_order())
         except CycleError as error:
             raise PlanError(f"runs read each other in a circle: {' -> '.join(error.args[1])}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-able data; `Plan.from_dict` is the inverse."""
         logits = None if self.logits is None else asdict(self.logits)
-        return {"runs": [asdict(run) for run in self.runs], "outputs": list(self.outputs), "logits": logits}
+        runs, values = [asdict(run) for run in self.runs], [asdict(read) for read in self.values]
+        return {"runs": runs, "outputs": list(self.outputs), "logits": logits, "values": values}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -178,8 +203,12 @@ class Plan:
         """
         try:
             logits = data.get("logits")
-            wanted = None if logits is None else Logits(_tuples(logits["tokens"]), _tuples(logits.get("at", ())))
-            return cls(tuple(_run(run) for run in data["runs"]), tuple(data["outputs"]), wanted)
+            wanted = None
+            if logits is not None:
+                more = (_tuples(logits.get(name, ())) for name in ("at", "answers_of"))
+                wanted = Logits(_tuples(logits["tokens"]), *more)
+            values = tuple(_read(read) for read in data.get("values", ()))
+            return cls(tuple(_run(run) for run in data["runs"]), tuple(data["outputs"]), wanted, values)
         except (KeyError, TypeError) as error:
             raise SpecError(f"this is not a plan as Plan.to_dict writes it ({error!r})") from error
 
@@ -202,10 +231,11 @@ def _edit(data: Mapping[str, Any]) -> Edit:
 def _source(data: Mapping[str, Any] | None) -> Read | Constant | None:
     if data is None:
         return None
-    if "run" in data:
-        site, examples = Site(**data["site"]), _tuples(data.get("examples"))
-        return Read(data["run"], site, _positions(data["positions"]), examples)
-    return Constant(data["name"])
+    return _read(data) if "run" in data else Constant(data["name"])
+
+
+def _read(data: Mapping[str, Any]) -> Read:
+    return Read(data["run"], Site(**data["site"]), _positions(data["positions"]), _tuples(data.get("examples")))
 
 
 def _positions(data: Mapping[str, Any]) -> Positions:

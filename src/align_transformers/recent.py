@@ -16,6 +16,7 @@ from .config import IntervenableConfig
 from .engine import Bound, Inputs
 from .interventions import Intervention
 from .models import uncompiled
+from .models.resolve import known_map
 
 _MASKS = ("attention_mask", "decoder_attention_mask")
 
@@ -98,7 +99,10 @@ def _way(bound: Bound) -> list[_Step] | None:
     """Return every step on the way to the sites and the blocks; `None` if one is not found that way."""
     steps: dict[tuple[int, str], _Step] = {}
     slots = [*(edit.slot for edit in bound.edits.values()), *(read.slot for read in bound.reads.values())]
-    for slot in [*slots, *(link.output for link in (bound.chain.links if bound.chain else ()))]:
+    found = known_map(bound.model)
+    blocks = [] if found is None else [block for stack in found.stacks.values() for block in stack]
+    outputs = (block.slots.get("block_output") for block in blocks)
+    for slot in [*slots, *(slot for slot in outputs if slot is not None)]:
         module = bound.model
         for name in slot.path.split(".") if slot.path else ():
             below, parent = module._modules, id(module)

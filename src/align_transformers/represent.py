@@ -8,10 +8,9 @@ from torch import nn
 
 from .compose import Representation
 from .config import IntervenableConfig, RepresentationConfig
-from .engine import find_place
 from .interventions import Intervention, build_intervention
 from .locations import Addressed
-from .models import Slot
+from .models import Slot, find_slot
 from .sites import Site
 
 
@@ -21,7 +20,7 @@ def represent(config: IntervenableConfig, model: nn.Module) -> list[Representati
     found = []
     for number, (spec, representation) in enumerate(zip(config.specs(), config.representations, strict=True)):
         site = Site(representation.component, representation.layer, representation.call)
-        slot = find_place(model, site)
+        slot = find_slot(model, site)
         link = representation.intervention_link_key
         intervention = linked.get(link) if link is not None else None
         if intervention is None:

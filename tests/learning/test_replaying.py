@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from tests.helpers import VOCAB, new_model
@@ -28,7 +30,7 @@ from align_transformers import (
     fit_pca,
     resolve,
 )
-from align_transformers.engine import remembered
+from align_transformers.fast import planned, remembered
 from align_transformers.learning import fit, precompute
 
 PLAIN = {"schedule": "constant", "warmup": 0, "lr": 0.01}
@@ -135,8 +137,9 @@ def test_a_run_that_is_read_below_its_edit_starts_where_it_is_read():
     inputs, swap, memory = {"base": base, "source": source, "third": third}, {"swap": VanillaIntervention()}, Memory()
     expected = execute(bind(model, plan, inputs, swap)).outputs["base"]
     for _ in range(2):
-        again, constants, known = remembered(model, plan, inputs, {}, memory)
-        outcome = execute(bind(model, again, inputs, swap, constants, known))
+        found = remembered(model, plan, inputs, {}, memory)
+        bound = bind(model, found.plan, inputs, swap, found.constants)
+        outcome = execute(bound, partial(planned, known=found.known))
         torch.testing.assert_close(outcome.outputs["base"], expected, rtol=0, atol=1e-5)
-    assert set(known) == {"base", "source"}
-    assert [one.way for one in outcome.passes] == ["late", "packed"]
+    assert set(found.known) == {"base", "source"}
+    assert [one.way for one in outcome.passes] == ["partial", "packed"]

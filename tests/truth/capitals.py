@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align_transformers import IntervenableModel, Intervention, VanillaIntervention, load_model
-from align_transformers.engine import Memory
+from align_transformers import IntervenableModel, Intervention, Memory, VanillaIntervention, load_model
 from align_transformers.interventions import LowRankRotatedSpaceIntervention
 from align_transformers.learning import Replaying, Scores, evaluate, fit
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..models import Slot, find_leaf, replace_leaf
-from .interface import Visit, inside_interfaces, inside_router
-from .steps import by_cells
+from .attention import Around, Visit, Visits, around_attention, attend
+from .experts import around_experts, consult, inside_router
+from .recurrent import by_cells
 
 Act = Callable[[Tensor, int], Tensor | None]
 """Called with the tensor at a slot and the number of earlier calls of the module in this pass; returns the new tensor,
@@ -95,7 +96,7 @@ def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
             else:
                 inside.setdefault(id(slot.module), {})[slot.via] = visit
         if inside:
-            stack.enter_context(inside_interfaces(inside))
+            stack.enter_context(_inside_interfaces(inside))
         yield partial(_restart, visits)
 
 
@@ -123,6 +124,33 @@ class _WithBatchAxis:
         """Act on them."""
         new = self._act(tokens.view(*self._shape, tokens.shape[-1]), call)
         return None if new is None else new.reshape(tokens.shape)
+
+
+@contextmanager
+def _inside_interfaces(visits: Mapping[int, Visits]) -> Iterator[None]:
+    """Let the modules asked for show what is inside them while the context is open.
+
+    Args:
+        visits: by `id` of the attention or experts module.
+    """
+
+    def visited(go: Callable[..., Any]) -> Around:
+        def call(
+            function: Callable[..., Any],
+            default: Callable[..., Any],
+            module: nn.Module,
+            inputs: tuple[Any, ...],
+            options: dict[str, Any],
+        ) -> Any:
+            asked = visits.get(id(module))
+            if asked is None:
+                return function(module, *inputs, **options)
+            return go(asked, function, default, module, *inputs, **options)
+
+        return call
+
+    with around_attention(visited(attend)), around_experts(visited(consult)):
+        yield
 
 
 @contextmanager
@@ -163,3 +191,49 @@ def after_call(module: nn.Module, act: Callable[[nn.Module, Any, Any], Any], *, 
 
 def _with_arguments(act: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, *output: Any) -> Any:
     return act(module, (args, kwargs), *output)
+
+
+# --- passes that are not as the model wrote them ----------------------------------------------------------------------
+
+Forward = Callable[..., Any]
+
+
+@contextmanager
+def forwards(stand_ins: Mapping[nn.Module, Callable[[Forward], Forward]]) -> Iterator[None]:
+    """Give modules another `forward` while the context is open.
+
+    Args:
+        stand_ins: for each module a function from its `forward` to the one that takes its place.
+    """
+    before: list[tuple[nn.Module, Any]] = []
+    try:
+        for module, make in stand_ins.items():
+            before.append((module, module.__dict__.get("forward")))
+            module.__dict__["forward"] = make(module.forward)
+        yield
+    finally:
+        for module, own in reversed(before):
+            if own is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = own
+
+
+class Stopped(BaseException):
+    """Raised inside a pass that has gone as far as it needs to; never seen by a user."""
+
+
+@contextmanager
+def stopping(module: nn.Module, *, before: bool) -> Iterator[None]:
+    """End every pass at a module while the context is open, by raising `Stopped`.
+
+    Args:
+        module: no further than this.
+        before: before it is called rather than after.
+    """
+    with before_call(module, _stop) if before else after_call(module, _stop):
+        yield
+
+
+def _stop(*_: Any) -> None:
+    raise Stopped

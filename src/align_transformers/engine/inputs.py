@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import lru_cache
 from inspect import signature
 from typing import Any
@@ -12,6 +13,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from .._errors import PlanError
+from ..plan import Logits, Run
 
 Inputs = Mapping[str, Any] | Tensor
 """The keyword arguments of the model, or one tensor for its only argument."""
@@ -20,8 +22,6 @@ Span = tuple[int, int]
 
 CACHES = ("past_key_values", "cache_params")
 """What a model may be handed that it has made of earlier tokens, and writes into."""
-
-_RECORDS = ("output_hidden_states", "output_attentions", "output_router_logits", "labels")
 
 
 def batch_size(inputs: Inputs) -> int:
@@ -113,42 +113,60 @@ def examples_of(inputs: Inputs, examples: Sequence[int] | None) -> Inputs:
     }
 
 
+def own_caches(inputs: Inputs) -> Inputs:
+    """Return an input with copies of the caches that were handed in: each pass writes into its own."""
+    if isinstance(inputs, Tensor) or all(inputs.get(name) is None for name in CACHES):
+        return inputs
+    return {name: deepcopy(value) if name in CACHES else value for name, value in inputs.items()}
+
+
+def count(run: Run, inputs: Mapping[str, Inputs]) -> int:
+    """Return how many examples a run works on."""
+    return batch_size(inputs[run.input]) if run.examples is None else len(run.examples)
+
+
+class Spans:
+    """Where the real tokens of the inputs are, looked up once for each input.
+
+    Args:
+        inputs: by name.
+    """
+
+    def __init__(self, inputs: Mapping[str, Inputs]) -> None:
+        self.inputs = inputs
+        self._known: dict[tuple[str, str], list[Span] | None] = {}
+
+    def of(self, run: Run, stack: str) -> list[Span] | None:
+        """Return the spans of a run's examples; `None` if not known."""
+        key = run.input, stack
+        if key not in self._known:
+            self._known[key] = real_spans(self.inputs[run.input], stack)
+        spans = self._known[key]
+        return spans if spans is None or run.examples is None else [spans[example] for example in run.examples]
+
+
 def logits_stack(inputs: Inputs) -> str:
     """Return the stack whose sequence the logits of an input are of, as `token_axis` takes it."""
     return "decoder" if not isinstance(inputs, Tensor) and "decoder_input_ids" in inputs else ""
 
 
-def last_columns(inputs: Inputs) -> Int64[Tensor, " batch"] | None:
-    """Return the column of the last real token of every example; `None` if that is not known.
-
-    >>> ids = torch.zeros(2, 3, dtype=torch.long)
-    >>> last_columns({"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 0]] * 2)})
-    tensor([1, 1])
-    """
-    spans = real_spans(inputs, logits_stack(inputs))
-    return None if spans is None else torch.tensor([end - 1 for _, end in spans])
-
-
-def whole_run_only(inputs: Inputs, config: Any, whole_output: bool) -> str:
-    """Return why a pass over an input has to run from the first block on; empty if it has not.
+def read_columns(name: str, inputs: Inputs, logits: Logits) -> Int64[Tensor, " batch"] | None:
+    """Return the column at which the logits of every example are read; `None` if that is not known.
 
     Args:
+        name: of the input.
         inputs: the model's.
-        config: the model's, or `None`.
-        whole_output: all that the model returns is wanted, with a cache if it makes one.
+        logits: says where; without a word about this input it is the last real token of every example.
+
+    >>> ids = torch.zeros(2, 3, dtype=torch.long)
+    >>> read_columns("x", {"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 0]] * 2)}, Logits())
+    tensor([1, 1])
     """
-    if isinstance(inputs, Tensor):
-        return ""
-    for name in CACHES:
-        if inputs.get(name) is not None:
-            return f"{name} is handed in"
-    for name in _RECORDS:
-        value = inputs.get(name, getattr(config, name, False))
-        if value is not None and value is not False:
-            return f"{name} is asked for"
-    if whole_output and inputs.get("use_cache", getattr(config, "use_cache", False)):
-        return "its output holds a cache of all blocks (use_cache=False would do without)"
-    return ""
+    said = dict(logits.at).get(name)
+    if said is not None:
+        return torch.tensor(said)
+    spans = real_spans(inputs, logits_stack(inputs))
+    return None if spans is None else torch.tensor([end - 1 for _, end in spans])
 
 
 def without_cache(model: nn.Module, inputs: Inputs) -> Inputs:

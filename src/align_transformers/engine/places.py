@@ -70,6 +70,14 @@ class Places:
             wide["rows"] = torch.arange(len(self.rows) * times).unsqueeze(1)
         return replace(self, batch=self.batch * times, **wide)
 
+    def of(self, lines: range) -> Places:
+        """Return the places of some lines of the batch, as a batch of their own."""
+        part = slice(lines.start, lines.stop)
+        wide = {name: value[part] for name, value in self._tensors().items() if value.ndim == 2 and len(value) > 1}
+        if self.rows is not None and self.batch:
+            wide["rows"] = torch.arange(len(lines)).unsqueeze(1)
+        return replace(self, batch=len(lines) if self.batch else 0, column=None, **wide)
+
     def shifted(self, start: int, length: int) -> Places | None:
         """Return these places as seen by a pass over `length` columns from `start`; `None` if none lies there."""
         if self.index is None or (start == 0 and self.reach <= length):

@@ -1,20 +1,31 @@
-"""Carrying out a bound plan: all its passes, and what came of them."""
+"""The interpreter: it runs the steps that a planner yields, one after the other, and decides nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from .._errors import PlanError
-from .abilities import abilities
-from .apply import Work
-from .bind import Bound
-from .ledger import Effect, Passed, Tally, check_fired
-from .passes import Execution, Forward, forward_once
+from .._errors import NeverFiredError, PlanError
+from ..plan import Plan, Read, Run
+from ..positions import Positions
+from ..sites import Site
+from .bind import Bound, BoundRead, bind
+from .edits import Captured, Record, edit_tap, read_tap
+from .hooks import Stopped, tapped
+from .inputs import Inputs, token_axis
+from .ledger import Counts, Effect, Passed, PickedTally, Tally, check_fired
+from .logits import pick_logits
+from .step import OutOfMemory, Part, Pass, Planner, Reply, Step, one_by_one
+
+Forward = Callable[[Record, Inputs, Callable[[], None]], Any]
+"""How a pass is run: called with its record, the input, and a function that says a new forward pass begins."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,30 +49,44 @@ class Outcome:
         outputs: for each wanted run what the model returned; or, where the plan wants logits only, these: `(examples,
             vocab)`, or `(examples, tokens)`, at each example's last real token.
         collected: for each collecting edit what it saw.
+        values: for each read that the plan wants the value, `(lines, units, width)`; zeros at padding.
         passes: what was run for it, in order.
-        tallies: what the edits counted.
+        tallies: by name of the edit what it counted, in parts where its run was divided.
+        bound: the plan that was carried out.
     """
 
     outputs: Mapping[str, Any]
     collected: Mapping[str, Collected]
+    values: Mapping[Read, Tensor]
     passes: tuple[Passed, ...]
-    tallies: tuple[Tally, ...] = field(repr=False)
+    tallies: Mapping[str, Sequence[Tally | PickedTally]] = field(repr=False)
+    bound: Bound = field(repr=False)
 
     @cached_property
     def effects(self) -> tuple[Effect, ...]:
-        """The ledger: one entry an edit, in the order of the passes."""
-        return tuple(tally.effect() for tally in self.tallies)
+        """The ledger: one entry an edit, in the order of the runs."""
+        return tuple(
+            Counts.of_parts([tally.counts() for tally in self.tallies[edit.name]]).effect(edit, self.bound.count(run))
+            for run in self.bound.order
+            for edit in run.edits
+        )
 
 
 def execute(
-    bound: Bound, last: Forward = forward_once, *, ready: Callable[[Mapping[str, Any]], None] | None = None
+    bound: Bound,
+    planner: Planner = one_by_one,
+    *,
+    forward: Forward | None = None,
+    ready: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Outcome:
     """Carry out a bound plan.
 
     Args:
         bound: from `bind`.
-        last: how to run the last pass: one forward pass, or a whole generation.
-        ready: called after every pass with the outputs of its runs, by name.
+        planner: yields the passes. `one_by_one` runs every run in full, which is what the plan means; others give the
+            same with less work.
+        forward: how to run the pass whose output is wanted: a whole generation. Default: one forward pass.
+        ready: called after every pass with what it gave of the outputs, by name of the run.
 
     Returns:
         The outputs asked for, what was collected, and the ledger.
@@ -69,19 +94,194 @@ def execute(
     Raises:
         NeverFiredError: an edit or a read was never reached.
         InterventionError: an intervention returned another shape.
+        RuntimeError: there was no memory for a pass, and the planner knew no smaller one.
     """
-    _check_clocks(bound, last)
-    work = Work(bound)
-    execution = Execution(work, abilities(bound.model))
-    outputs: dict[str, Any] = {}
-    for number, one in enumerate(bound.passes, start=1):
-        for new in execution.carry_out(one, last if number == len(bound.passes) else forward_once):
-            outputs |= new
-            if ready is not None and new:
-                ready(new)
-    collected = {name: _collected(pairs) for name, pairs in work.collected.items()}
-    check_fired(work.tallies.values())
-    return Outcome(outputs, collected, tuple(execution.passed), tuple(work.tallies.values()))
+    _check_clocks(bound)
+    results = Results(bound)
+    steps = planner(bound)
+    step = next(steps, None)
+    while step is not None:
+        reply, outputs = run_step(results, step, forward if step.wanted else None)
+        if ready is not None and outputs:
+            ready(outputs)
+        step = _following(steps, reply)
+    return results.outcome()
+
+
+def capture(
+    model: nn.Module, inputs: Inputs, site: Site, positions: Positions, planner: Planner = one_by_one
+) -> Tensor:
+    """Return the activations of an input at one site, `(batch, units, width)`; zeros where an example has fewer units.
+
+    Args:
+        model: the user's; it is not changed.
+        inputs: the model's keyword arguments, or its only tensor.
+        site: where in the network.
+        positions: at which places.
+        planner: as for `execute`.
+
+    Raises:
+        SiteError: the model has no such site.
+        PositionError: a position does not exist, or lies on padding.
+
+    >>> capture(nn.Linear(2, 3), torch.ones(4, 2), Site("output"), Positions()).shape
+    torch.Size([4, 3])
+    """
+    read = Read("run", site, positions)
+    plan = Plan((Run("run", "inputs"),), (), None, (read,))
+    with torch.no_grad():
+        return execute(bind(model, plan, {"inputs": inputs}, {}), planner).values[read]
+
+
+def _following(steps: Generator[Step, Reply, None], reply: Reply) -> Step | None:
+    """Tell a planner what came of its step, and return the next; `None` at the end."""
+    try:
+        return steps.send(reply)
+    except StopIteration:
+        return None
+
+
+def run_step(results: Results, step: Step, forward: Forward | None) -> tuple[Reply, Mapping[str, Any]]:
+    """Run one forward pass with all its hooks.
+
+    Args:
+        results: what came of the passes before; what comes of this one is added.
+        step: says everything.
+        forward: how the model is called; `None`: once.
+
+    Returns:
+        What the planner is told, and what is there of the wanted outputs now.
+    """
+    bound = results.bound
+    record = Record(results.values, tokens=results.tokens(step))
+    this = step.way.prepare(bound, step, record)
+    names = [*this.joined, *(edit.edit.name for edit in this.edits)]
+    reads = [bound.reads[read] for read in step.reads]
+    record.tallies.update({name: Tally() for name in names})
+    taps = [*(edit_tap(record, edit) for edit in this.edits), *(read_tap(record, read) for read in reads)]
+    with ExitStack() as stack:
+        for context in this.around:
+            stack.enter_context(context)
+        restart = stack.enter_context(tapped(taps))
+        for context in this.within:
+            stack.enter_context(context)
+        try:
+            output = _call(bound, this.inputs) if forward is None else forward(record, this.inputs, restart)
+        except Stopped:
+            output = None  # as far as the way said
+        except RuntimeError as error:
+            if not _says_no_memory(error):
+                raise
+            return OutOfMemory(error), {}
+    _check_steps(record, [*reads, *names], this.inputs)
+    _check_reads(record, reads, step)
+    if step.wanted and bound.plan.logits is not None:
+        output = pick_logits(output, this.at, record.tokens, this.narrowed())
+    return this.leaves(), results.add(step, this, record, output)
+
+
+def _call(bound: Bound, inputs: Inputs) -> Any:
+    return bound.model(inputs) if isinstance(inputs, Tensor) else bound.model(**inputs)
+
+
+class Results:
+    """What the passes of a plan leave, as long as somebody needs it.
+
+    Args:
+        bound: the plan.
+    """
+
+    def __init__(self, bound: Bound) -> None:
+        self.bound = bound
+        self.values: Captured = {}
+        self._passes: list[Passed] = []
+        self._outputs: dict[str, dict[int, Any]] = {}
+        self._collected: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._tallies: dict[str, dict[int, Tally | PickedTally]] = {}
+        self._waiting: Counter[BoundRead] = Counter(bound.reads[read] for read in bound.plan.values)
+        for run in bound.order:
+            for read in self._sources(run):
+                self._waiting[read] += bound.count(run)
+
+    def tokens(self, step: Step) -> tuple[int, ...] | None:
+        """Return the tokens whose logits are wanted of a step; `None` for all."""
+        logits = self.bound.plan.logits
+        if logits is None or not logits.answers_of:
+            return None if logits is None else logits.tokens
+        if not step.wanted or any(run.name in logits.answers_of for run in step.runs):
+            return None
+        said = [self._output(name).argmax(-1).tolist() for name in logits.answers_of]
+        return tuple(dict.fromkeys(token for tokens in said for token in tokens))
+
+    def add(self, step: Step, this: Pass, record: Record, output: Any) -> dict[str, Any]:
+        """Take what came of a pass; let go of what nobody reads any more; return the wanted outputs."""
+        runs = (*step.runs, *step.twins)
+        self._passes.append(Passed(tuple(run.name for run in runs), step.way.name, *this.shape, step.refused))
+        self.values.update(record.captured)
+        self._collected.update(record.collected)
+        starts = {part.run.name: part.lines.start if part.lines else 0 for part in step.parts}
+        owners = {edit.name: starts[run.name] for run in step.runs for edit in run.edits}
+        for name, tally in record.tallies.items():
+            self._tallies.setdefault(name, {})[owners[name]] = tally
+        for one in this.inherited:
+            (tally,) = self._tallies[one.donor].values()
+            self._tallies.setdefault(one.name, {})[owners[one.name]] = PickedTally(tally, one.examples)
+        outputs = self._divided(step, output) if step.wanted else {}
+        for name, rows in outputs.items():
+            self._outputs.setdefault(name, {})[starts.get(name, 0)] = rows
+        self._release(step)
+        return outputs
+
+    def outcome(self) -> Outcome:
+        """Return what came of the plan.
+
+        Raises:
+            NeverFiredError: an edit was never reached.
+        """
+        plan = self.bound.plan
+        tallies = {name: [tally for _, tally in _in_order(parts)] for name, parts in self._tallies.items()}
+        check_fired((bound.edit, any(one.fired for one in tallies[name])) for name, bound in self.bound.edits.items())
+        outputs = {name: self._output(name) for name in plan.outputs}
+        collected = {name: _collected(pairs) for name, pairs in self._collected.items()}
+        values = {read: _value(self.values[self.bound.reads[read]]) for read in plan.values}
+        return Outcome(outputs, collected, values, tuple(self._passes), tallies, self.bound)
+
+    def _output(self, name: str) -> Any:
+        parts = [rows for _, rows in _in_order(self._outputs[name])]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _divided(self, step: Step, output: Any) -> dict[str, Any]:
+        """Return the output of each wanted run of a step."""
+        if len(step.parts) == 1:
+            runs = (*step.runs, *step.twins)
+            return {run.name: output for run in runs if run.name in self.bound.plan.outputs}
+        sizes = [self._size(part) for part in step.parts]
+        return dict(zip((run.name for run in step.runs), output.split(sizes), strict=True))
+
+    def _size(self, part: Part) -> int:
+        return self.bound.count(part.run) if part.lines is None else len(part.lines)
+
+    def _sources(self, run: Run) -> list[BoundRead]:
+        """Return what the edits of a run read."""
+        reads = (self.bound.edits[edit.name].read for edit in run.edits)
+        return [read for read in reads if read is not None]
+
+    def _release(self, step: Step) -> None:
+        """Forget what was read for edits that have all been made."""
+        for part in step.parts:
+            for read in self._sources(part.run):
+                self._waiting[read] -= self._size(part)
+                if not self._waiting[read]:
+                    del self.values[read]
+
+
+def _in_order(parts: Mapping[int, Any]) -> list[tuple[int, Any]]:
+    return sorted(parts.items(), key=lambda part: part[0])
+
+
+def _value(calls: list[Tensor]) -> Tensor:
+    """Return what a read has as one tensor; the units of several calls stand one call after the other."""
+    return calls[0] if len(calls) == 1 else torch.cat([one if one.ndim > 2 else one.unsqueeze(1) for one in calls], 1)
 
 
 def _collected(pairs: list[tuple[Tensor, Tensor]]) -> Collected:
@@ -91,11 +291,37 @@ def _collected(pairs: list[tuple[Tensor, Tensor]]) -> Collected:
     return Collected(tuple(value for value, _ in pairs), tuple(real for _, real in pairs))
 
 
-def _check_clocks(bound: Bound, last: Forward) -> None:
+def _says_no_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _check_clocks(bound: Bound) -> None:
     """Refuse edits of generated tokens in runs that generate none."""
-    for number, one in enumerate(bound.passes, start=1):
-        generates = number == len(bound.passes) and last is not forward_once
-        for run in one.runs:
-            for edit in run.edits:
-                if edit.positions.steps and not generates:
-                    raise PlanError(f"{edit.site}: generated tokens are edited, but run {run.name!r} generates none")
+    for run in bound.order:
+        for edit in run.edits:
+            if edit.positions.steps and not (bound.generates and run.name in bound.plan.outputs):
+                raise PlanError(f"{edit.site}: generated tokens are edited, but run {run.name!r} generates none")
+
+
+def _check_steps(record: Record, keys: Sequence[BoundRead | str], inputs: Inputs) -> None:
+    """Refuse time steps that this pass never came to, and hand on what was collected step by step.
+
+    Args:
+        record: of the pass.
+        keys: its reads, and the names of its edits.
+        inputs: of the pass.
+    """
+    tokens = token_axis(inputs) if record.assembled else None
+    for key in keys if record.assembled else ():
+        assembly = record.assembled.get(key)
+        if assembly is not None:
+            assembly.check(None if tokens is None else int(tokens.shape[1]))
+            if isinstance(key, str) and assembly.values is not None and assembly.real is not None:
+                record.collected[key] = [(assembly.values, assembly.real)]
+
+
+def _check_reads(record: Record, reads: Sequence[BoundRead], step: Step) -> None:
+    missed = [str(read.read.site) for read in reads if read not in record.captured]
+    if missed:
+        names = ", ".join(repr(run.name) for run in step.runs)
+        raise NeverFiredError(f"run {names} never reached {'; '.join(missed)}, which another run reads")

@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .. import planners
 from .._errors import SpecError
-from ..engine import Inputs, capture, real_spans
+from ..engine import Inputs, real_spans
+from ..engine.run import capture
 from ..interventions import PCARotatedSpaceIntervention
 from ..positions import Positions
 from ..sites import Site
@@ -87,10 +89,10 @@ def _activations(model: nn.Module, inputs: Inputs, site: Site, positions: Places
     """Return the activations of one batch: a run that is only read ends at the site."""
     spans = real_spans(inputs, site.sequence)
     if spans is None:
-        values = capture(model, inputs, site, Positions())
+        values = capture(model, inputs, site, Positions(), planners.DEFAULT)
         return values.flatten(0, -2)
     rows = tuple(_row(start, end, positions) for start, end in spans)
-    values = capture(model, inputs, site, Positions(rows))
+    values = capture(model, inputs, site, Positions(rows), planners.DEFAULT)
     return torch.cat([value[: len(row)] for value, row in zip(values, rows, strict=True)])
 
 

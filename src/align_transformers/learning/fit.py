@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .._optional import optional
-from ..engine import Memory, find_place
-from ..models import resolve, uncompiled
+from ..fast import ActivationCache as Memory
+from ..models import find_slot, resolve, uncompiled
 from .alignment import Alignment
 from .borrowed import frozen, recomputed, seeded
 from .loop import State, Work, run
@@ -201,7 +201,7 @@ def _blocks(intervened: Intervened) -> tuple[list[nn.Module], list[nn.Module]]:
     modules = dict(uncompiled(intervened.model).named_modules())
     paths = [block.path for stack in resolve(intervened.model).stacks.values() for block in stack]
     blocks = [modules[path] for path in paths if path in modules]
-    return blocks, [find_place(intervened.model, one.site).module for one in intervened.representations]
+    return blocks, [find_slot(intervened.model, one.site).module for one in intervened.representations]
 
 
 def _fitted(work: Work) -> Fitted:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any, final
 
 from torch import Tensor
 
 from ..compose import Call, Composed, compose
-from ..engine import Memory, bind, execute, remembered
+from ..engine import bind, execute
+from ..fast import ActivationCache as Memory
+from ..fast import planned, remembered
 from ..models import resolve
 from ..plan import Logits
 from .batches import BatchCall
@@ -40,11 +43,9 @@ class Replaying:
         if asked.where != "last":
             return self._direct(asked)
         face, composed = self._intervened, self._composed(asked.call)
-        plan, constants, known = remembered(
-            face.model, composed.plan, composed.inputs, composed.constants, self._memory
-        )
-        bound = bind(face.model, plan, composed.inputs, face.interventions, constants, known)
-        logits: Tensor = execute(bound).outputs["base"]
+        found = remembered(face.model, composed.plan, composed.inputs, composed.constants, self._memory)
+        bound = bind(face.model, found.plan, composed.inputs, face.interventions, found.constants)
+        logits: Tensor = execute(bound, partial(planned, known=found.known)).outputs["base"]
         return logits
 
     def prepare(self, call: BatchCall) -> None:

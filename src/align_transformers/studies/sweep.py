@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._errors import SiteError
-from ..engine import Outcome, bind, execute
+from ..engine import Outcome, bind
 from ..interventions import Intervention
 from ..models import find_slot
 from ..plan import Logits, Plan, Run
+from ..planners import execute
 from ..sites import Site
 from .cells import Swaps
 from .pair import Pairs

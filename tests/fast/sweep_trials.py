@@ -1,6 +1,6 @@
-"""`python -m tests.engine.sweep_abilities`: late passes of every architecture against plain hooks on full passes.
+"""`python -m tests.fast.sweep_trials`: partial passes of every architecture against plain hooks on full passes.
 
-For a tiny model of each architecture: what `abilities` says, and whether a merged pass over a padded batch of three
+For a tiny model of each architecture: what its trials say, and whether a merged pass over a padded batch of three
 prompts, longer than any dummy, gives what full passes under hand-written hooks give. Exit status 1 where it does not.
 """
 
@@ -22,10 +22,8 @@ import torch
 from tests.architectures.tiny import NotBuiltError, entries, output_of, tiny_model
 from torch import Tensor, nn
 
-from align_transformers import Edit, Plan, Positions, Run, Site
-from align_transformers.engine import bind, execute
-from align_transformers.engine.abilities import Measured, abilities
-from align_transformers.engine.late import WAYS
+from align_transformers import Edit, Plan, Positions, Run, Site, bind, execute
+from align_transformers.fast.trial import WAYS, Measured, trials_of
 from align_transformers.interventions import FunctionIntervention
 from align_transformers.models import find_leaf, replace_leaf, resolve
 from align_transformers.plan import Logits
@@ -128,7 +126,7 @@ def examine(mapping: str, model_type: str) -> Iterator[Record]:
             return
         window = windowed(model)
         found = resolve(model)
-        able = abilities(model)
+        able = trials_of(model)
         reasons = " | ".join(able.why_not(way) for way in WAYS) if isinstance(able, Measured) else "no map"
         yield mapping, model_type, kind, "abilities", 0.0, reasons, str(able.tokens())
         stack = "" if "" in found.stacks else "decoder"
@@ -188,7 +186,7 @@ def compare(model: nn.Module, found: Any, stack: str, padding: str) -> tuple[str
     except Exception as error:  # every failure of the library is a result of this script
         line = traceback.extract_tb(error.__traceback__)[-1]
         return "failed", 0.0, "", f"{type(error).__name__}: {error} ({line.filename[-40:]}:{line.lineno})"[:300]
-    best = next(way for way in ("packed", "together", "late", "full") if ways[way])
+    best = next(way for way in ("packed", "together", "partial", "full") if ways[way])
     return best, worst, "; ".join(sorted(why)), ""
 
 

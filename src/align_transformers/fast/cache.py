@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
+from uuid import uuid4
 
 import torch
 from safetensors import safe_open
@@ -21,24 +22,27 @@ from torch import Tensor, nn
 
 from .._errors import PlanError
 from .._files import write_atomically
-from ..models import uncompiled
-from ..plan import Constant, Plan, Read, Run
+from ..engine import Inputs, batch_size, bind
+from ..engine.inputs import examples_of
+from ..engine.run import Results, capture, run_step
+from ..engine.step import OutOfMemory, Part, Step
+from ..models import find_slot
+from ..plan import Constant, Logits, Plan, Read, Run
 from ..positions import Positions
-from .abilities import abilities
-from .bind import starts_of
-from .capture import capture
-from .chain import Chain
-from .inputs import Inputs, batch_size, examples_of
-from .kept import Attended, Kept
-from .passes import keep_states
-from .schedule import Depth
+from .contents import tensor_bytes
+from .depth import Blocks, Depth, blocks_of, depths_of
+from .planned import planned
+from .schedule import Facts, schedule
+from .states import Attended, States
+from .trial import trials_of
+from .ways import Full, Leaving, Stop
 
 Parts = dict[str, Tensor]
 """What is kept of one example, by name."""
 
 
 @final
-class Memory:
+class ActivationCache:
     """States of examples, in memory up to a budget, behind that in files that are mapped into memory.
 
     Args:
@@ -51,7 +55,7 @@ class Memory:
         keeps_states: False once it was found that the model's blocks return more than the residual stream, or hand each
             other dictionaries: then only source activations are kept.
 
-    >>> Memory(budget=1024).bytes
+    >>> ActivationCache(budget=1024).bytes
     0
     """
 
@@ -78,7 +82,7 @@ class Memory:
         if self._model is None:
             self._model = weakref.ref(model)
         elif self._model() is not model:
-            raise PlanError("this Memory holds what another model object made of its examples: give each its own")
+            raise PlanError("this cache holds what another model object made of its examples: give each its own")
 
     def recall(self, key: bytes) -> Parts | None:
         """Return what is kept under a key, `None` if nothing is."""
@@ -97,33 +101,39 @@ class Memory:
             self._held[key] = parts
             self.bytes += size
         elif self.folder is not None:
-            path = self.folder / f"{len(self._filed):08d}.safetensors"
+            path = self.folder / f"{uuid4().hex}.safetensors"  # others may keep theirs in the same folder
             self._filed[key] = write_atomically(path, save({name: part.contiguous() for name, part in parts.items()}))
 
 
-def recall_all(memory: Memory, keys: Sequence[bytes], compute: Callable[[list[int]], Sequence[Parts]]) -> list[Parts]:
+Memory = ActivationCache
+"""The name that this had first."""
+
+
+def recall_all(
+    cache: ActivationCache, keys: Sequence[bytes], compute: Callable[[list[int]], Sequence[Parts]]
+) -> list[Parts]:
     """Return the parts of some examples; those that are not known are computed, together, and kept.
 
     Args:
-        memory: what is known.
+        cache: what is known.
         keys: of the examples.
         compute: from numbers of examples to their parts.
     """
-    found = [memory.recall(key) for key in keys]
+    found = [cache.recall(key) for key in keys]
     first = {key: number for number, key in reversed(list(enumerate(keys))) if found[number] is None}
     missing = sorted(first.values())
     if missing:
-        groups = [[number] for number in missing] if memory.alone else [missing]
+        groups = [[number] for number in missing] if cache.alone else [missing]
         computed = [parts for group in groups for parts in compute(group)]
         new = dict(zip((keys[number] for number in missing), computed, strict=True))
         for key, parts in new.items():
-            memory.keep(key, parts)
+            cache.keep(key, parts)
         found = [new[key] if parts is None else parts for key, parts in zip(keys, found, strict=True)]
     return [parts for parts in found if parts is not None]
 
 
 def row_keys(inputs: Inputs, tail: str) -> list[bytes]:
-    """Return a key for each example of an input: its row in every tensor.
+    """Return a key for each example of an input: its row in every tensor, and all of what is not by example.
 
     Args:
         inputs: the model's.
@@ -132,37 +142,52 @@ def row_keys(inputs: Inputs, tail: str) -> list[bytes]:
     batch = batch_size(inputs)
     named = {"": inputs} if isinstance(inputs, Tensor) else inputs
     autocast = [torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-    end = f"{tail} {autocast}".encode()
-    keys = [end] * batch
+    keys = [f"{tail} {autocast}".encode()] * batch
     for name, value in sorted(named.items()):
-        if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch:
-            rows = value.detach().cpu().contiguous().view(batch, -1)
-            shape = f"{name}{tuple(value.shape[1:])}{value.dtype}".encode()
-            keys = [key + shape + row.numpy().tobytes() for key, row in zip(keys, rows, strict=True)]
+        if isinstance(value, Tensor):
+            by_example = value.ndim > 0 and value.shape[0] == batch
+            kind = f"{name}{tuple(value.shape[by_example:])}{value.dtype}".encode()
+            rows = [tensor_bytes(row) for row in value] if by_example else [tensor_bytes(value)] * batch
+            keys = [key + kind + row for key, row in zip(keys, rows, strict=True)]
         else:
             keys = [key + f"{name}={value!r}".encode() for key in keys]
     return keys
 
 
+@dataclass(frozen=True, eq=False)
+class Remembered:
+    """A plan in which what is known stands in the place of what would be computed.
+
+    Args:
+        plan: reads of unedited runs are constants in it.
+        constants: of the plan.
+        known: by name of an input the states of its unedited run.
+    """
+
+    plan: Plan
+    constants: Mapping[str, Tensor]
+    known: Mapping[str, States]
+
+
 def remembered(
-    model: nn.Module, plan: Plan, inputs: Mapping[str, Inputs], constants: Mapping[str, Tensor], memory: Memory
-) -> tuple[Plan, dict[str, Tensor], dict[str, Kept]]:
+    model: nn.Module, plan: Plan, inputs: Mapping[str, Inputs], constants: Mapping[str, Tensor], cache: ActivationCache
+) -> Remembered:
     """Return the same plan with what is remembered in the place of what would be computed.
 
     Reads of unedited runs become constants. Where the plan wants logits only, inputs whose runs are edited come with
     their unedited states.
 
     Args:
-        model: the user's; its weights must be as they were when the memory was filled.
+        model: the user's; its weights must be as they were when the cache was filled.
         plan: what is to happen.
         inputs: of the plan.
         constants: of the plan.
-        memory: is read and filled.
+        cache: is read and filled.
 
     Raises:
-        PlanError: the memory was filled with another model.
+        PlanError: the cache was filled with another model.
     """
-    memory.check(model)
+    cache.check(model)
     values = dict(constants)
     runs = []
     for run in plan.runs:
@@ -171,22 +196,28 @@ def remembered(
             source = edit.source
             if isinstance(source, Read) and not plan.run(source.run).edits and source.positions.rows is not None:
                 name = f"{edit.name} (remembered)"
-                values[name] = _read(model, source, plan.run(source.run), inputs, memory)
+                values[name] = _read(model, source, plan.run(source.run), inputs, cache)
                 edit = replace(edit, source=Constant(name))
             edits.append(edit)
         runs.append(replace(run, edits=tuple(edits)))
     plan = replace(plan, runs=tuple(runs))
-    chain, starts = starts_of(model, plan)
-    if plan.logits is None or chain is None or not memory.keeps_states or abilities(model).why_not("packed"):
-        return plan, values, {}
-    kept = {name: _states(model, chain, inputs[name], depths, memory) for name, depths in starts.items()}
-    return plan, values, {name: states for name, states in kept.items() if states is not None}
+    sites = {edit.site for edit in plan.edits()} | {read.site for read in plan.reads()}
+    slots = {site: find_slot(model, site) for site in sites}  # the model is resolved now, if it has to be
+    blocks = blocks_of(model)
+    if plan.logits is None or blocks is None or not cache.keeps_states or trials_of(model).why_not("packed"):
+        return Remembered(plan, values, {})
+    starts: dict[str, set[Depth]] = {}
+    facts = Facts(depths_of(slots, blocks).__getitem__, {run.input for run in plan.runs})
+    for stage in schedule(plan, plan.order(), facts):
+        starts.setdefault(stage.runs[0].input, set()).update(stage.starts)
+    known = {name: _states(model, blocks, inputs[name], depths, cache) for name, depths in starts.items() if depths}
+    return Remembered(plan, values, {name: states for name, states in known.items() if states is not None})
 
 
 # --- source activations ----------------------------------------------------------------------------------------------
 
 
-def _read(model: nn.Module, read: Read, run: Run, inputs: Mapping[str, Inputs], memory: Memory) -> Tensor:
+def _read(model: nn.Module, read: Read, run: Run, inputs: Mapping[str, Inputs], cache: ActivationCache) -> Tensor:
     """Return what a read of an unedited run has, `(lines, units, width)`; zeros at padding."""
     source = examples_of(inputs[run.input], run.examples)
     rows, heads, batch = read.positions.rows or (), read.positions.heads, batch_size(source)
@@ -203,10 +234,10 @@ def _read(model: nn.Module, read: Read, run: Run, inputs: Mapping[str, Inputs], 
             tuple(rows[line if len(rows) > 1 else 0] for line in missing),
             None if heads is None else tuple(heads[line if len(heads) > 1 else 0] for line in missing),
         )
-        values = capture(model, examples_of(source, picked), read.site, there)
+        values = capture(model, examples_of(source, picked), read.site, there, planned)
         return [{"value": value[: len(row)].clone()} for value, row in zip(values, there.rows or (), strict=True)]
 
-    found = [parts["value"] for parts in recall_all(memory, keys, compute)]
+    found = [parts["value"] for parts in recall_all(cache, keys, compute)]
     return torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
 
 
@@ -217,48 +248,63 @@ class _Unfit(Exception):
     """What blocks hand on besides the residual stream is not kept by example; never seen by a user."""
 
 
-def _states(model: nn.Module, chain: Chain, inputs: Inputs, depths: Collection[Depth], memory: Memory) -> Kept | None:
+def _states(
+    model: nn.Module, blocks: Blocks, inputs: Inputs, depths: Collection[Depth], cache: ActivationCache
+) -> States | None:
     """Return the unedited states of an input at some depths; `None` where they cannot be told apart by example."""
-    places = sorted({chain.find(depth) for depth in depths})
+    places = sorted({blocks.find(depth) for depth in depths})
 
     def compute(missing: list[int]) -> list[Parts]:
-        kept = keep_states(uncompiled(model), chain, examples_of(inputs, missing), places, heads=True)
+        kept = _states_of(model, blocks, examples_of(inputs, missing), places)
         if kept.shells or kept.sides:
             raise _Unfit
         return [_taken_apart(kept, example, places[0][0]) for example in range(len(missing))]
 
     try:
-        return _put_together(recall_all(memory, row_keys(inputs, f"{places}"), compute))
+        return _put_together(recall_all(cache, row_keys(inputs, f"{places}"), compute), blocks)
     except _Unfit:
-        memory.keeps_states = False
+        cache.keeps_states = False
         return None
 
 
-def _taken_apart(kept: Kept, example: int, first: int) -> Parts:
+@torch.no_grad()
+def _states_of(model: nn.Module, blocks: Blocks, inputs: Inputs, places: Collection[tuple[int, bool]]) -> States:
+    """Return the unedited states of an input at some places, with all keys and values; no more is run than that."""
+    bound = bind(model, Plan((Run("base", "base"),), ("base",), Logits()), {"base": inputs}, {})
+    way = Full(Stop(blocks.calls[-1].module, before=False), Leaving(blocks, frozenset(places), heads=True))
+    states, _ = run_step(Results(bound), Step((Part(bound.order[0]),), way=way), None)
+    if isinstance(states, OutOfMemory):
+        raise states.error
+    assert isinstance(states, States)
+    return states
+
+
+def _taken_apart(kept: States, example: int, first: int) -> Parts:
     """Return the part of one example, from a block on; layers that share a mask share it here."""
-    parts = {f"input.{link}": state[example].clone() for link, state in kept.inputs.items()}
-    parts |= {f"output.{link}": state[example].clone() for link, state in kept.outputs.items()}
+    parts = {f"input.{block}": state[example].clone() for block, state in kept.inputs.items()}
+    parts |= {f"output.{block}": state[example].clone() for block, state in kept.outputs.items()}
     masks: dict[int, int] = {}
     table = []
-    for (link, number), seen in sorted(kept.attended.items()):
-        if link >= first:
+    for (block, number), seen in sorted(kept.attended.items()):
+        if block >= first:
             mask = masks.setdefault(id(seen.allowed), len(masks))
             parts[f"allowed.{mask}"] = seen.allowed[example if len(seen.allowed) > 1 else 0].clone()
-            parts[f"key.{link}.{number}"] = seen.key[example].clone()
-            parts[f"value.{link}.{number}"] = seen.value[example].clone()
-            table.append((link, number, mask))
+            parts[f"key.{block}.{number}"] = seen.key[example].clone()
+            parts[f"value.{block}.{number}"] = seen.value[example].clone()
+            table.append((block, number, mask))
     return parts | {"attended": torch.tensor(table, dtype=torch.long).view(-1, 3)}
 
 
-def _put_together(parts: Sequence[Parts]) -> Kept:
+def _put_together(parts: Sequence[Parts], blocks: Blocks) -> States:
     """Return the states of a batch from those of its examples."""
-    kept = Kept(len(parts))
+    kept = States(len(parts))
     batch = {name: torch.stack([one[name] for one in parts]) for name in parts[0] if name != "attended"}
     for name, value in batch.items():
-        kind, _, link = name.partition(".")
+        kind, _, block = name.partition(".")
         if kind in ("input", "output"):
-            (kept.inputs if kind == "input" else kept.outputs)[int(link)] = value
-    for link, number, mask in parts[0]["attended"].tolist():
-        at = f"{link}.{number}"
-        kept.attended[link, number] = Attended(batch[f"key.{at}"], batch[f"value.{at}"], batch[f"allowed.{mask}"])
+            (kept.inputs if kind == "input" else kept.outputs)[int(block)] = value
+            kept.samples[blocks.calls[int(block)].rank] = value
+    for block, number, mask in parts[0]["attended"].tolist():
+        at = f"{block}.{number}"
+        kept.attended[block, number] = Attended(batch[f"key.{at}"], batch[f"value.{at}"], batch[f"allowed.{mask}"])
     return kept

@@ -20,19 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._errors import PlanError, PositionError, SiteError
-from ..models import Slot, find_slot
+from ..models import Slot
 from ..models.recurrent_cells import Weights, cells_of
 from ..positions import Positions
 from .places import Places
-
-find_place = find_slot
-"""The one door to a module has moved to `models`: this is its former name."""
 
 # --- A module that is called once a step -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class CellCall:
     """What one call shows of the places of an edit or a read.
 
     Args:
@@ -104,7 +101,7 @@ def counts_steps(slot: Slot, tensor: Tensor, named: bool) -> bool:
     return named and tensor.ndim == 2 and slot.call is None
 
 
-def at_step(places: Places, call: int) -> Step | None:
+def at_step(places: Places, call: int) -> CellCall | None:
     """Return what a call shows of some places; `None` if it shows nothing.
 
     Args:
@@ -112,14 +109,16 @@ def at_step(places: Places, call: int) -> Step | None:
         call: number of earlier calls of the module in this pass: its time step.
     """
     if places.index is None or places.reach == 0:
-        return Step(places, None)
+        return CellCall(places, None)
     mask = places.index == call
     mask = mask if places.real is None else mask & places.real
     named = mask.any(1, keepdim=True)
     if not bool(named.any()):
         return None
     real = None if bool(named.all()) else named
-    return Step(replace(places, index=torch.zeros_like(named, dtype=torch.long), real=real, reach=1, column=None), mask)
+    return CellCall(
+        replace(places, index=torch.zeros_like(named, dtype=torch.long), real=real, reach=1, column=None), mask
+    )
 
 
 def check_one_vector(positions: Positions, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Edits inside transformers' attention and experts interfaces: what no module's input or output shows.
+"""Edits inside transformers' attention interface: what no module's input or output shows.
 
 While a pass asks for such a component, the look-up of the interface is wrapped, so that the modules asked for go
 through here. All others get the function that they would have got: fused attention stays on. No configuration
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from .._errors import SiteError
 
@@ -26,64 +25,29 @@ Visits = Mapping[str, Visit]
 _MASKED = -1e15
 """What a masked key's score is shown as: far below any real score, yet its square is a finite number in the ledger."""
 
-
-@contextmanager
-def inside_interfaces(visits: Mapping[int, Visits]) -> Iterator[None]:
-    """Let the modules asked for go through this file while the context is open.
-
-    Args:
-        visits: by `id` of the attention or experts module.
-    """
-
-    def visited(go: Callable[..., Any]) -> Around:
-        def call(
-            function: Callable[..., Any],
-            default: Callable[..., Any],
-            module: nn.Module,
-            inputs: tuple[Any, ...],
-            options: dict[str, Any],
-        ) -> Any:
-            asked = visits.get(id(module))
-            if asked is None:
-                return function(module, *inputs, **options)
-            return go(asked, function, default, module, *inputs, **options)
-
-        return call
-
-    with around_attention(visited(_attend)), _around_experts(visited(_consult)):
-        yield
-
-
 Around = Callable[[Callable[..., Any], Callable[..., Any], nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 """Called as `around(function, eager, module, inputs, options)` instead of `function(module, *inputs, **options)`."""
 
 
 @contextmanager
-def around_attention(around: Around) -> Iterator[None]:
-    """Let every attention that goes through transformers' interface go through `around` while the context is open."""
+def around_attention(act: Around) -> Iterator[None]:
+    """Let every attention that goes through transformers' interface go through `act` while the context is open."""
     from transformers.modeling_utils import AttentionInterface
 
-    with _around(AttentionInterface, around):
+    with around(AttentionInterface, act):
         yield
 
 
 @contextmanager
-def _around_experts(around: Around) -> Iterator[None]:
-    from transformers.integrations.moe import ExpertsInterface
-
-    with _around(ExpertsInterface, around):
-        yield
-
-
-@contextmanager
-def _around(interface: Any, around: Around) -> Iterator[None]:
+def around(interface: Any, act: Around) -> Iterator[None]:
+    """Let every function that an interface of transformers looks up go through `act` while the context is open."""
     original = interface.get_interface
 
     def get_interface(self: Any, implementation: Any, default: Any) -> Any:
         function = original(self, implementation, default)
 
         def call(module: nn.Module, *inputs: Any, **options: Any) -> Any:
-            return around(function, default, module, inputs, options)
+            return act(function, default, module, inputs, options)
 
         return call
 
@@ -94,7 +58,7 @@ def _around(interface: Any, around: Around) -> Iterator[None]:
         interface.get_interface = original
 
 
-def _attend(
+def attend(
     visits: Visits,
     function: Callable[..., Any],
     eager: Callable[..., Any],
@@ -221,84 +185,3 @@ def _additive(mask: Any, query: Tensor, key: Tensor, module: nn.Module, options:
     if mask is not None:  # one flag a key, as flash attention takes it
         allowed = allowed & mask[:, None, None, -keys:].bool()
     return torch.zeros(allowed.shape, dtype=query.dtype, device=query.device).masked_fill(~allowed, lowest)
-
-
-class _Gate:
-    """An experts module as its batched forward pass sees it, with the neurons shown on the way."""
-
-    def __init__(self, module: nn.Module, show: Callable[[Tensor], Tensor]) -> None:
-        self._module = module
-        self._show = show
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._module, name)
-        if name == ("_apply_gate" if self._module.has_gate else "act_fn"):
-            return lambda tensor: self._show(value(tensor))
-        return value
-
-
-def _consult(
-    visits: Visits,
-    function: Callable[..., Any],
-    _eager: Callable[..., Any],
-    module: nn.Module,
-    hidden_states: Tensor,
-    top_k_index: Tensor,
-    top_k_weights: Tensor,
-) -> Any:
-    """Run the experts token by token, in routed order, with an edit at their neurons.
-
-    Where nothing is written, the model's own result stands.
-    """
-    from transformers.integrations.moe import batched_mm_experts_forward
-
-    visit, tokens, written = visits["expert_activation"], hidden_states.shape[0], False
-
-    def show(neurons: Tensor) -> Tensor:
-        nonlocal written
-        flat = neurons.reshape(tokens, top_k_index.shape[-1] * neurons.shape[-1])
-        new = visit(flat)
-        written = written or new is not flat
-        return new.reshape(neurons.shape)
-
-    edited = batched_mm_experts_forward(_Gate(module, show), hidden_states, top_k_index, top_k_weights)
-    return edited if written else function(module, hidden_states, top_k_index, top_k_weights)
-
-
-class _Logits(TorchFunctionMode):
-    """Shows the result of the first linear map in a forward pass of a router."""
-
-    def __init__(self, visit: Visit) -> None:
-        super().__init__()
-        self._visit: Visit | None = visit
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func is nn.functional.linear and self._visit is not None:
-            visit, self._visit = self._visit, None
-            result = visit(result)
-        return result
-
-
-@contextmanager
-def inside_router(module: nn.Module, visit: Visit) -> Iterator[None]:
-    """Show the logits of a router that chooses within the same module, before it chooses.
-
-    Args:
-        module: the router; what it returns of its logits is not read by anyone.
-        visit: what sees them, `(tokens, experts)`.
-    """
-    forward, had_own = module.forward, "forward" in vars(module)
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        with _Logits(visit):
-            return forward(*args, **kwargs)
-
-    module.forward = watched
-    try:
-        yield
-    finally:
-        if had_own:
-            module.forward = forward
-        else:
-            del module.forward

@@ -14,18 +14,19 @@ import torch
 from torch import Tensor
 
 from ..models import find_leaf, replace_leaf
-from .chain import Link, by_batch
+from .depth import BlockCall
+from .states import by_batch
 
 
 class _Asked(BaseException):
     """Raised where the last block has asked for attention; never seen by a user."""
 
 
-class Ending:
+class LastBlock:
     """The last block, cut down to the places that are read.
 
     Args:
-        link: the block.
+        call: of the block.
         row: of each copy, the row of the pass that it is in; ascending.
         column: of each copy, the column that is read.
 
@@ -33,8 +34,8 @@ class Ending:
         cuts: False once the block was given a cache: then it is called once, with all places.
     """
 
-    def __init__(self, link: Link, row: Tensor, column: Tensor) -> None:
-        self.link = link
+    def __init__(self, call: BlockCall, row: Tensor, column: Tensor) -> None:
+        self.call = call
         self._row, self._column = row, column
         self._seen: tuple[Tensor, Tensor, Tensor] | None = None
         self.cuts = True
@@ -42,11 +43,11 @@ class Ending:
     def forward(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Return a `forward` that gives zeros at the places that are not read, for the rows that there are."""
 
-        def ending(*args: Any, **kwargs: Any) -> Any:
+        def shortened(*args: Any, **kwargs: Any) -> Any:
             if any(hasattr(value, "get_seq_length") for value in (*args, *kwargs.values())):
                 self.cuts = False  # a cache would hold the keys of two calls
                 return forward(*args, **kwargs)
-            hidden = find_leaf((args, kwargs), self.link.input.leaf, self.link.input.path)[1]
+            hidden = find_leaf((args, kwargs), self.call.input.leaf, self.call.input.path)[1]
             rows, columns = hidden.shape[:2]
             row, column = self._in(rows, hidden.device)
 
@@ -58,11 +59,11 @@ class Ending:
             except _Asked:
                 args, kwargs = by_batch((args, kwargs), rows, cut)
             output = forward(*args, **kwargs)
-            leaf, read = find_leaf(output, self.link.output.leaf, self.link.output.path)
+            leaf, read = find_leaf(output, self.call.output.leaf, self.call.output.path)
             spread = read.new_zeros(rows, columns, read.shape[-1]).index_put((row, column), read[:, 0])
             return replace_leaf(output, leaf, spread)
 
-        return ending
+        return shortened
 
     def _in(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return row and column of the copies in the first rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,12 +10,12 @@ import torch
 import transformers
 from tests.architectures.shrink import SMALL_HEADS
 from tests.architectures.tiny import randomise, tiny_config, tiny_model
-from tests.engine.late_models import blocks, build, interpret, prompts, read_logits, roll, shared
-from tests.engine.sweep_abilities import compare, windowed
+from tests.fast.families import blocks, build, interpret, prompts, read_logits, roll, shared
+from tests.fast.sweep_trials import compare, windowed
 from torch import Tensor, nn
 
-from align_transformers import Edit, Plan, Positions, Run, Site, ZeroIntervention
-from align_transformers.engine import bind, execute
+from align_transformers import Edit, Plan, Positions, Read, Run, Site, ZeroIntervention, bind, execute
+from align_transformers.fast import planned
 from align_transformers.interventions import FunctionIntervention
 from align_transformers.models import resolve
 from align_transformers.plan import Logits
@@ -132,10 +133,10 @@ def test_a_cache_that_is_handed_in_stays_as_it_is_and_every_pass_sees_it():
             assert_close(outcome.outputs["run"], model(input_ids=ids).logits[:, -1])
 
 
-@pytest.mark.parametrize("name", ["output_hidden_states", "output_attentions", "labels"])
+@pytest.mark.parametrize("name", ["output_hidden_states", "output_attentions"])
 def test_records_of_all_blocks_need_all_blocks(name):
     model, inputs = shared("llama"), texts("llama")
-    inputs["x"][name] = inputs["x"]["input_ids"] if name == "labels" else True
+    inputs["x"][name] = True
     outcome = run_plan(model, two_runs(logits=None), inputs)
     assert_full(outcome, f"{name} is asked for")
     with torch.no_grad():
@@ -158,7 +159,7 @@ def test_whole_outputs_with_a_cache_need_all_blocks():
     assert_full(outcome, "cache")
     assert outcome.outputs["run"].past_key_values.layers[0].keys.shape[2] == 5
     again = run_plan(model, two_runs(logits=None), texts("llama", use_cache=False))
-    assert again.passes[1].way == "late"
+    assert again.passes[1].way == "partial"
     assert torch.equal(again.outputs["run"].logits, outcome.outputs["run"].logits)
 
 
@@ -270,9 +271,13 @@ def test_any_module_is_run_in_full():
 def test_a_generation_is_run_in_full():
     model, inputs = shared("gpt2"), texts()
     with torch.no_grad():
-        bound = bind(model, two_runs(), inputs, PARTS)
-        outcome = execute(bound, lambda work, given, restart: work.bound.model(**given))
-    assert_full(outcome, "it generates")
+        run = Run("run", "x", (Edit("e", BLOCK, "function", AT, source=Read("clean", BLOCK, AT)),))
+        bound = bind(model, Plan((Run("clean", "x"), run), ("run",), LAST), inputs, PARTS)
+        steps = planned(replace(bound, generates=True))
+        clean = next(steps)
+        step = steps.send(None)
+    assert (clean.runs[0].name, clean.way.leaving) == ("clean", None)  # nobody is going to start from it
+    assert (step.way.name, step.refused["partial"]) == ("full", "it generates")
 
 
 @pytest.mark.parametrize("component", ["attention_pattern", "attention_score"])
@@ -299,7 +304,7 @@ def test_a_place_without_examples_is_edited_alone():
     )
     runs = (Run("clean", "x"), *(Run(edit.name, "x", (edit,)) for edit in edits))
     outcome = run_plan(model, Plan(runs, ("clean", "e", "f"), Logits()), inputs)
-    assert [one.way for one in outcome.passes] == ["full", "late", "late"]
+    assert [one.way for one in outcome.passes] == ["full", "partial", "partial"]
     assert "as a whole" in outcome.passes[1].why
 
     with (
@@ -323,7 +328,7 @@ def test_a_place_without_examples_is_edited_alone():
         ("gpt_oss", "packed"),
         ("opt", "packed"),
         ("mpt", "together"),
-        ("bloom", "late"),
+        ("bloom", "partial"),
         ("gemma3n_text", "full"),  # its blocks have an axis in front of the examples
         ("prophetnet", "together"),
     ],
@@ -382,7 +387,7 @@ def test_layers_that_share_keys_and_values():
     model = transformers.Gemma4ForCausalLM(config).eval()
     way, gap, why, failure = compare(model, resolve(model), "", "left")
     assert failure == ""
-    assert way in ("late", "together", "packed")
+    assert way in ("partial", "together", "packed")
     assert way == "packed" or why
     assert gap <= 1e-5
 
@@ -416,7 +421,7 @@ def test_features_that_are_added_between_blocks(position):
     runs = [Run("clean", "x")]
     runs += [Run(str(n), "x", (Edit(str(n), site, "function", at),)) for n, site in enumerate(sites)]
     outcome = run_plan(model, Plan(tuple(runs), tuple(run.name for run in runs), Logits()), {"x": inputs})
-    assert [one.way for one in outcome.passes] == ["full", *["late"] * len(sites)]
+    assert [one.way for one in outcome.passes] == ["full", *["partial"] * len(sites)]
     assert "pixel_values" in outcome.passes[1].why
     layers = model.model.language_model.layers
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.engine.late_models import (
+from tests.fast.families import (
     BEST,
     COMPONENTS,
     FAMILIES,
@@ -36,8 +36,9 @@ from align_transformers import (
     Site,
     VanillaIntervention,
     ZeroIntervention,
+    bind,
+    execute,
 )
-from align_transformers.engine import bind, execute
 from align_transformers.interventions import FunctionIntervention
 from align_transformers.plan import Logits
 
@@ -198,8 +199,8 @@ def test_whole_outputs_of_late_runs_are_bit_for_bit_those_of_full_passes(family,
     with torch.no_grad():
         expected = interpret(family, model, plan, inputs)
         outcome = run_plan(model, plan, inputs)
-    assert {one.way for one in outcome.passes if not one.runs[0].startswith("clean")} <= {"late"}
-    assert any(one.way == "late" for one in outcome.passes)
+    assert {one.way for one in outcome.passes if not one.runs[0].startswith("clean")} <= {"partial"}
+    assert any(one.way == "partial" for one in outcome.passes)
     for name in plan.outputs:
         got = outcome.outputs[name].logits
         if plan.run(name).examples is None:
@@ -242,7 +243,7 @@ def test_gradients_are_those_of_full_passes(family, logits):
         if late:
             outcome = run_plan(model, plan, inputs, {**INTERVENTIONS, "learned": learned(shift)})
             outputs = [outcome.outputs[n] if logits else outcome.outputs[n].logits for n in ("run 1", "run 2")]
-            assert any(one.way == (BEST[family] if logits else "late") for one in outcome.passes)
+            assert any(one.way == (BEST[family] if logits else "partial") for one in outcome.passes)
         else:
             rule = {"learned": lambda old, source: old * 0.5 + shift}
             found = interpret(family, model, plan, inputs, rule)
@@ -255,8 +256,10 @@ def test_gradients_are_those_of_full_passes(family, logits):
 
     fast, slow = gradients(True), gradients(False)
     assert len(fast) == len(slow) > 5
+    # Of the whole model: the gradient of a key's bias is zero but for what rounding leaves of the sum that it is.
+    scale = max(float(other.abs().max()) for other in slow)
     for one, other in zip(fast, slow, strict=True):
-        assert torch.allclose(one, other, rtol=1e-3, atol=1e-5 * max(1.0, float(other.abs().max())))
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-5 * max(1.0, scale))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
@@ -273,7 +276,7 @@ def test_gradients_reach_embeddings_that_are_handed_in(family):
         inputs = {"x": {"inputs_embeds": embeds, "attention_mask": ids["attention_mask"]}}
         if late:
             outcome = run_plan(model, plan, inputs)
-            assert outcome.passes[1].way == "together"
+            assert outcome.passes[1].way == BEST[family]
             value = outcome.outputs["run"]
         else:
             value = interpret(family, model, plan, inputs)["run"][:, -1]
@@ -468,7 +471,7 @@ def test_a_pass_that_cannot_be_halved_says_that_memory_ran_out(monkeypatch):
     kind, plain = type(blocks(model)[0]), type(blocks(model)[0]).forward
 
     def narrow(self, hidden_states, *args, **kwargs):
-        if hidden_states.shape[0] > 1 and self is blocks(model)[-1]:
+        if hidden_states.shape[1] < 5 and self is blocks(model)[-1]:
             raise torch.OutOfMemoryError("no room")
         return plain(self, hidden_states, *args, **kwargs)
 

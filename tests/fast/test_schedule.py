@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from align_transformers import Edit, Plan, Read, Run, Site
-from align_transformers.engine import schedule
-from align_transformers.engine.schedule import END, START, Start, depth_of
+from align_transformers.fast.depth import END, START, depth_of
+from align_transformers.fast.schedule import Facts, Stage
+from align_transformers.fast.schedule import schedule as schedule_of
 from align_transformers.plan import Logits
 
 # The checks of types within plans, drawn below, use `random`; nothing that is drawn depends on it.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 
 SITE = Site("mlp_output", 0)
+
+
+def schedule(plan: Plan, **facts) -> tuple[Stage, ...]:
+    return schedule_of(plan, plan.order(), Facts(**facts))
 
 
 def reading(name: str, run: str, site: Site = SITE) -> Edit:
@@ -60,7 +67,7 @@ def edit(name: str, site: Site) -> Edit:
 
 def starts(passes) -> dict[str, str | None]:
     """Return for each run that starts late the run it starts from."""
-    return {run.name: one.start.donor for one in passes for run in one.runs if one.start is not None}
+    return {run.name: one.donor for one in passes for run in one.runs if one.starts}
 
 
 def test_depths_come_in_the_order_of_a_forward_pass():
@@ -102,9 +109,9 @@ def test_runs_start_from_an_unedited_run_of_the_same_input_and_go_together():
     passes = {tuple(run.name for run in one.runs): one for one in (first, *rest)}
     assert set(passes) == {("clean",), ("other",), ("low", "high")}  # by depth
     depths = depth_of(at("mlp_output", 1)), depth_of(at("block_output", 2))
-    assert passes["low", "high"].start == Start("clean", depths)
+    assert (passes["low", "high"].donor, passes["low", "high"].starts) == ("clean", depths)
     assert passes["clean",].keep == depths
-    assert passes["other",].start is None
+    assert passes["other",].starts == ()
 
 
 def test_whole_outputs_are_wanted_so_runs_stay_apart():
@@ -148,9 +155,9 @@ def test_a_run_that_is_read_below_its_first_edit_starts_there(read, begin):
         Run("reader", "y", (reading("b", "read", at("block_output", read)),)),
     )
     passes = schedule(Plan(runs, ("clean", "read", "reader"), Logits()))
-    (late,) = [one for one in passes if one.start is not None]
-    assert late.start == Start("clean", (depth_of(at("block_output", begin)),))
-    assert [one.keep for one in passes if one.runs[0].name == "clean"] == [late.start.depths]
+    (partial,) = [one for one in passes if one.starts]
+    assert (partial.donor, partial.starts) == ("clean", (depth_of(at("block_output", begin)),))
+    assert [one.keep for one in passes if one.runs[0].name == "clean"] == [partial.starts]
 
 
 def test_a_run_of_which_an_unknown_depth_is_read_starts_at_the_beginning():
@@ -182,7 +189,7 @@ def test_sources_stop_after_the_last_that_is_needed_of_them():
 def test_states_that_are_handed_in_need_no_donor():
     run = Run("a", "x", (edit("a", at("block_output", 1)),))
     (one,) = schedule(Plan((run,), ("a",)), known=("x",))
-    assert one.start == Start(None, (depth_of(at("block_output", 1)),))
+    assert (one.donor, one.starts) == (None, (depth_of(at("block_output", 1)),))
 
 
 _SITES = [
@@ -210,24 +217,34 @@ def test_passes_of_any_plan_are_in_order_and_start_where_nothing_is_lost(data):
     wanted = tuple(data.draw(st.sets(st.sampled_from([run.name for run in runs]), min_size=1)))
     plan = Plan(tuple(runs), wanted, data.draw(st.sampled_from([None, Logits()])))
     passes = schedule(plan)
-    place = {run.name: n for n, one in enumerate(passes) for run in one.runs}
+    place = {run.name: n for n, one in enumerate(passes) for run in (*one.runs, *one.twins)}
     assert set(place) == {run.name for run in plan.order()}
+    assert not any(run.edits or run.examples or run.input != one.runs[0].input for one in passes for run in one.twins)
     by_name = {run.name: run for run in runs}
     for n, one in enumerate(passes):
         for run in one.runs:
             assert all(place[e.source.run] < n for e in run.edits if isinstance(e.source, Read))
-        if one.start is None:
+        if not one.starts:
             continue
-        donor = by_name[one.start.donor]
+        donor = by_name[one.donor]
+        giving = passes[place[donor.name]]
         assert place[donor.name] < n
         assert donor.examples is None
-        for run, depth in zip(one.runs, one.start.depths, strict=True):
+        for run, depth, inherited in zip(one.runs, one.starts, one.inherited, strict=True):
             assert run.input == donor.input
-            reached = [depth_of(e.site) for e in run.edits] + [
+            mine = {edit.name: edit for edit in run.edits}
+            theirs = {edit.name: edit for edit in donor.edits}
+            assert all(replace(mine[a], name="") == replace(theirs[b], name="") for a, b in inherited)
+            done = [mine[name] for name, _ in inherited]
+            left = [e for e in run.edits if e not in done]
+            reached = [depth_of(e.site) for e in left] + [
                 depth_of(read.site) for read in plan.reads() if read.run == run.name and read in one.reads
             ]
             assert depth == min(reached)  # nothing of it lies below; none is unknown
-            assert all(depth_of(e.site) >= depth for e in donor.edits)  # unedited so far
-            assert depth in passes[place[donor.name]].keep
-            stop = passes[place[donor.name]].stop
-            assert stop is None or stop >= depth
+            assert all(depth_of(e.site).state < depth.state for e in done)  # made before the state is taken
+            others = [e for e in donor.edits if e.name not in dict(inherited).values()]
+            assert all(depth_of(e.site).state >= depth.state for e in others)  # nothing else was done so far
+            assert depth in giving.keep
+            assert giving.stop is None or giving.stop >= depth
+            # A donor that itself began somewhere has no states of its own at or below that place.
+            assert not giving.starts or giving.starts[0].state < depth.state

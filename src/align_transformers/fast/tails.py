@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from .places import Places
+from ..engine.places import Places
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align_transformers.engine.layout import Copies, lay_out
 from align_transformers.engine.places import Places
+from align_transformers.fast.tails import Copies, lay_out
 
 BATCH = 3
 

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from collections import UserDict, namedtuple
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.engine.late_models import FAMILIES, blocks, build, prompts, shared
+from tests.fast.families import FAMILIES, blocks, build, prompts, shared
 from torch import nn
 from transformers import DynamicCache
 
-from align_transformers.engine.chain import by_batch, find_chain, forwards, not_by_batch
-from align_transformers.engine.hooks import tapped
-from align_transformers.engine.kept import Kept, Steps, is_causal, is_side_channel, keeping
+from align_transformers.engine.hooks import forwards, tapped
+from align_transformers.fast.depth import blocks_of
+from align_transformers.fast.states import Recorder, States, by_batch, is_causal, is_side_channel, not_by_batch
 from align_transformers.models import resolve
 
 Pair = namedtuple("Pair", ["one", "other"])
 
 
-def keep(model: Any, inputs: dict, depths: set, heads: bool) -> Kept:
-    chain = find_chain(resolve(model))
-    kept = Kept(len(inputs["input_ids"]))
-    states = keeping(kept, chain, depths, Steps(chain), heads)
-    with torch.no_grad(), states as finish, tapped([]), ExitStack() as stack:
-        finish(stack)
+def keep(model: Any, inputs: dict, places: set, heads: bool) -> States:
+    resolve(model)
+    states = States(len(inputs["input_ids"]))
+    recorder = Recorder(states, blocks_of(model), places, heads=heads)
+    with torch.no_grad(), recorder.around(), tapped([]), recorder.within():
         model(**inputs)
-    return kept
+    return states
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -153,7 +151,8 @@ def test_a_stand_in_is_gone_afterwards_also_where_the_user_had_one():
 def test_paths_lie_in_one_block_or_have_no_depth():
     model = build("gpt2")
     model.transformer.h[2].mlp.act = model.transformer.h[1].mlp.act
-    chain = find_chain(resolve(model))
+    resolve(model)
+    chain = blocks_of(model)
     assert chain.depth_of("transformer.h.1").layer == chain.depth_of("transformer.h.1.mlp.c_fc").layer == 1
     assert chain.depth_of("transformer.h.1.mlp.act") is None
     assert chain.depth_of("transformer.h") is None

@@ -1,0 +1,298 @@
+"""What happens at a slot when a pass comes by: read, or gather, intervene, scatter, and count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .._errors import InterventionError, PlanError, PositionError
+from ..plan import Edit
+from .bind import BoundEdit, BoundRead
+from .hooks import Tap
+from .ledger import Tally
+from .places import Places
+from .recurrent import Assembly, CellCall, at_step, check_one_vector, counts_steps
+
+
+@dataclass(frozen=True)
+class Window:
+    """The columns of the whole sequence that a forward pass works on; all of them, except while generating.
+
+    With a cache, the pass after the prompt's works on one column at a time. Without one, every pass begins at column 0
+    again, and edits of earlier columns are made again, so that both give the same text.
+
+    Args:
+        start: first column of this forward pass.
+        length: number of columns of this forward pass.
+        fresh: first column that no earlier pass has worked on.
+        prompt: length of the prompt: columns from there on are generated tokens; `None` outside generation.
+        repeats: rows of this pass for each example of the input (beams, samples).
+    """
+
+    start: int = 0
+    length: int = 0
+    fresh: int = 0
+    prompt: int | None = None
+    repeats: int = 1
+
+
+Captured = dict[BoundRead, list[Tensor]]
+"""By read what was there, one tensor a call of the module."""
+
+
+@dataclass(eq=False)
+class Record:
+    """What a pass takes from earlier ones, and what it leaves.
+
+    Args:
+        values: what earlier passes captured.
+        captured: what this one did.
+        collected: by name of the edit what it saw, and which of it is real.
+        tallies: by name of the edit what it counted.
+        window: the columns that the pass works on.
+        assembled: what is gathered time step by time step.
+        tokens: ids of the tokens whose logits are wanted of it; `None` for all.
+    """
+
+    values: Mapping[BoundRead, list[Tensor]]
+    captured: Captured = field(default_factory=dict)
+    collected: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    window: Window = field(default_factory=Window)
+    assembled: dict[BoundRead | str, Assembly] = field(default_factory=dict)
+    tokens: tuple[int, ...] | None = None
+
+
+def read_tap(record: Record, read: BoundRead) -> Tap:
+    """Return what a read does at its slot."""
+    return Tap(read.slot, partial(_read, record, read))
+
+
+def _read(record: Record, read: BoundRead, tensor: Tensor, call: int) -> None:
+    """Keep what is read."""
+    places = read.places
+    if counts_steps(read.slot, tensor, places.index is not None):
+        _read_step(record, read, tensor, call)
+        return
+    places.check(tensor, read.read.site)
+    record.captured.setdefault(read, []).append(places.fitted(tensor).gather(tensor))
+
+
+def _read_step(record: Record, read: BoundRead, tensor: Tensor, call: int) -> None:
+    """Read what one call of a module, one time step, has for a read; tensor is `(batch, width)`."""
+    assembly = record.assembled.setdefault(read, Assembly(str(read.read.site), read.places.reach))
+    assembly.calls = call + 1
+    step = at_step(read.places.to(tensor.device), call)
+    if step is None:
+        return
+    column = tensor.unsqueeze(1)
+    step.places.check(column, assembly.where)
+    values = step.places.gather(column)
+    record.captured[read] = [values if step.mask is None else assembly.add(step.mask, values)]
+
+
+def edit_tap(record: Record, edit: BoundEdit) -> Tap:
+    """Return what an edit does at its slot."""
+    return Tap(edit.slot, partial(_edit, record, edit))
+
+
+def _edit(record: Record, edit: BoundEdit, tensor: Tensor, call: int) -> Tensor | None:
+    """Return the new activation, or `None` if the edit only looks."""
+    if record.window.prompt is not None:
+        new = _edit_window(record, edit, tensor, call)
+    elif counts_steps(edit.slot, tensor, _names_positions(edit)):
+        return _edit_step(record, edit, tensor, call)
+    else:
+        new = _apply(record, edit, edit.places, tensor, call)
+    return None if new is tensor else new
+
+
+def _names_positions(edit: BoundEdit) -> bool:
+    return edit.places.index is not None or (edit.read is not None and edit.read.read.positions.rows is not None)
+
+
+def _edit_window(record: Record, edit: BoundEdit, tensor: Tensor, call: int) -> Tensor:
+    """Edit what a pass of a generation can see of an edit's places."""
+    new, window = tensor, _window(edit, record.window, tensor)
+    seen = record if window is record.window else replace(record, window=window)
+    for places in _visible(edit.edit, edit.places, window, tensor, not edit.intervention.writes):
+        new = _apply(seen, edit, places, new, call)
+    return new
+
+
+def apply_edits(record: Record, edits: Sequence[BoundEdit], state: Tensor) -> Tensor:
+    """Return a state with edits made, one after the other, as their taps would."""
+    for edit in edits:
+        new = _edit(record, edit, state, 0)
+        state = state if new is None else new
+    return state
+
+
+def _window(edit: BoundEdit, window: Window, tensor: Tensor) -> Window:
+    """Return the columns that the tensor is about: those of the pass, but attention gets all keys of the cache again.
+
+    The cache holds them as they were before edits, so that edits of earlier keys are made again.
+    """
+    definition = edit.edit.site.definition
+    if definition is None or not definition.over_keys:
+        return window
+    end, keys = window.start + window.length, tensor.shape[1] if tensor.ndim > 1 else 0
+    if keys > end:
+        return window
+    return replace(window, start=end - keys, length=keys)
+
+
+def _edit_step(record: Record, edit: BoundEdit, tensor: Tensor, call: int) -> Tensor | None:
+    """Edit what one call of a module, one time step, has for an edit; tensor is `(batch, width)`."""
+    assembly = record.assembled.setdefault(edit.edit.name, Assembly(str(edit.edit.site), edit.places.reach))
+    assembly.calls = call + 1
+    step = at_step(edit.places.to(tensor.device), call)
+    if step is None:
+        return None
+    if not edit.intervention.keep_last_dim:
+        check_one_vector(edit.edit.positions, assembly.where)
+    column = tensor.unsqueeze(1)
+    new = _apply(record, edit, step.places, column, call, step)
+    return None if new is column else new.squeeze(1)
+
+
+def _apply(
+    record: Record, edit: BoundEdit, places: Places, tensor: Tensor, call: int, step: CellCall | None = None
+) -> Tensor:
+    """Gather, intervene and scatter once; return the new activation, or the old one if the edit only looks."""
+    places.check(tensor, edit.edit.site)
+    places = places.fitted(tensor)
+    old = places.gather(tensor)
+    version = _version(old)
+    source = _source(record, edit, call, old)
+    if step is not None and source is not None:
+        source = step.pick(source)
+    new = _intervene(edit, old, source, record.window.repeats)
+    tally, mask = record.tallies[edit.edit.name], places.real_values(old)
+    if not edit.intervention.writes:
+        tally.count(old, None, mask)
+        if step is not None and step.mask is not None:
+            record.assembled[edit.edit.name].add(step.mask, new)
+            return tensor
+        real = torch.ones(old.shape[:-1], dtype=torch.bool) if places.real is None else places.real
+        record.collected.setdefault(edit.edit.name, []).append((new, real))
+        return tensor
+    if new.shape != old.shape:
+        new = _broadcast(edit, new, old)
+    if version is None or _version(old) != version:  # the intervention wrote into its private copy of the base
+        old = places.gather(tensor)
+    tally.count(old, new, mask)
+    return places.scatter(tensor, new if new.dtype == tensor.dtype else new.to(tensor.dtype))
+
+
+def _source(record: Record, edit: BoundEdit, call: int, old: Tensor) -> Tensor | None:
+    """Return the value from outside, broadcastable to `old`; `None` if there is none."""
+    read = edit.read
+    if read is not None:
+        values = record.values[read]
+        if 1 < len(values) <= call:
+            raise PlanError(
+                f"{edit.edit.site} was reached {call + 1} times in the base, but {len(values)} times in its source run"
+            )
+        value = values[call] if len(values) > 1 else values[0]
+        if record.window.prompt is not None and read.read.positions.rows is None:  # a prompt processed in chunks
+            value = value[:, record.window.start : record.window.start + old.shape[1]]
+    elif edit.constant is not None:
+        value = edit.constant
+    else:
+        return None
+    if edit.lines is not None and value.ndim == old.ndim and value.shape[0] > 1:
+        value = value[edit.lines.start : edit.lines.stop]
+    repeats = record.window.repeats
+    if repeats > 1 and value.ndim == old.ndim and value.shape[0] > 1:
+        value = value.repeat_interleave(repeats, 0)
+    return value if value.device == old.device else value.to(old.device)
+
+
+def _intervene(edit: BoundEdit, old: Tensor, source: Tensor | None, repeats: int) -> Tensor:
+    """Call the intervention on the values in the shape that it asks for."""
+    intervention, subspace, base = edit.intervention, edit.edit.subspace, old
+    if subspace is not None and edit.lines is not None:
+        subspace = subspace[edit.lines.start : edit.lines.stop]
+    value, version = source, _version(source)
+    if not intervention.keep_last_dim:
+        base = old.flatten(1)
+        source = None if source is None else source.expand_as(old).flatten(1)
+    if subspace is None:
+        new = intervention(base, source)
+    else:
+        new = intervention(base, source, tuple(parts for parts in subspace for _ in range(repeats)))
+    if _version(value) != version:
+        raise InterventionError(
+            f"{type(intervention).__name__} at {edit.edit.site} wrote into its source, which other edits may read: "
+            "return a new tensor"
+        )
+    if not isinstance(new, Tensor):
+        raise InterventionError(f"{type(intervention).__name__} at {edit.edit.site} returned {type(new).__name__}")
+    return new if intervention.keep_last_dim or new.shape != base.shape else new.view_as(old)
+
+
+def _version(tensor: Tensor | None) -> int | None:
+    """Return how often a tensor was written into; `None` where PyTorch does not count it."""
+    return None if tensor is None or tensor.is_inference() else tensor._version
+
+
+def _broadcast(edit: BoundEdit, new: Tensor, old: Tensor) -> Tensor:
+    try:
+        return new.expand_as(old)
+    except RuntimeError as error:
+        raise InterventionError(
+            f"{type(edit.intervention).__name__} at {edit.edit.site} returned shape {tuple(new.shape)}; "
+            f"the base has {tuple(old.shape)}"
+        ) from error
+
+
+# --- generation: what a pass over some of the columns can see ---------------------------------------------------------
+
+
+def _visible(edit: Edit, places: Places, window: Window, tensor: Tensor, looks_only: bool) -> Iterator[Places]:
+    """Yield the places of an edit that a pass of a generation can see: those of the prompt, then each generated token.
+
+    Args:
+        edit: what was asked.
+        places: the edit's places in the prompt.
+        window: the columns of this pass.
+        tensor: `(rows, columns, channels)` the activation.
+        looks_only: the edit only collects, so columns that it has seen before are left out.
+
+    Raises:
+        PositionError: the activation has another number of columns than the pass.
+    """
+    for seen in _visible_places(edit, places.repeated(window.repeats), window, tensor.shape[0], looks_only):
+        if tensor.ndim < 3 or tensor.shape[1] != window.length:
+            raise PositionError(
+                f"{edit.site} has shape {tuple(tensor.shape)} in a forward pass over {window.length} tokens: it is not "
+                "known which of them it is about (a model that generates computes the prompt's last logits only)"
+            )
+        yield seen
+
+
+def _visible_places(edit: Edit, places: Places, window: Window, rows: int, looks_only: bool) -> Iterator[Places]:
+    prompt = window.prompt or 0
+    if not (looks_only and window.fresh >= prompt):
+        yield from _in_prompt(edit, places, window.start, window.length, prompt, rows)
+    first = max(prompt, window.start, window.fresh if looks_only else 0)
+    for column in range(first, window.start + window.length):
+        if edit.positions.steps == "all" or column - prompt in edit.positions.steps:
+            yield places.at_columns([column - window.start], rows)
+
+
+def _in_prompt(edit: Edit, places: Places, start: int, length: int, prompt: int, rows: int) -> Iterator[Places]:
+    end = min(start + length, prompt)
+    if start >= end:
+        return
+    if edit.positions.rows is None:
+        yield places if start + length <= prompt else places.at_columns(range(end - start), rows)
+    elif any(edit.positions.rows):
+        seen = places.shifted(start, length)
+        if seen is not None:
+            yield seen

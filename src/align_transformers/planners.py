@@ -1,0 +1,45 @@
+"""Which planner runs the passes of a call where none is named, and `execute` with that one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from . import engine
+from .engine import Bound, Outcome, Planner, one_by_one
+
+if find_spec(f"{__package__}.fast") is not None:
+    from .fast import planned
+
+    DEFAULT: Planner = planned
+else:  # the engine gives the same without the room that leaves out what need not be computed
+    DEFAULT = one_by_one
+
+
+def execute(
+    bound: Bound, planner: Planner | None = None, *, ready: Callable[[Mapping[str, Any]], None] | None = None
+) -> Outcome:
+    """Carry out a bound plan.
+
+    Args:
+        bound: from `bind`.
+        planner: says which passes are run. Default: `planned`, which leaves out what need not be computed.
+            `one_by_one` runs every run in full, from the first module to the last: that is what the plan means, and
+            how to check a number.
+        ready: called after every pass with what it gave of the outputs, by name of the run.
+
+    Returns:
+        The outputs asked for, what was collected, and the ledger.
+
+    Raises:
+        NeverFiredError: an edit or a read was never reached.
+        InterventionError: an intervention returned another shape.
+
+    >>> import torch
+    >>> from align_transformers import Plan, Run, bind, one_by_one
+    >>> bound = bind(torch.nn.Linear(2, 3), Plan((Run("base", "x"),), ("base",)), {"x": torch.ones(1, 2)}, {})
+    >>> torch.equal(execute(bound).outputs["base"], execute(bound, one_by_one).outputs["base"])
+    True
+    """
+    return engine.execute(bound, planner or DEFAULT, ready=ready)
