@@ -7,7 +7,7 @@ comes from directly, and which of its channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._errors import SiteError
+from .interfaces import around_interface
 from .slot import Leaf, find_leaf, replace_leaf, twins
 
 
@@ -263,27 +264,26 @@ def _wrapped_interface(watcher: _Watcher) -> Iterator[None]:
     except ImportError:  # a model of plain torch modules needs no transformers
         yield
         return
-    original = AttentionInterface.get_interface
 
-    def get_interface(self: Any, *args: Any, **kwargs: Any) -> Any:
-        function = original(self, *args, **kwargs)
+    def attend(
+        function: Callable[..., Any],
+        _eager: Callable[..., Any],
+        module: nn.Module,
+        inputs: tuple[Any, ...],
+        options: dict[str, Any],
+    ) -> Any:
+        watcher.inside_attention += 1
+        try:
+            core, *others = function(module, *inputs, **options)
+        finally:
+            watcher.inside_attention -= 1
+        given = dict(zip(("query", "key", "value"), inputs, strict=False)) | options
+        owner = next((call for call in reversed(watcher.open) if call.module is module), watcher.open[-1])
+        pattern = others[0] if others and isinstance(others[0], Tensor) else None
+        query, key, value = given["query"], given["key"], given["value"]
+        attention = Attention(owner, watcher.tick(), "interface", query, key, value, pattern)
+        watcher.trace.attentions.append(attention)
+        return (watcher.saw(attention, core), *others)
 
-        def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Any:
-            watcher.inside_attention += 1
-            try:
-                core, *others = function(module, query, key, value, *rest, **more)
-            finally:
-                watcher.inside_attention -= 1
-            owner = next((call for call in reversed(watcher.open) if call.module is module), watcher.open[-1])
-            pattern = others[0] if others and isinstance(others[0], Tensor) else None
-            attention = Attention(owner, watcher.tick(), "interface", query, key, value, pattern)
-            watcher.trace.attentions.append(attention)
-            return (watcher.saw(attention, core), *others)
-
-        return attend
-
-    AttentionInterface.get_interface = get_interface
-    try:
+    with around_interface(AttentionInterface, attend):
         yield
-    finally:
-        AttentionInterface.get_interface = original
