@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._errors import SiteError
+from ..models.interfaces import Around, around_interface
 
 Visit = Callable[[Any], Any]
 """Given a tensor `(batch, length, channels)`, returns it, or a new one."""
@@ -54,10 +55,6 @@ def inside_interfaces(visits: Mapping[int, Visits]) -> Iterator[None]:
         yield
 
 
-Around = Callable[[Callable[..., Any], Callable[..., Any], nn.Module, tuple[Any, ...], dict[str, Any]], Any]
-"""Called as `around(function, eager, module, inputs, options)` instead of `function(module, *inputs, **options)`."""
-
-
 @contextmanager
 def around_attention(around: Around) -> Iterator[None]:
     """Let every attention that goes through transformers' interface go through `around` while the context is open."""
@@ -75,23 +72,7 @@ def _around_experts(around: Around) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _around(interface: Any, around: Around) -> Iterator[None]:
-    original = interface.get_interface
-
-    def get_interface(self: Any, implementation: Any, default: Any) -> Any:
-        function = original(self, implementation, default)
-
-        def call(module: nn.Module, *inputs: Any, **options: Any) -> Any:
-            return around(function, default, module, inputs, options)
-
-        return call
-
-    interface.get_interface = get_interface
-    try:
-        yield
-    finally:
-        interface.get_interface = original
+_around = around_interface
 
 
 def _attend(
