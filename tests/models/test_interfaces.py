@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ExpertsInterface
 from transformers.modeling_utils import AttentionInterface
 
-from align_transformers import IntervenableModel, resolve
+from align_transformers import IntervenableModel
 from align_transformers.models.interfaces import Around, around_interface
 from align_transformers.models.trace import watch
 
@@ -159,23 +159,28 @@ def test_passes_that_overlap_in_two_threads_leave_nothing_behind() -> None:
         assert torch.equal(model(**INPUTS).logits, clean[name])
 
 
-def test_a_pass_in_another_thread_is_not_in_a_trace() -> None:
+@pytest.mark.parametrize("same_model", [False, True])
+def test_a_pass_in_another_thread_is_not_in_a_trace(same_model: bool) -> None:
     lookup = AttentionInterface.get_interface
-    model, other = new("llama"), new("llama", 1)
-    resolve(model)
+    model = new("llama")
+    other = model if same_model else new("llama", 1)
     with torch.no_grad():
         clean = other(**INPUTS).logits
-    seen = []
+    seen: list[Tensor] = []
 
     def during(*_: Any) -> None:
+        if seen:
+            return
+        seen.append(clean)  # the pass below comes by here, too
         with ThreadPoolExecutor(1) as thread, torch.no_grad():
             seen.append(thread.submit(_logits, other).result(SECONDS))
 
-    expected = len(watch(model, INPUTS).attentions)
+    expected = watch(model, INPUTS)
     with model.model.layers[1].register_forward_pre_hook(during):
         trace = watch(model, INPUTS)
-    assert torch.equal(seen[0], clean)
-    assert len(trace.attentions) == expected
+    assert torch.equal(seen[1], clean)
+    assert len(trace.attentions) == len(expected.attentions)
+    assert [call.path for call in trace.calls] == [call.path for call in expected.calls]
     assert AttentionInterface.get_interface is lookup
 
 

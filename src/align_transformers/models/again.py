@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .slot import find_leaf, replace_leaf
-from .trace import Call
+from .trace import Call, in_this_thread
 
 Change = Callable[[Tensor], Tensor]
 
@@ -36,9 +36,9 @@ def call_again(
     seen: dict[nn.Module, Tensor] = {}
     with ExitStack() as stack, torch.no_grad():
         for module, edit in (force or {}).items():
-            stack.enter_context(module.register_forward_hook(_forcing(edit)))
+            stack.enter_context(module.register_forward_hook(in_this_thread(_forcing(edit))))
         for module in watch:
-            stack.enter_context(module.register_forward_hook(_noting(seen)))
+            stack.enter_context(module.register_forward_hook(in_this_thread(_noting(seen))))
         try:
             output = find_leaf(call.module(*arguments[0], **arguments[1]), call.output_leaf, call.path)[1]
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):

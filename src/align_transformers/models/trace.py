@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -122,6 +123,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook that does nothing in other threads, which may run the same model meanwhile.
+
+    Args:
+        hook: returns `None` where it changes nothing.
+    """
+    thread = get_ident()
+    return lambda *given: hook(*given) if get_ident() == thread else None
+
+
 def is_linear(call: Call) -> bool:
     """Whether a call maps the last axis by one matrix: told by its weight, or by `in_features` if that is packed."""
     inputs, output, module = call.input, call.output, call.module
@@ -158,8 +169,9 @@ class _Watcher(TorchFunctionMode):
     def watching(self) -> Iterator[None]:
         with ExitStack() as stack:
             for path, module in self.model.named_modules():
-                stack.enter_context(module.register_forward_pre_hook(self._entering(path), with_kwargs=True))
-                stack.enter_context(module.register_forward_hook(self._leaving))
+                entering, leaving = in_this_thread(self._entering(path)), in_this_thread(self._leaving)
+                stack.enter_context(module.register_forward_pre_hook(entering, with_kwargs=True))
+                stack.enter_context(module.register_forward_hook(leaving))
             stack.enter_context(_wrapped_interface(self))
             stack.enter_context(self)
             yield
