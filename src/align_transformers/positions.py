@@ -11,6 +11,8 @@ from ._errors import SpecError
 
 Rows = tuple[tuple[int, ...], ...]
 """One tuple of integers for each example."""
+Span = tuple[int, int]
+"""The first column of a real token, and one past the last: what padding is not in."""
 Steps = Literal["all"] | tuple[int, ...]
 
 

@@ -12,11 +12,10 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from .._errors import PlanError
+from ..positions import Span as Span  # bind asks for it here
 
 Inputs = Mapping[str, Any] | Tensor
 """The keyword arguments of the model, or one tensor for its only argument."""
-
-Span = tuple[int, int]
 
 CACHES = ("past_key_values", "cache_params")
 """What a model may be handed that it has made of earlier tokens, and writes into."""
