@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .again import follow
 from .findings import Findings, common_ancestor, reached, same_values
 from .heads import HeadMap, gradients_by_head, heads_used, map_heads, split_heads
+from .probing import follow
 from .slot import find_leaf
 from .trace import Attention, Call
 

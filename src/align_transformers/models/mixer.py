@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .again import call_again, passes_around
 from .findings import Findings
+from .probing import call_again, passes_around
 from .trace import Call
 
 NAMES = ("mixer_input", "mixer_output")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .again import passes_around
 from .findings import Findings, common_ancestor, reached, same_values
+from .probing import passes_around
 from .trace import Call
 
 NAMES = ("mlp_input", "mlp_activation", "mlp_output")
