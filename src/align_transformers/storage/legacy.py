@@ -19,7 +19,7 @@ from torch import Tensor
 from .._errors import ArtifactError
 from ..config import IntervenableConfig, RepresentationConfig
 from ..interventions import Intervention
-from .layout import LEGACY_RECORD, checked_file
+from .files import LEGACY_RECORD, checked_file
 from .legacy_types import Entry, convert
 from .plain import Kinds, check_record, read_json
 

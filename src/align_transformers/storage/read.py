@@ -19,8 +19,7 @@ from ..config import IntervenableConfig
 from ..hub import PREFIX, Snapshot, download
 from ..models import find_slot
 from .build import build, split_by_number
-from .identity import Identity, differences, identify_model, identify_tokenizer
-from .layout import (
+from .files import (
     FORMAT,
     FORMAT_VERSION,
     LEGACY_FILES,
@@ -31,6 +30,7 @@ from .layout import (
     checked_file,
     local_folder,
 )
+from .identity import Identity, differences, identify_model, identify_tokenizer
 from .legacy import read_legacy
 from .plain import Kinds, check_record, config_from_dict, read_json
 from .types import known_types

@@ -24,8 +24,8 @@ from ..hub import PREFIX, upload
 from ..interventions import FunctionIntervention, Intervention
 from .build import memory_order
 from .card import write_card
+from .files import CARD, FORMAT, FORMAT_VERSION, OWN_FILES, RECORD, WEIGHTS, expanded
 from .identity import identify_model, identify_tokenizer
-from .layout import CARD, FORMAT, FORMAT_VERSION, OWN_FILES, RECORD, WEIGHTS, expanded
 from .plain import config_to_dict, plain_arguments, plain_metrics
 from .types import OWN
 
