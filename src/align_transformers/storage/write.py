@@ -22,11 +22,11 @@ from .._version import library_version
 from ..config import IntervenableConfig
 from ..hub import PREFIX, upload
 from ..interventions import FunctionIntervention, Intervention
-from .build import memory_order
 from .card import write_card
 from .files import CARD, FORMAT, FORMAT_VERSION, OWN_FILES, RECORD, WEIGHTS, expanded
 from .identity import identify_model, identify_tokenizer
 from .plain import config_to_dict, plain_arguments, plain_metrics
+from .saved_intervention import memory_order
 from .types import OWN
 
 
