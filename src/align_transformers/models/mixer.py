@@ -8,14 +8,14 @@ from torch import Tensor
 
 from .findings import Findings
 from .probing import call_again, passes_around
-from .trace import Call
+from .trace import ModuleCall
 
 NAMES = ("mixer_input", "mixer_output")
 _FELT = 1e-5
 """Smaller changes, relative to that at the changed position, are rounding: experts sum in another order."""
 
 
-def find_mixer(found: Findings, linears: Sequence[Call]) -> None:
+def find_mixer(found: Findings, linears: Sequence[ModuleCall]) -> None:
     """Note the block's part that carries information from the first position to the last without softmax attention.
 
     Args:
@@ -44,7 +44,7 @@ def find_mixer(found: Findings, linears: Sequence[Call]) -> None:
         found.take(mixer, linears)
 
 
-def _without_residual(found: Findings, mixer: Call) -> Call:
+def _without_residual(found: Findings, mixer: ModuleCall) -> ModuleCall:
     """Return the part inside a mixer that does its work, where the mixer also hands its input past it."""
     parts = [call for call in found.trace.calls if call.parent is mixer and found.keeps_rows(call)]
     far = reaches_to(mixer)
@@ -54,7 +54,7 @@ def _without_residual(found: Findings, mixer: Call) -> Call:
     return mixer
 
 
-def reaches_to(call: Call) -> int:
+def reaches_to(call: ModuleCall) -> int:
     """Return the last position of a module's output that changes when the first position of its input does.
 
     The module is called again on its own, with the arguments that it had.

@@ -9,7 +9,7 @@ from torch import nn
 
 from .findings import Findings, common_ancestor, reached, same_values
 from .probing import passes_around
-from .trace import Call
+from .trace import ModuleCall
 
 NAMES = ("mlp_input", "mlp_activation", "mlp_output")
 
@@ -24,8 +24,8 @@ class Branch:
         experts: how experts are kept (`stacked` in one tensor, or a `list` of modules); empty for a plain MLP.
     """
 
-    members: tuple[Call, ...]
-    down: Call | None
+    members: tuple[ModuleCall, ...]
+    down: ModuleCall | None
     experts: str = ""
 
     @property
@@ -34,7 +34,7 @@ class Branch:
         return float("inf") if self.down is None or self.down.input is None else float(self.down.input.shape[-1])
 
 
-def find_mlp(found: Findings, linears: Sequence[Call]) -> None:
+def find_mlp(found: Findings, linears: Sequence[ModuleCall]) -> None:
     """Note the MLP components of a block, or why it has none that is certain.
 
     Args:
@@ -74,7 +74,7 @@ def find_mlp(found: Findings, linears: Sequence[Call]) -> None:
         _note_by_elimination(found, free)
 
 
-def _doubt_mixer(found: Findings, free: Sequence[Call], branches: Sequence[Branch]) -> None:
+def _doubt_mixer(found: Findings, free: Sequence[ModuleCall], branches: Sequence[Branch]) -> None:
     """Say that a mixer may have been overlooked where linear layers of a block without one belong to nothing known."""
     if not branches:
         return
@@ -85,7 +85,7 @@ def _doubt_mixer(found: Findings, free: Sequence[Call], branches: Sequence[Branc
         found.refuse(("mixer_input", "mixer_output"), f"linear layers belong to nothing known: {', '.join(left)}")
 
 
-def _note_by_elimination(found: Findings, free: Sequence[Call]) -> None:
+def _note_by_elimination(found: Findings, free: Sequence[ModuleCall]) -> None:
     """Note the only part of the block that has matrices and is not attention, if there is one."""
     parts = [c for c in found.trace.calls if c.parent is found.block and found.keeps_rows(c) and found.free(c)]
     parts = [call for call in parts if any(p.ndim > 1 for p in call.module.parameters())]
@@ -101,7 +101,7 @@ def _note_by_elimination(found: Findings, free: Sequence[Call]) -> None:
         found.refuse(NAMES, "this block has no MLP")
 
 
-def _dense_branches(found: Findings, free: Sequence[Call]) -> list[Branch]:
+def _dense_branches(found: Findings, free: Sequence[ModuleCall]) -> list[Branch]:
     branches: list[Branch] = []
     for down in free:
         if down.output is not None and down.output.shape[-1] == found.width:
@@ -114,10 +114,10 @@ def _dense_branches(found: Findings, free: Sequence[Call]) -> list[Branch]:
     return branches
 
 
-def _expert_branches(found: Findings, free: Sequence[Call]) -> list[Branch]:
+def _expert_branches(found: Findings, free: Sequence[ModuleCall]) -> list[Branch]:
     """Return the modules in which experts work, each with its router and whatever else it holds."""
-    kinds: dict[Call, str] = {}
-    parts: dict[Call, list[Call]] = {}
+    kinds: dict[ModuleCall, str] = {}
+    parts: dict[ModuleCall, list[ModuleCall]] = {}
     for call in found.trace.during(found.block):
         if _is_stacked(call.module) and found.free(call):
             kinds[_child(found, call)] = "stacked"
@@ -150,13 +150,13 @@ def _stacked_experts(module: nn.Module) -> int:
     return int(next(stacked, 0))
 
 
-def _child(found: Findings, call: Call) -> Call:
+def _child(found: Findings, call: ModuleCall) -> ModuleCall:
     while call.parent is not None and call.parent is not found.block:
         call = call.parent
     return call
 
 
-def _note_experts(found: Findings, branch: Branch, inside: Sequence[Call]) -> None:
+def _note_experts(found: Findings, branch: Branch, inside: Sequence[ModuleCall]) -> None:
     home = branch.members[0]
     found.flags["experts"] = branch.experts
     found.found("mlp_input", home, "input", f"the module that holds the experts ({branch.experts})")

@@ -10,13 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from .slot import find_leaf, replace_leaf
-from .trace import Call, in_this_thread
+from .trace import ModuleCall, in_this_thread
 
 Change = Callable[[Tensor], Tensor]
 
 
 def call_again(
-    call: Call, change: Change, *, force: Mapping[nn.Module, Change] | None = None, watch: Sequence[nn.Module] = ()
+    call: ModuleCall,
+    change: Change,
+    *,
+    force: Mapping[nn.Module, Change] | None = None,
+    watch: Sequence[nn.Module] = (),
 ) -> list[Tensor] | None:
     """Return the outputs of a call and of modules inside it when it is made again.
 
@@ -63,7 +67,7 @@ def _noting(seen: dict[nn.Module, Tensor]) -> Any:
     return hook
 
 
-def follow(call: Call, modules: Sequence[nn.Module]) -> list[bool] | None:
+def follow(call: ModuleCall, modules: Sequence[nn.Module]) -> list[bool] | None:
     """Return for each module inside a call whether its output changes with the call's input.
 
     Args:
@@ -85,7 +89,7 @@ def follow(call: Call, modules: Sequence[nn.Module]) -> list[bool] | None:
     return [not torch.equal(a, b) for a, b in zip(before[1:], after[1:], strict=True)]
 
 
-def passes_around(call: Call, silenced: nn.Module) -> bool:
+def passes_around(call: ModuleCall, silenced: nn.Module) -> bool:
     """Whether something of a call's input reaches its output past a module inside: with that silenced, rows differ.
 
     Args:

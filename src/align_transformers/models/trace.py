@@ -22,7 +22,7 @@ from .slot import Leaf, find_leaf, replace_leaf, twins
 
 
 @dataclass(eq=False)
-class Call:
+class ModuleCall:
     """One call of one module.
 
     Args:
@@ -42,7 +42,7 @@ class Call:
     module: nn.Module
     number: int
     start: int
-    parent: Call | None
+    parent: ModuleCall | None
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     input: Tensor | None = None
     input_leaf: Leaf = ()
@@ -52,7 +52,7 @@ class Call:
     end: int = -1
     cut: Tensor | None = None
 
-    def inside(self, other: Call) -> bool:
+    def inside(self, other: ModuleCall) -> bool:
         """Whether this call happened during `other`."""
         return other.start < self.start and -1 < self.end < other.end
 
@@ -71,7 +71,7 @@ class Attention:
         core: the heads' output, cut loose from what came before; `uncut` the same before that.
     """
 
-    owner: Call
+    owner: ModuleCall
     time: int
     source: str
     query: Tensor | None = None
@@ -86,14 +86,14 @@ class Attention:
 class Trace:
     """What was seen in one forward pass."""
 
-    calls: list[Call] = field(default_factory=list)
+    calls: list[ModuleCall] = field(default_factory=list)
     attentions: list[Attention] = field(default_factory=list)
 
-    def during(self, call: Call) -> list[Call]:
+    def during(self, call: ModuleCall) -> list[ModuleCall]:
         """Return the calls that happened during `call`, in order."""
         return [other for other in self.calls if other.inside(call)]
 
-    def attentions_during(self, call: Call) -> list[Attention]:
+    def attentions_during(self, call: ModuleCall) -> list[Attention]:
         """Return the attentions that were computed during `call`, in order."""
         return [seen for seen in self.attentions if call.start < seen.time < call.end]
 
@@ -133,7 +133,7 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *given: hook(*given) if get_ident() == thread else None
 
 
-def is_linear(call: Call) -> bool:
+def is_linear(call: ModuleCall) -> bool:
     """Whether a call maps the last axis by one matrix: told by its weight, or by `in_features` if that is packed."""
     inputs, output, module = call.input, call.output, call.module
     if inputs is None or output is None or isinstance(module, nn.Embedding) or min(inputs.ndim, output.ndim) < 2:
@@ -159,7 +159,7 @@ class _Watcher(TorchFunctionMode):
         self.model = model
         self.trace = Trace()
         self.clock = 0
-        self.open: list[Call] = []
+        self.open: list[ModuleCall] = []
         self.inside_attention = 0
         self.awaiting_value: Attention | None = None
         self.products: dict[int, list[tuple[Tensor, Tensor, tuple[int, ...]]]] = {}
@@ -184,7 +184,7 @@ class _Watcher(TorchFunctionMode):
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             number = self.counts.get(path, 0)
             self.counts[path] = number + 1
-            call = Call(path, module, number, self.tick(), self.open[-1] if self.open else None, (args, kwargs))
+            call = ModuleCall(path, module, number, self.tick(), self.open[-1] if self.open else None, (args, kwargs))
             call.input_leaf, call.input = _kept(call.arguments)
             if call.input is not None:
                 original = find_leaf(call.arguments, call.input_leaf, path)[1]
