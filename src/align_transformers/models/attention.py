@@ -150,9 +150,9 @@ def _note_interface(found: Findings, prefix: str, event: Attention) -> None:
         ("head_output", core.shape[2], core.shape[3]),
     ):
         channels = torch.arange(heads * size).view(heads, size)
-        found.found_via(prefix + name, event.owner, name, how, heads=channels, width=heads * size)
+        found.note_via(prefix + name, event.owner, name, how, heads=channels, width=heads * size)
     for name in ("attention_score", "attention_pattern"):
-        found.found_via(prefix + name, event.owner, name, how, n_heads=int(query.shape[1]))
+        found.note_via(prefix + name, event.owner, name, how, n_heads=int(query.shape[1]))
 
 
 def _projections(
@@ -178,7 +178,7 @@ def _projections(
         whole, own = sizes[role], int(head_map.channels.shape[1])
         if whole is not None and own < whole:  # the rest of a head is shared, or comes otherwise
             found.flags[f"{prefix}{role}_part"] = (own, whole)
-        found.found(
+        found.note(
             f"{prefix}{role}_output",
             head_map.call,
             "output",
@@ -280,8 +280,8 @@ def _output_projection(
         else "its input depends on the heads' output (gate or norm)"
     )
     channels = torch.arange(heads * size).view(heads, size) if local else None
-    found.found(both[0], chosen, "input", how, heads=channels)
-    found.found(both[1], chosen, "output", how)
+    found.note(both[0], chosen, "input", how, heads=channels)
+    found.note(both[1], chosen, "output", how)
     return chosen
 
 
@@ -327,10 +327,10 @@ def _find_input(
             if not all(follow(ancestor, [call.module for call in wanted]) or [False]):
                 found.refuse([name], f"not every projection follows from what {ancestor.path} is given first")
                 return
-            found.found(name, ancestor, "input", "the module that holds the projections, and reads what they read")
+            found.note(name, ancestor, "input", "the module that holds the projections, and reads what they read")
             return
         ancestor = ancestor.parent
     if len(set(wanted)) == 1:
-        found.found(name, wanted[0], "input", "the one linear layer that all projections share")
+        found.note(name, wanted[0], "input", "the one linear layer that all projections share")
         return
     found.refuse([name], "the projections have no module of their own, so none of their inputs stands for all")

@@ -62,8 +62,8 @@ def _relative(path: str, root: str) -> str:
 def _examine(block: ModuleCall, trace: Trace, batch: int) -> Findings:
     found = Findings(trace, block, *block_axes(block, trace.attentions_during(block), batch))
     how = "the block: a chain of modules, each given what the one before returned"
-    found.found("block_input", block, "input", how)
-    found.found("block_output", block, "output", how)
+    found.note("block_input", block, "input", how)
+    found.note("block_output", block, "output", how)
     linears = [call for call in trace.during(block) if call.cut is not None]
     find_attention(found, linears)
     find_mixer(found, linears)

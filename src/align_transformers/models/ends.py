@@ -37,7 +37,7 @@ def find_ends(model: nn.Module, trace: Trace, stacks: Mapping[str, Stack]) -> En
     if call is None:
         whole.refuse(["logits"], "the model does not say which module that is, or did not call it")
     else:
-        whole.found("logits", call, "output", "the model names it")
+        whole.note("logits", call, "output", "the model names it")
     return slots | whole.slots, missing | whole.missing
 
 
@@ -62,7 +62,7 @@ def _find_embedding(found: Findings, stack: Stack) -> None:
             found.refuse(["embedding_output"], reason)
             return
         if calls:
-            found.found("embedding_output", calls[0], "output", "the model names it")
+            found.note("embedding_output", calls[0], "output", "the model names it")
             return
     found.refuse(["embedding_output"], "the model does not say which module that is, or did not call it")
 
@@ -81,7 +81,7 @@ def _find_norm(found: Findings, stack: Stack) -> None:
     if norm is None:
         found.refuse(["final_norm_output"], "no norm reads the last block's output")
     else:
-        found.found("final_norm_output", norm, "output", "the norm that reads the last block's output")
+        found.note("final_norm_output", norm, "output", "the norm that reads the last block's output")
 
 
 def _ask(model: nn.Module, method: str) -> nn.Module | None:

@@ -38,7 +38,7 @@ class Findings:
     taken: set[ModuleCall] = field(default_factory=set)
     regions: list[ModuleCall] = field(default_factory=list)
 
-    def found(
+    def note(
         self,
         name: str,
         call: ModuleCall,
@@ -79,7 +79,7 @@ class Findings:
         )
         self.how[name] = how
 
-    def found_via(self, name: str, call: ModuleCall, via: str, how: str, **facts: Any) -> None:
+    def note_via(self, name: str, call: ModuleCall, via: str, how: str, **facts: Any) -> None:
         """Note a component that only transformers' attention or experts interface shows.
 
         Args:

@@ -32,8 +32,8 @@ def find_mixer(found: Findings, linears: Sequence[ModuleCall]) -> None:
     how = "what it does: a change of the first position reaches others through it"
     mixers = [_without_residual(found, mixer) for mixer in mixers] if len(mixers) == 1 else mixers
     if len(mixers) == 1:
-        found.found("mixer_input", mixers[0], "input", how)
-        found.found("mixer_output", mixers[0], "output", how)
+        found.note("mixer_input", mixers[0], "input", how)
+        found.note("mixer_output", mixers[0], "output", how)
         found.flags["mixer"] = "other" if found.flags["mixer"] == "none" else "softmax+other"
     elif mixers:
         found.refuse(NAMES, f"several parts mix positions: {', '.join(call.path for call in mixers)}")

@@ -44,7 +44,7 @@ def override(named: Mapping[str, Sequence[Findings]], component: str, place: Ove
             raise SiteError(f"override of {component!r}: width {width} does not divide into {heads} heads")
         rows = torch.arange(width).view(heads, -1) if heads else None
         found.missing.pop(name, None)
-        found.found(name, call, side, "the caller's word", heads=rows)
+        found.note(name, call, side, "the caller's word", heads=rows)
 
 
 def _checked(component: str, place: Override, stack: str, name: str, stacks: list[str]) -> tuple[str, Side, int]:
