@@ -14,7 +14,7 @@ from ..sites import ADDENDS, COMPONENTS
 from .component_map import Block, ComponentMap
 from .resolve import resolve
 from .slot import Slot
-from .tree import Row, Tree, html_of, rich_of, text_of
+from .tree import Tree, TreeRow, html_of, rich_of, text_of
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _kind_tree(kind: BlockKind) -> Tree:
     return Tree(title, kind.path, tuple(map(_row, kind.places)), (*facts, *unavailable))
 
 
-def _row(place: Whereabouts) -> Row:
+def _row(place: Whereabouts) -> TreeRow:
     where = f"{place.module}.{place.side}" if place.module and place.side != "inside" else place.side
     if place.side == "inside":
         where = f"inside {place.module or 'the block'}"
