@@ -185,7 +185,7 @@ class _Watcher(TorchFunctionMode):
             number = self.counts.get(path, 0)
             self.counts[path] = number + 1
             call = ModuleCall(path, module, number, self.tick(), self.open[-1] if self.open else None, (args, kwargs))
-            call.input_leaf, call.input = _kept(call.arguments)
+            call.input_leaf, call.input = _first_tensor(call.arguments)
             if call.input is not None:
                 original = find_leaf(call.arguments, call.input_leaf, path)[1]
                 call.input_twins = twins(call.arguments, call.input_leaf, original)
@@ -196,7 +196,7 @@ class _Watcher(TorchFunctionMode):
 
     def _leaving(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         call = self.open.pop()
-        call.output_leaf, call.output = _kept(output)
+        call.output_leaf, call.output = _first_tensor(output)
         call.end = self.tick()
         nested = any(hasattr(outer.module, "base_layer") for outer in self.open)
         if call.output is None or nested or not is_linear(call):
@@ -259,7 +259,7 @@ class _Watcher(TorchFunctionMode):
         return output
 
 
-def _kept(container: Any) -> tuple[Leaf, Tensor | None]:
+def _first_tensor(container: Any) -> tuple[Leaf, Tensor | None]:
     """Return the first tensor as it is now: models go on to change some in place (`mlp_output += attention_output`)."""
     try:
         leaf, tensor = find_leaf(container, None, "")
