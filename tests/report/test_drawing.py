@@ -108,3 +108,8 @@ def test_what_the_figures_do_not_show_is_refused(make_table, change):
     rows = [{**row, **change} for row in make_table(layers=1).rows()]
     with pytest.raises(SpecError, match=r"reports draw swaps of the source.*table.pivot"):
         arrange(Table.from_rows(rows, meta=make_table().meta))
+
+
+def test_a_selection_without_rows_is_not_drawn():
+    with pytest.raises(SpecError, match="no rows, so there is nothing to draw"):
+        arrange(make_table().select(where={"layer": 99}))

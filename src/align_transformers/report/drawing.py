@@ -149,6 +149,8 @@ def arrange(table: Table, component: str | None = None) -> Drawing:
     missing = [name for name in _COLUMNS if name not in table.columns] + [f for f in _META if f not in table.meta]
     if missing:
         raise SpecError(f"not a layer x position table with two prompts: it lacks {', '.join(missing)}")
+    if not len(table):
+        raise SpecError("the table has no rows, so there is nothing to draw")
     chosen = table.select(component)
     if len(chosen.components()) != 1:
         raise SpecError(f"choose one component to draw, component=...; the table has {chosen.components()}")
