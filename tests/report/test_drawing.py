@@ -110,6 +110,6 @@ def test_what_the_figures_do_not_show_is_refused(make_table, change):
         arrange(Table.from_rows(rows, meta=make_table().meta))
 
 
-def test_a_selection_without_rows_is_not_drawn():
+def test_a_selection_without_rows_is_not_drawn(make_table):
     with pytest.raises(SpecError, match="no rows, so there is nothing to draw"):
         arrange(make_table().select(where={"layer": 99}))
