@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .slot import find_leaf, replace_leaf
-from .trace import ModuleCall, in_this_thread
+from .threads import in_this_thread
+from .trace import ModuleCall
 
 Change = Callable[[Tensor], Tensor]
 

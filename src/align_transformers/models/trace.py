@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from .._errors import SiteError
 from .interfaces import around_interface
 from .slot import Leaf, find_leaf, replace_leaf, twins
+from .threads import in_this_thread
 
 
 @dataclass(eq=False)
@@ -121,16 +121,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a hook that does nothing in other threads, which may run the same model meanwhile.
-
-    Args:
-        hook: returns `None` where it changes nothing.
-    """
-    thread = get_ident()
-    return lambda *given: hook(*given) if get_ident() == thread else None
 
 
 def is_linear(call: ModuleCall) -> bool:
