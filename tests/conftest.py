@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -30,6 +31,16 @@ settings.register_profile(
 )
 settings.load_profile("tests")
 torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what tests measure and do not assert: their properties named `printed`."""
+    for report in terminalreporter.getreports("passed"):
+        printed = [value for name, value in report.user_properties if name == "printed"]
+        if printed and report.when == "call":
+            terminalreporter.section(report.nodeid)
+            for value in printed:
+                terminalreporter.write_line(value)
 
 
 @pytest.fixture(autouse=True)

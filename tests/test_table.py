@@ -203,6 +203,31 @@ def test_missing_places_travel(tmp_path):
     assert table.to_frame()["position"].isna().all()
 
 
+def test_a_selection_without_rows_keeps_its_columns(table, tmp_path):
+    nothing = table.select(where={"layer": 99})
+    assert len(nothing) == 0
+    assert list(nothing.columns) == list(table.columns)
+    assert list(nothing.select(where={"layer": 0}).columns) == list(table.columns)
+    mean = nothing.mean(by=["layer"])
+    assert (len(mean), list(mean.columns)) == (0, ["layer", "count", "recovered", "low", "high"])
+    with pytest.raises(UnknownNameError, match="'layre'; did you mean 'layer'"):
+        nothing.mean(by=["layre"])
+    ways = (
+        Table.from_dict(json.loads(json.dumps(nothing.to_dict()))),
+        pickle.loads(pickle.dumps(nothing)),
+        Table.load(nothing.save(tmp_path / "t.parquet")),
+    )
+    assert all(one == nothing for one in ways)
+    assert list(nothing.to_frame()) == list(table.columns)
+    assert nothing.pivot().shape == (0, 0)
+
+
+def test_columns_can_be_said_beforehand():
+    assert list(Table.from_rows([{"b": 1, "a": 2}], meta={}, columns=["a", "b"]).columns) == ["a", "b"]
+    with pytest.raises(SpecError, match=r"row 0 has the columns \['a'\], the table has \['a', 'b'\]"):
+        Table.from_rows([{"a": 2}], meta={}, columns=["a", "b"])
+
+
 def test_an_unknown_column_names_near_misses(table):
     with pytest.raises(UnknownNameError, match="did you mean 'recovered'"):
         table.pivot("recoverd")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ._bar import bar
 from ._errors import AlignError, SpecError
 from ._version import library_version
 
@@ -163,7 +164,6 @@ def _sweep(
     Site(component, 0)  # a misspelt name is worth no waiting for the model
     say(f"loading {model}")
     loaded, tokenizer = load_model(model)
-    say("swapping")
     return grid(loaded, base, source, tokenizer=tokenizer, components=[component], top=5, progress=advance, **options)
 
 
@@ -199,20 +199,10 @@ def _show(table: Table, files: dict[str, str]) -> None:
 def _progress(hidden: bool) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
     """Show what is being done, and how long it will take, on stderr; nothing is left of it afterwards."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def say(what: str) -> None:
-            bar.update(task, description=what)
-
-        def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield say, advance
+    with bar("trace", console, hidden=hidden or not console.is_terminal, transient=True) as advance:
+        yield lambda what: advance(None, None, what), lambda done, total: advance(done, total, "swapping")
 
 
 def numbers(text: str | None, option: str) -> list[int] | str:

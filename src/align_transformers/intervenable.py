@@ -21,7 +21,7 @@ from .engine import Bound, Collected, Inputs, Outcome, Planner
 from .interventions import TrainableIntervention
 from .learning import Alignment, Fitted, Scores, evaluate_call, fit_call
 from .outputs import IntervenableGeneration, IntervenableOutput
-from .positions import Steps
+from .positions import read_steps
 from .recent import Recent
 from .represent import represent
 
@@ -135,7 +135,7 @@ class IntervenableModel(nn.Module):
             `(original, intervened)`: what the model's `generate` returned (token ids, usually).
         """
         _refuse_misspelt(generate_kwargs, self.generate, self.model.forward)
-        timing = Timing(intervene_on_prompt, _read_steps(steps, intervene_on_prompt))
+        timing = Timing(intervene_on_prompt, read_steps(steps, () if intervene_on_prompt else "all"))
         call = Call(base, sources, unit_locations, source_representations, subspaces, timing)
         bound = self._bind(call)
         original = engine.generate_plain(self.model, base, generate_kwargs) if output_original_output else None
@@ -372,13 +372,3 @@ def _with_kwargs(base: Inputs, model_kwargs: Mapping[str, Any]) -> Inputs:
     if not isinstance(base, Mapping):
         raise SpecError(f"the base is one tensor, so {sorted(model_kwargs)} cannot go with it: pass the base as a dict")
     return {**base, **model_kwargs}
-
-
-def _read_steps(steps: int | Sequence[int] | str | None, on_prompt: bool) -> Steps:
-    if steps is None:
-        return () if on_prompt else "all"
-    if isinstance(steps, str):
-        if steps != "all":
-            raise SpecError(f"steps is a number, several numbers, or 'all'; found {steps!r}")
-        return "all"
-    return (steps,) if isinstance(steps, int) else tuple(int(step) for step in steps)

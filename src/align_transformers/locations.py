@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from ._errors import PositionError, SpecError, UnknownNameError, near_misses
-from .positions import EVERYWHERE, Positions, Rows
+from .positions import EVERYWHERE, Positions, Rows, Span
 from .subspaces import Choice
 
 Unit = Literal["pos", "h", "h.pos", "t"]
 UNITS: tuple[str, ...] = get_args(Unit)
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True)

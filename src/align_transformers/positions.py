@@ -11,6 +11,8 @@ from ._errors import SpecError
 
 Rows = tuple[tuple[int, ...], ...]
 """One tuple of integers for each example."""
+Span = tuple[int, int]
+"""The first column of a real token, and one past the last: what padding is not in."""
 Steps = Literal["all"] | tuple[int, ...]
 
 
@@ -79,11 +81,52 @@ class Positions:
 
 def _numbers(values: Iterable[Any], what: str) -> tuple[int, ...]:
     try:
-        numbers = tuple(index(value) for value in values)
+        numbers = tuple(_number(value) for value in values)
     except TypeError as error:
         raise SpecError(f"{what} of Positions are integers; found {values!r}") from error
     if any(number < 0 for number in numbers):
         raise SpecError(f"{what} of Positions count from 0; found {list(numbers)}")
+    return numbers
+
+
+def _number(value: Any) -> int:
+    """Return a whole number as a plain integer; a truth value is none, though Python counts it as one.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(value, bool):
+        raise TypeError(f"{value!r} is a truth value")
+    return index(value)
+
+
+def read_steps(steps: Any, unsaid: Steps = ()) -> Steps:
+    """Return which generated tokens a caller means.
+
+    Args:
+        steps: one number from 0, several (a list, a tuple, a range, an array or a tensor), or `"all"`; `None` where
+            nothing is said.
+        unsaid: what `None` means.
+
+    Raises:
+        SpecError: it is something else, a truth value or a negative number among others.
+
+    >>> import numpy as np
+    >>> read_steps(2), read_steps(np.int64(2)), read_steps(range(3)), read_steps(None, "all")
+    ((2,), (2,), (0, 1, 2), 'all')
+    """
+    if steps is None:
+        return unsaid
+    if isinstance(steps, str) and steps == "all":
+        return "all"
+    plain = steps.tolist() if hasattr(steps, "tolist") else steps
+    try:
+        several = isinstance(plain, Iterable) and not isinstance(plain, str | bytes)
+        numbers = tuple(map(_number, plain if several else [plain]))
+    except TypeError as error:
+        raise SpecError(f"steps is a number, several numbers, or 'all'; found {steps!r}") from error
+    if any(number < 0 for number in numbers):
+        raise SpecError(f"steps count from 0; found {steps!r}")
     return numbers
 
 

@@ -76,22 +76,29 @@ class Table:
     meta: Mapping[str, Any]
 
     @classmethod
-    def from_rows(cls, rows: Iterable[Mapping[str, Any]], *, meta: Mapping[str, Any]) -> Table:
+    def from_rows(
+        cls, rows: Iterable[Mapping[str, Any]], *, meta: Mapping[str, Any], columns: Iterable[str] | None = None
+    ) -> Table:
         """Build a table from mappings with the same keys.
 
         Args:
             rows: one mapping a cell; numbers may be numpy's, NaN becomes `None`, lists become tuples.
             meta: JSON-able facts about the whole.
+            columns: the names of the columns, in order; default: those of the first row, and none without rows.
 
         Raises:
             SpecError: rows have unequal keys, a value is of a kind that tables do not hold, or `meta` is not JSON.
+
+        >>> Table.from_rows([], meta={}, columns=["layer", "effect"]).columns["layer"]
+        ()
         """
         listed = [dict(row) for row in rows]
-        names = list(listed[0]) if listed else []
+        names = list(listed[0] if listed else ()) if columns is None else list(columns)
         for number, row in enumerate(listed):
             if row.keys() != set(names):
+                wanted = "row 0 has" if columns is None else "the table has"
                 raise SpecError(
-                    f"row {number} has the columns {sorted(row)}, row 0 has {sorted(names)}; make them equal"
+                    f"row {number} has the columns {sorted(row)}, {wanted} {sorted(names)}; make them equal"
                 )
         columns = {name: tuple(_cell(name, row[name]) for row in listed) for name in names}
         return cls(MappingProxyType(columns), MappingProxyType(_plain_meta(meta)))
@@ -110,12 +117,15 @@ class Table:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-able data, `{"meta": {...}, "rows": [{...}, ...]}`; `from_dict` is the inverse.
 
+        Without rows there is an entry `"columns"`, too: their names.
+
         >>> table = Table.from_rows([{"layer": 0, "effect": float("nan")}], meta={})
         >>> table.to_dict()
         {'meta': {}, 'rows': [{'layer': 0, 'effect': None}]}
         """
         rows = [{name: list(v) if isinstance(v, tuple) else v for name, v in row.items()} for row in self.rows()]
-        return {"meta": _plain_meta(self.meta), "rows": rows}
+        names = {"columns": list(self.columns)} if self.columns and not rows else {}
+        return {"meta": _plain_meta(self.meta), "rows": rows, **names}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Table:
@@ -124,9 +134,9 @@ class Table:
         Raises:
             SpecError: `data` is not of that form.
         """
-        if set(data) != {"meta", "rows"}:
+        if set(data) - {"columns"} != {"meta", "rows"}:
             raise SpecError(f"a table's dict has the keys 'meta' and 'rows', this one has {sorted(data)}")
-        return cls.from_rows(data["rows"], meta=data["meta"])
+        return cls.from_rows(data["rows"], meta=data["meta"], columns=data.get("columns"))
 
     def to_frame(self) -> pandas.DataFrame:
         """Return the rows as a new pandas DataFrame; changing it does not change the table.
@@ -213,7 +223,7 @@ class Table:
         if not wanted:
             return self
         kept = (row for row in self.rows() if all(row[name] == value for name, value in wanted.items()))
-        return Table.from_rows(kept, meta=self.meta)
+        return Table.from_rows(kept, meta=self.meta, columns=self.columns)
 
     def mean(
         self,
@@ -267,7 +277,8 @@ class Table:
             middle, low, high = _mean(found, level, draws, seed)
             of_group = {"count": len(found), value: middle, "low": low, "high": high}
             rows.append({**dict(zip(names, key, strict=True)), **of_group})
-        return Table.from_rows(rows, meta={**self.meta, "mean_of": value, "level": level})
+        columns = [*names, "count", value, "low", "high"]
+        return Table.from_rows(rows, meta={**self.meta, "mean_of": value, "level": level}, columns=columns)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the table as parquet, `meta` inside the file, in one step (a killed save leaves no half-made file).
@@ -302,7 +313,7 @@ class Table:
         meta = (stored.schema.metadata or {}).get(_META_KEY)
         if meta is None:
             raise SpecError(f"{os.fspath(path)} carries no description of a table; was it written by Table.save?")
-        return cls.from_rows(stored.to_pylist(), meta=json.loads(meta))
+        return cls.from_rows(stored.to_pylist(), meta=json.loads(meta), columns=stored.column_names)
 
     def _several(self, column: str) -> bool:
         return len(set(self.columns.get(column, ()))) > 1

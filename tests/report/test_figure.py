@@ -11,8 +11,8 @@ from PIL import Image
 
 from align_transformers.report import save_heat_map
 from align_transformers.report.colours import LIGHT, shade
+from align_transformers.report.drawing import arrange
 from align_transformers.report.figure import _draw
-from align_transformers.report.layout import arrange
 
 
 def is_colour(pixel, value):

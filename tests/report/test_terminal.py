@@ -12,7 +12,7 @@ from rich.console import Console
 from align_transformers._errors import SpecError, UnknownNameError
 from align_transformers.report import heat_map
 from align_transformers.report.colours import DARK, shade
-from align_transformers.report.layout import number
+from align_transformers.report.drawing import number
 from align_transformers.table import Table
 
 TWENTY = [f" w{i}" for i in range(20)]
@@ -162,7 +162,7 @@ def test_tables_that_are_no_map_are_refused(make_table):
     both = [*table.rows(), *({**row, "component": "mlp_output"} for row in table.rows())]
     with pytest.raises(SpecError, match="choose one component"):
         heat_map(Table.from_rows(both, meta=table.meta))
-    assert heat_map(Table.from_rows(both, meta=table.meta), component="mlp_output").layout.component == "mlp_output"
+    assert heat_map(Table.from_rows(both, meta=table.meta), component="mlp_output").drawing.component == "mlp_output"
     with pytest.raises(UnknownNameError, match="did you mean 'mlp_output'"):
         heat_map(Table.from_rows(both, meta=table.meta), component="mlp_outpt")
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import SiteError
+from ..models.interfaces import Around, around_interface
 
 Visit = Callable[[Any], Any]
 """Given a tensor `(batch, length, channels)`, returns it, or a new one."""
@@ -25,37 +26,14 @@ Visits = Mapping[str, Visit]
 _MASKED = -1e15
 """What a masked key's score is shown as: far below any real score, yet its square is a finite number in the ledger."""
 
-Around = Callable[[Callable[..., Any], Callable[..., Any], nn.Module, tuple[Any, ...], dict[str, Any]], Any]
-"""Called as `around(function, eager, module, inputs, options)` instead of `function(module, *inputs, **options)`."""
-
 
 @contextmanager
 def around_attention(act: Around) -> Iterator[None]:
     """Let every attention that goes through transformers' interface go through `act` while the context is open."""
     from transformers.modeling_utils import AttentionInterface
 
-    with around(AttentionInterface, act):
+    with around_interface(AttentionInterface, act):
         yield
-
-
-@contextmanager
-def around(interface: Any, act: Around) -> Iterator[None]:
-    """Let every function that an interface of transformers looks up go through `act` while the context is open."""
-    original = interface.get_interface
-
-    def get_interface(self: Any, implementation: Any, default: Any) -> Any:
-        function = original(self, implementation, default)
-
-        def call(module: nn.Module, *inputs: Any, **options: Any) -> Any:
-            return act(function, default, module, inputs, options)
-
-        return call
-
-    interface.get_interface = get_interface
-    try:
-        yield
-    finally:
-        interface.get_interface = original
 
 
 def attend(

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .attention import Around, Visit, Visits, around
+from ..models.interfaces import Around, around_interface
+from .attention import Visit, Visits
 
 
 @contextmanager
@@ -17,7 +18,7 @@ def around_experts(act: Around) -> Iterator[None]:
     """Let all experts that go through transformers' interface go through `act` while the context is open."""
     from transformers.integrations.moe import ExpertsInterface
 
-    with around(ExpertsInterface, act):
+    with around_interface(ExpertsInterface, act):
         yield
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..models import Slot, find_leaf, replace_leaf
-from .attention import Around, Visit, Visits, around_attention, attend
+from ..models.interfaces import Around
+from .attention import Visit, Visits, around_attention, attend
 from .experts import around_experts, consult, inside_router
 from .recurrent import by_cells
 

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from .._errors import PlanError
 from ..plan import Logits, Run
+from ..positions import Span
 
 Inputs = Mapping[str, Any] | Tensor
 """The keyword arguments of the model, or one tensor for its only argument."""
-
-Span = tuple[int, int]
 
 CACHES = ("past_key_values", "cache_params")
 """What a model may be handed that it has made of earlier tokens, and writes into."""

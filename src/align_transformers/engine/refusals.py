@@ -11,9 +11,9 @@ from .._errors import PlanError, PositionError, SiteError, UnknownNameError, nea
 from ..interventions import Intervention
 from ..models import Slot
 from ..plan import Edit, Examples, Read, Run
-from ..positions import Positions, Rows
+from ..positions import Positions, Rows, Span
 from ..sites import Site
-from .inputs import Inputs, Span, batch_size, logits_stack, real_spans, token_axis
+from .inputs import Inputs, batch_size, logits_stack, real_spans, token_axis
 
 T = TypeVar("T")
 

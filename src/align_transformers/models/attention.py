@@ -8,18 +8,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .again import follow
 from .findings import Findings, common_ancestor, reached, same_values
 from .heads import HeadMap, gradients_by_head, heads_used, map_heads, split_heads
+from .probing import follow
 from .slot import find_leaf
-from .trace import Attention, Call
+from .trace import Attention, ModuleCall
 
 ROLES = ("query", "key", "value")
 INTERFACE = ("query_rotary", "key_rotary", "attention_score", "attention_pattern", "head_output")
 """What only transformers' attention interface shows."""
 
 
-def find_attention(found: Findings, linears: Sequence[Call]) -> None:
+def find_attention(found: Findings, linears: Sequence[ModuleCall]) -> None:
     """Note the attention components of a block, self-attention and cross-attention apart.
 
     Args:
@@ -59,7 +59,7 @@ def names(prefix: str) -> list[str]:
     return parts + [f"{prefix}{role}_output" for role in ROLES] + [f"{prefix}{name}" for name in INTERFACE]
 
 
-def block_axes(block: Call, events: Sequence[Attention], batch: int) -> tuple[int, int]:
+def block_axes(block: ModuleCall, events: Sequence[Attention], batch: int) -> tuple[int, int]:
     """Return how many examples and positions a block works on.
 
     Args:
@@ -95,7 +95,7 @@ def _key_length(event: Attention) -> int | None:
     return None if event.key is None else int(event.key.shape[-2])
 
 
-def _key_sources(found: Findings, event: Attention, linears: Sequence[Call]) -> tuple[bool, bool]:
+def _key_sources(found: Findings, event: Attention, linears: Sequence[ModuleCall]) -> tuple[bool, bool]:
     """Return whether keys come from this block's sequence, and whether from another, handed to it ready-made."""
     before = [call for call in linears if call.end < event.time and call.cut is not None]
     leaves = [call.cut for call in before if call.cut is not None]
@@ -115,7 +115,7 @@ def _tensors(arguments: tuple[tuple[object, ...], dict[str, object]]) -> list[Te
     return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_floating_point()]
 
 
-def _find_one(found: Findings, prefix: str, event: Attention, linears: Sequence[Call]) -> None:
+def _find_one(found: Findings, prefix: str, event: Attention, linears: Sequence[ModuleCall]) -> None:
     rows, length = found.batch, found.length
     _note_interface(found, prefix, event)
     before = [call for call in linears if call.end < event.time]
@@ -150,17 +150,17 @@ def _note_interface(found: Findings, prefix: str, event: Attention) -> None:
         ("head_output", core.shape[2], core.shape[3]),
     ):
         channels = torch.arange(heads * size).view(heads, size)
-        found.found_via(prefix + name, event.owner, name, how, heads=channels, width=heads * size)
+        found.note_via(prefix + name, event.owner, name, how, heads=channels, width=heads * size)
     for name in ("attention_score", "attention_pattern"):
-        found.found_via(prefix + name, event.owner, name, how, n_heads=int(query.shape[1]))
+        found.note_via(prefix + name, event.owner, name, how, n_heads=int(query.shape[1]))
 
 
 def _projections(
-    found: Findings, prefix: str, event: Attention, before: Sequence[Call], rows: int, length: int
+    found: Findings, prefix: str, event: Attention, before: Sequence[ModuleCall], rows: int, length: int
 ) -> dict[str, HeadMap]:
     """Note query, key and value with the channels of each head; return those that were found."""
     key_length = _key_length(event) or length
-    roles: dict[str, dict[Call, Tensor]] = {}
+    roles: dict[str, dict[ModuleCall, Tensor]] = {}
     sizes: dict[str, int | None] = {}
     for role, seen, size in zip(
         ROLES, (event.query, event.key, event.value), (length, key_length, key_length), strict=True
@@ -178,7 +178,7 @@ def _projections(
         whole, own = sizes[role], int(head_map.channels.shape[1])
         if whole is not None and own < whole:  # the rest of a head is shared, or comes otherwise
             found.flags[f"{prefix}{role}_part"] = (own, whole)
-        found.found(
+        found.note(
             f"{prefix}{role}_output",
             head_map.call,
             "output",
@@ -251,8 +251,8 @@ def split_core(core: Tensor, batch: int, length: int) -> Tensor | None:
 
 
 def _output_projection(
-    found: Findings, prefix: str, event: Attention, linears: Sequence[Call], rows: int, length: int
-) -> Call | None:
+    found: Findings, prefix: str, event: Attention, linears: Sequence[ModuleCall], rows: int, length: int
+) -> ModuleCall | None:
     """Note the heads' output and the output projection; return the projection."""
     both = [f"{prefix}attention_value_output", f"{prefix}attention_output"]
     assert event.core is not None
@@ -280,8 +280,8 @@ def _output_projection(
         else "its input depends on the heads' output (gate or norm)"
     )
     channels = torch.arange(heads * size).view(heads, size) if local else None
-    found.found(both[0], chosen, "input", how, heads=channels)
-    found.found(both[1], chosen, "output", how)
+    found.note(both[0], chosen, "input", how, heads=channels)
+    found.note(both[1], chosen, "output", how)
     return chosen
 
 
@@ -309,7 +309,7 @@ def _head_local(inputs: Tensor | None, core: Tensor, heads: int, size: int) -> b
 
 
 def _find_input(
-    found: Findings, prefix: str, event: Attention, before: Sequence[Call], projections: dict[str, HeadMap]
+    found: Findings, prefix: str, event: Attention, before: Sequence[ModuleCall], projections: dict[str, HeadMap]
 ) -> None:
     """Note what all projections read: a module's input where there is a module, else their only linear layer's."""
     name = f"{prefix}attention_input"
@@ -327,10 +327,10 @@ def _find_input(
             if not all(follow(ancestor, [call.module for call in wanted]) or [False]):
                 found.refuse([name], f"not every projection follows from what {ancestor.path} is given first")
                 return
-            found.found(name, ancestor, "input", "the module that holds the projections, and reads what they read")
+            found.note(name, ancestor, "input", "the module that holds the projections, and reads what they read")
             return
         ancestor = ancestor.parent
     if len(set(wanted)) == 1:
-        found.found(name, wanted[0], "input", "the one linear layer that all projections share")
+        found.note(name, wanted[0], "input", "the one linear layer that all projections share")
         return
     found.refuse([name], "the projections have no module of their own, so none of their inputs stands for all")

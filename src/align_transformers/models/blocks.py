@@ -15,7 +15,7 @@ from .findings import Findings
 from .mixer import find_mixer
 from .mlp import find_mlp
 from .stacks import Stack
-from .trace import Call, Trace
+from .trace import ModuleCall, Trace
 
 
 def examine_stack(stack: Stack, trace: Trace, batch: int) -> list[Findings]:
@@ -40,7 +40,7 @@ def examine_stack(stack: Stack, trace: Trace, batch: int) -> list[Findings]:
     return result
 
 
-def _signature(block: Call, trace: Trace) -> Any:
+def _signature(block: ModuleCall, trace: Trace) -> Any:
     """What a block is and does: its class, the shapes of its weights, the calls in it and the attentions in it.
 
     The same tensor may stand several times among the arguments of one call, and different ones in the next block's.
@@ -59,11 +59,11 @@ def _relative(path: str, root: str) -> str:
     return path[len(root) :] if path == root or path.startswith(root + ".") else path
 
 
-def _examine(block: Call, trace: Trace, batch: int) -> Findings:
+def _examine(block: ModuleCall, trace: Trace, batch: int) -> Findings:
     found = Findings(trace, block, *block_axes(block, trace.attentions_during(block), batch))
     how = "the block: a chain of modules, each given what the one before returned"
-    found.found("block_input", block, "input", how)
-    found.found("block_output", block, "output", how)
+    found.note("block_input", block, "input", how)
+    found.note("block_output", block, "output", how)
     linears = [call for call in trace.during(block) if call.cut is not None]
     find_attention(found, linears)
     find_mixer(found, linears)
@@ -72,7 +72,7 @@ def _examine(block: Call, trace: Trace, batch: int) -> Findings:
     return found
 
 
-def _transfer(known: Findings, block: Call, trace: Trace) -> Findings:
+def _transfer(known: Findings, block: ModuleCall, trace: Trace) -> Findings:
     """Return what is known of a block for another one that ran alike."""
     by_path = {(_relative(call.path, block.path), call.number - block.number): call for call in trace.during(block)}
     by_path["", 0] = block
@@ -91,7 +91,7 @@ def _transfer(known: Findings, block: Call, trace: Trace) -> Findings:
     return found
 
 
-def _renamed(said: Mapping[str, Any], known: Call, block: Call) -> dict[str, Any]:
+def _renamed(said: Mapping[str, Any], known: ModuleCall, block: ModuleCall) -> dict[str, Any]:
     """Return what was said of one block with the paths of another in it."""
     old, new = f"{known.path}.", f"{block.path}."
     return {key: value.replace(old, new) if isinstance(value, str) else value for key, value in said.items()}

@@ -14,11 +14,11 @@ from ..sites import ADDENDS, COMPONENTS
 from .component_map import Block, ComponentMap
 from .resolve import resolve
 from .slot import Slot
-from .tree import Row, Tree, html_of, rich_of, text_of
+from .tree import Tree, TreeRow, html_of, rich_of, text_of
 
 
 @dataclass(frozen=True)
-class Place:
+class Whereabouts:
     """Where one component is.
 
     Args:
@@ -48,7 +48,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Kind:
+class BlockKind:
     """Blocks of a stack that are equal in all that is said here.
 
     Args:
@@ -63,7 +63,7 @@ class Kind:
     layers: tuple[int, ...]
     block: str
     path: str
-    places: tuple[Place, ...]
+    places: tuple[Whereabouts, ...]
     unavailable: tuple[tuple[str, tuple[str, ...]], ...]
     facts: tuple[str, ...]
 
@@ -81,8 +81,8 @@ class Description:
     """
 
     model: str
-    stacks: Mapping[str, tuple[Kind, ...]]
-    ends: tuple[Place, ...]
+    stacks: Mapping[str, tuple[BlockKind, ...]]
+    ends: tuple[Whereabouts, ...]
     missing: Mapping[str, str]
     note: str = ""
 
@@ -116,7 +116,7 @@ def describe(model: nn.Module | ComponentMap) -> Description:
     return Description(found.model_class, stacks, ends, dict(found.missing), found.note)
 
 
-def _kinds(blocks: tuple[Block, ...]) -> Iterable[Kind]:
+def _kinds(blocks: tuple[Block, ...]) -> Iterable[BlockKind]:
     members: dict[Any, list[int]] = {}
     for number, block in enumerate(blocks):
         order = sorted(block.slots, key=list(COMPONENTS).index)
@@ -133,16 +133,16 @@ def _kinds(blocks: tuple[Block, ...]) -> Iterable[Kind]:
         said = tuple(facts)
         if len(layers) > 1 and len(set(paths)) == 1:
             said = (f"one module, called {len(layers)} times", *said)
-        yield Kind(tuple(layers), kind, _pattern(paths), places, unavailable, said)
+        yield BlockKind(tuple(layers), kind, _pattern(paths), places, unavailable, said)
 
 
-def _place(name: str, slot: Slot, root: str, how: str = "") -> Place:
+def _place(name: str, slot: Slot, root: str, how: str = "") -> Whereabouts:
     module = slot.path[len(root) :].lstrip(".") if root and (slot.path + ".").startswith(root + ".") else slot.path
     heads, head_dim = (slot.n_heads, 0) if slot.heads is None else (len(slot.heads), int(slot.heads.shape[1]))
     part = "" if slot.channels is None else how.removeprefix("by gradient: ").replace(slot.path, "it")
     note = "; ".join(filter(None, [part, slot.grouping]))
     side = slot.side if slot.via == "module" else "inside"
-    return Place(name, module, side, slot.width, heads, head_dim, note)
+    return Whereabouts(name, module, side, slot.width, heads, head_dim, note)
 
 
 def _facts(block: Block) -> Iterable[str]:
@@ -198,12 +198,12 @@ def _tree(found: Description) -> Tree:
     return Tree(found.model, found.note, children=tuple(branches))
 
 
-def _title(stack: str, kinds: tuple[Kind, ...]) -> str:
+def _title(stack: str, kinds: tuple[BlockKind, ...]) -> str:
     count = sum(len(kind.layers) for kind in kinds)
     return f"{f'stack {stack!r}' if stack else 'blocks'}: {count}"
 
 
-def _kind_tree(kind: Kind) -> Tree:
+def _kind_tree(kind: BlockKind) -> Tree:
     title = f"{'layers' if len(kind.layers) > 1 else 'layer'} {_ranges(kind.layers)}: {kind.block}"
     facts = [Tree(fact) for fact in kind.facts]
     gone = [Tree(f"{', '.join(names)}: {reason}", faint=True) for reason, names in kind.unavailable]
@@ -211,7 +211,7 @@ def _kind_tree(kind: Kind) -> Tree:
     return Tree(title, kind.path, tuple(map(_row, kind.places)), (*facts, *unavailable))
 
 
-def _row(place: Place) -> Row:
+def _row(place: Whereabouts) -> TreeRow:
     where = f"{place.module}.{place.side}" if place.module and place.side != "inside" else place.side
     if place.side == "inside":
         where = f"inside {place.module or 'the block'}"

@@ -9,7 +9,7 @@ from torch import nn
 from .findings import Findings, same_values
 from .slot import Slot
 from .stacks import Stack
-from .trace import Call, Trace
+from .trace import ModuleCall, Trace
 
 Ends = tuple[dict[str, Slot], dict[str, str]]
 """The slots of the ends, and why those that are missing are; those of a named stack have its name in front."""
@@ -37,7 +37,7 @@ def find_ends(model: nn.Module, trace: Trace, stacks: Mapping[str, Stack]) -> En
     if call is None:
         whole.refuse(["logits"], "the model does not say which module that is, or did not call it")
     else:
-        whole.found("logits", call, "output", "the model names it")
+        whole.note("logits", call, "output", "the model names it")
     return slots | whole.slots, missing | whole.missing
 
 
@@ -62,12 +62,12 @@ def _find_embedding(found: Findings, stack: Stack) -> None:
             found.refuse(["embedding_output"], reason)
             return
         if calls:
-            found.found("embedding_output", calls[0], "output", "the model names it")
+            found.note("embedding_output", calls[0], "output", "the model names it")
             return
     found.refuse(["embedding_output"], "the model does not say which module that is, or did not call it")
 
 
-def _around(call: Call) -> Iterator[Call]:
+def _around(call: ModuleCall) -> Iterator[ModuleCall]:
     """Yield the calls that a call happened in, innermost first."""
     while call.parent is not None:
         call = call.parent
@@ -81,7 +81,7 @@ def _find_norm(found: Findings, stack: Stack) -> None:
     if norm is None:
         found.refuse(["final_norm_output"], "no norm reads the last block's output")
     else:
-        found.found("final_norm_output", norm, "output", "the norm that reads the last block's output")
+        found.note("final_norm_output", norm, "output", "the norm that reads the last block's output")
 
 
 def _ask(model: nn.Module, method: str) -> nn.Module | None:
@@ -100,7 +100,7 @@ def _is(module: nn.Module, asked: nn.Module) -> bool:
     return module is asked or (type(module) is type(asked) and weight is not None and weight is asked.weight)
 
 
-def _is_norm(call: Call) -> bool:
+def _is_norm(call: ModuleCall) -> bool:
     """Whether a call keeps the shape and has no weights but vectors of the last axis's size."""
     if call.input is None or call.output is None or call.input.shape != call.output.shape:
         return False

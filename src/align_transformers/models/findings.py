@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..sites import Side
 from .slot import Slot
-from .trace import Call, Trace
+from .trace import ModuleCall, Trace
 
 
 @dataclass(eq=False)
@@ -28,20 +28,20 @@ class Findings:
     """
 
     trace: Trace
-    block: Call
+    block: ModuleCall
     batch: int
     length: int
     slots: dict[str, Slot] = field(default_factory=dict)
     how: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     flags: dict[str, Any] = field(default_factory=dict)
-    taken: set[Call] = field(default_factory=set)
-    regions: list[Call] = field(default_factory=list)
+    taken: set[ModuleCall] = field(default_factory=set)
+    regions: list[ModuleCall] = field(default_factory=list)
 
-    def found(
+    def note(
         self,
         name: str,
-        call: Call,
+        call: ModuleCall,
         side: Side,
         how: str,
         *,
@@ -79,7 +79,7 @@ class Findings:
         )
         self.how[name] = how
 
-    def found_via(self, name: str, call: Call, via: str, how: str, **facts: Any) -> None:
+    def note_via(self, name: str, call: ModuleCall, via: str, how: str, **facts: Any) -> None:
         """Note a component that only transformers' attention or experts interface shows.
 
         Args:
@@ -118,17 +118,17 @@ class Findings:
         """Size of the last axis of the block's input."""
         return 0 if self.block.input is None else int(self.block.input.shape[-1])
 
-    def take(self, region: Call, linears: Iterable[Call]) -> None:
+    def take(self, region: ModuleCall, linears: Iterable[ModuleCall]) -> None:
         """Note that a whole module is no part of the MLP."""
         self.regions.append(region)
         self.taken.update(call for call in linears if call.inside(region))
 
-    def free(self, call: Call) -> bool:
+    def free(self, call: ModuleCall) -> bool:
         """Whether a call may belong to the MLP: not taken, and neither in nor around what is."""
         held = [*self.taken, *self.regions]
         return not any(call is other or call.inside(other) or other.inside(call) for other in held)
 
-    def keeps_rows(self, call: Call) -> bool:
+    def keeps_rows(self, call: ModuleCall) -> bool:
         """Whether a call maps one vector of the block's width a position to another."""
         count = self.batch * self.length * self.width
         return all(
@@ -151,7 +151,7 @@ def reached(tensor: Tensor | None, leaves: Sequence[Tensor]) -> list[bool]:
     return [gradient is not None and bool((gradient != 0).any()) for gradient in gradients]
 
 
-def common_ancestor(calls: Sequence[Call], below: Call) -> Call | None:
+def common_ancestor(calls: Sequence[ModuleCall], below: ModuleCall) -> ModuleCall | None:
     """Return the innermost call that holds all of `calls` and lies inside `below`; `None` if only `below` does.
 
     A single call is its own ancestor only if it is composite; a bare linear layer is not.

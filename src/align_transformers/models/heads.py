@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from .trace import Attention, Call
+from .trace import Attention, ModuleCall
 
 _PRESENT = 1e-6
 """A channel reaches a head if its gradient is above this share of the largest."""
@@ -30,7 +30,7 @@ class HeadMap:
         feeds: for each row of `channels` the heads, as attention saw them, that it makes.
     """
 
-    call: Call
+    call: ModuleCall
     channels: Int64[Tensor, "n_heads head_dim"]
     how: str
     feeds: tuple[tuple[int, ...], ...]
@@ -64,8 +64,8 @@ def split_heads(seen: Tensor | None, attention: Attention, batch: int, length: i
 
 
 def gradients_by_head(
-    split: Float[Tensor, "batch heads length head_dim"], linears: Sequence[Call]
-) -> dict[Call, Float[Tensor, "channels heads"]]:
+    split: Float[Tensor, "batch heads length head_dim"], linears: Sequence[ModuleCall]
+) -> dict[ModuleCall, Float[Tensor, "channels heads"]]:
     """Return how strongly each channel of each linear layer reaches each head.
 
     Args:
@@ -92,7 +92,7 @@ def gradients_by_head(
 
 
 def map_heads(
-    roles: dict[str, dict[Call, Tensor]], role: str, head_dim: int | None, whole_heads: bool
+    roles: dict[str, dict[ModuleCall, Tensor]], role: str, head_dim: int | None, whole_heads: bool
 ) -> HeadMap | str:
     """Return the channels that make the heads of one role, or the reason why that cannot be said.
 

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .again import call_again, passes_around
 from .findings import Findings
-from .trace import Call
+from .probing import call_again, passes_around
+from .trace import ModuleCall
 
 NAMES = ("mixer_input", "mixer_output")
 _FELT = 1e-5
 """Smaller changes, relative to that at the changed position, are rounding: experts sum in another order."""
 
 
-def find_mixer(found: Findings, linears: Sequence[Call]) -> None:
+def find_mixer(found: Findings, linears: Sequence[ModuleCall]) -> None:
     """Note the block's part that carries information from the first position to the last without softmax attention.
 
     Args:
@@ -32,8 +32,8 @@ def find_mixer(found: Findings, linears: Sequence[Call]) -> None:
     how = "what it does: a change of the first position reaches others through it"
     mixers = [_without_residual(found, mixer) for mixer in mixers] if len(mixers) == 1 else mixers
     if len(mixers) == 1:
-        found.found("mixer_input", mixers[0], "input", how)
-        found.found("mixer_output", mixers[0], "output", how)
+        found.note("mixer_input", mixers[0], "input", how)
+        found.note("mixer_output", mixers[0], "output", how)
         found.flags["mixer"] = "other" if found.flags["mixer"] == "none" else "softmax+other"
     elif mixers:
         found.refuse(NAMES, f"several parts mix positions: {', '.join(call.path for call in mixers)}")
@@ -44,7 +44,7 @@ def find_mixer(found: Findings, linears: Sequence[Call]) -> None:
         found.take(mixer, linears)
 
 
-def _without_residual(found: Findings, mixer: Call) -> Call:
+def _without_residual(found: Findings, mixer: ModuleCall) -> ModuleCall:
     """Return the part inside a mixer that does its work, where the mixer also hands its input past it."""
     parts = [call for call in found.trace.calls if call.parent is mixer and found.keeps_rows(call)]
     far = reaches_to(mixer)
@@ -54,7 +54,7 @@ def _without_residual(found: Findings, mixer: Call) -> Call:
     return mixer
 
 
-def reaches_to(call: Call) -> int:
+def reaches_to(call: ModuleCall) -> int:
     """Return the last position of a module's output that changes when the first position of its input does.
 
     The module is called again on its own, with the arguments that it had.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .again import passes_around
 from .findings import Findings, common_ancestor, reached, same_values
-from .trace import Call
+from .probing import passes_around
+from .trace import ModuleCall
 
 NAMES = ("mlp_input", "mlp_activation", "mlp_output")
 
@@ -24,8 +24,8 @@ class Branch:
         experts: how experts are kept (`stacked` in one tensor, or a `list` of modules); empty for a plain MLP.
     """
 
-    members: tuple[Call, ...]
-    down: Call | None
+    members: tuple[ModuleCall, ...]
+    down: ModuleCall | None
     experts: str = ""
 
     @property
@@ -34,7 +34,7 @@ class Branch:
         return float("inf") if self.down is None or self.down.input is None else float(self.down.input.shape[-1])
 
 
-def find_mlp(found: Findings, linears: Sequence[Call]) -> None:
+def find_mlp(found: Findings, linears: Sequence[ModuleCall]) -> None:
     """Note the MLP components of a block, or why it has none that is certain.
 
     Args:
@@ -74,7 +74,7 @@ def find_mlp(found: Findings, linears: Sequence[Call]) -> None:
         _note_by_elimination(found, free)
 
 
-def _doubt_mixer(found: Findings, free: Sequence[Call], branches: Sequence[Branch]) -> None:
+def _doubt_mixer(found: Findings, free: Sequence[ModuleCall], branches: Sequence[Branch]) -> None:
     """Say that a mixer may have been overlooked where linear layers of a block without one belong to nothing known."""
     if not branches:
         return
@@ -85,14 +85,14 @@ def _doubt_mixer(found: Findings, free: Sequence[Call], branches: Sequence[Branc
         found.refuse(("mixer_input", "mixer_output"), f"linear layers belong to nothing known: {', '.join(left)}")
 
 
-def _note_by_elimination(found: Findings, free: Sequence[Call]) -> None:
+def _note_by_elimination(found: Findings, free: Sequence[ModuleCall]) -> None:
     """Note the only part of the block that has matrices and is not attention, if there is one."""
     parts = [c for c in found.trace.calls if c.parent is found.block and found.keeps_rows(c) and found.free(c)]
     parts = [call for call in parts if any(p.ndim > 1 for p in call.module.parameters())]
     if len(parts) == 1 and not any(parts[0] is call for call in free):
         found.flags["mlp"] = "other"
-        found.found("mlp_input", parts[0], "input", "the only other part of the block that has matrices")
-        found.found("mlp_output", parts[0], "output", "the only other part of the block that has matrices")
+        found.note("mlp_input", parts[0], "input", "the only other part of the block that has matrices")
+        found.note("mlp_output", parts[0], "output", "the only other part of the block that has matrices")
         found.refuse(["mlp_activation"], "no linear layer is seen whose input depends on another one")
     elif free or parts:
         found.refuse(NAMES, "no linear layer whose input depends on another one leads back to the block's width")
@@ -101,7 +101,7 @@ def _note_by_elimination(found: Findings, free: Sequence[Call]) -> None:
         found.refuse(NAMES, "this block has no MLP")
 
 
-def _dense_branches(found: Findings, free: Sequence[Call]) -> list[Branch]:
+def _dense_branches(found: Findings, free: Sequence[ModuleCall]) -> list[Branch]:
     branches: list[Branch] = []
     for down in free:
         if down.output is not None and down.output.shape[-1] == found.width:
@@ -114,10 +114,10 @@ def _dense_branches(found: Findings, free: Sequence[Call]) -> list[Branch]:
     return branches
 
 
-def _expert_branches(found: Findings, free: Sequence[Call]) -> list[Branch]:
+def _expert_branches(found: Findings, free: Sequence[ModuleCall]) -> list[Branch]:
     """Return the modules in which experts work, each with its router and whatever else it holds."""
-    kinds: dict[Call, str] = {}
-    parts: dict[Call, list[Call]] = {}
+    kinds: dict[ModuleCall, str] = {}
+    parts: dict[ModuleCall, list[ModuleCall]] = {}
     for call in found.trace.during(found.block):
         if _is_stacked(call.module) and found.free(call):
             kinds[_child(found, call)] = "stacked"
@@ -150,31 +150,31 @@ def _stacked_experts(module: nn.Module) -> int:
     return int(next(stacked, 0))
 
 
-def _child(found: Findings, call: Call) -> Call:
+def _child(found: Findings, call: ModuleCall) -> ModuleCall:
     while call.parent is not None and call.parent is not found.block:
         call = call.parent
     return call
 
 
-def _note_experts(found: Findings, branch: Branch, inside: Sequence[Call]) -> None:
+def _note_experts(found: Findings, branch: Branch, inside: Sequence[ModuleCall]) -> None:
     home = branch.members[0]
     found.flags["experts"] = branch.experts
-    found.found("mlp_input", home, "input", f"the module that holds the experts ({branch.experts})")
-    found.found("mlp_output", home, "output", f"the module that holds the experts ({branch.experts})")
+    found.note("mlp_input", home, "input", f"the module that holds the experts ({branch.experts})")
+    found.note("mlp_output", home, "output", f"the module that holds the experts ({branch.experts})")
     found.refuse(["mlp_activation"], "the neurons are those of experts, row by row: see expert_activation")
     stacked = [c for c in found.trace.during(found.block) if _is_stacked(c.module) and (c is home or c.inside(home))]
     if len(stacked) == 1 and hasattr(stacked[0].module, "has_gate"):
         how = "the neurons inside transformers' experts interface"
-        found.found_via("expert_activation", stacked[0], "expert_activation", how, around=found.block.module)
+        found.note_via("expert_activation", stacked[0], "expert_activation", how, around=found.block.module)
     else:
         found.refuse(["expert_activation"], "the experts do not go through transformers' experts interface")
     count = _expert_count(home.module)
     routers = [c for c in inside if c.output is not None and c.output.shape[-1] == count and c.number == 0]
     if len(routers) == 1 and routers[0].output_leaf != ():  # it chooses itself, so an edit of what it returns is late
         how = f"the first linear map in the module that chooses among {count} experts"
-        found.found_via("router_output", routers[0], "router_output", how, width=count, around=found.block.module)
+        found.note_via("router_output", routers[0], "router_output", how, width=count, around=found.block.module)
     elif len(routers) == 1:
-        found.found(
+        found.note(
             "router_output", routers[0], "output", f"the linear layer with one output for each of {count} experts"
         )
     else:
@@ -190,24 +190,24 @@ def _note_dense(found: Findings, branch: Branch) -> None:
     down = branch.down
     assert down is not None
     ups = [call for call in branch.members if call is not down]
-    found.found("mlp_activation", down, "input", "the down projection's input, which depends on the up projection")
+    found.note("mlp_activation", down, "input", "the down projection's input, which depends on the up projection")
     home = common_ancestor(branch.members, found.block)
     while home is not None and not (found.keeps_rows(home) and found.free(home)):
         home = None if home.parent is found.block else home.parent
     if home is not None:
-        found.found("mlp_input", home, "input", "the module that holds the up and the down projection")
+        found.note("mlp_input", home, "input", "the module that holds the up and the down projection")
         if passes_around(home, down.module):
-            found.found(
+            found.note(
                 "mlp_output", down, "output", "the down projection (past it, more goes through the module around it)"
             )
             found.flags["mlp_output_is_down"] = True
             return
-        found.found("mlp_output", home, "output", "the module that holds the up and the down projection")
+        found.note("mlp_output", home, "output", "the module that holds the up and the down projection")
         found.flags["mlp_output_is_down"] = same_values(home.output, down.output)
         return
-    found.found("mlp_output", down, "output", "the down projection (there is no module around the MLP)")
+    found.note("mlp_output", down, "output", "the down projection (there is no module around the MLP)")
     found.flags["mlp_output_is_down"] = True
     if len(ups) == 1:
-        found.found("mlp_input", ups[0], "input", "the up projection's input (there is no module around the MLP)")
+        found.note("mlp_input", ups[0], "input", "the up projection's input (there is no module around the MLP)")
     else:
         found.refuse(["mlp_input"], f"{len(ups)} linear layers read it and there is no module around the MLP")

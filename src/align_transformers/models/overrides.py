@@ -9,7 +9,7 @@ import torch
 from .._errors import SiteError, SpecError, near_misses
 from ..sites import COMPONENTS, Side
 from .findings import Findings
-from .trace import Call, Trace
+from .trace import ModuleCall, Trace
 
 Override = tuple[str, str] | tuple[str, str, int]
 """Path from the block (empty for the block itself), `input` or `output`, and how many heads where there are any."""
@@ -44,7 +44,7 @@ def override(named: Mapping[str, Sequence[Findings]], component: str, place: Ove
             raise SiteError(f"override of {component!r}: width {width} does not divide into {heads} heads")
         rows = torch.arange(width).view(heads, -1) if heads else None
         found.missing.pop(name, None)
-        found.found(name, call, side, "the caller's word", heads=rows)
+        found.note(name, call, side, "the caller's word", heads=rows)
 
 
 def _checked(component: str, place: Override, stack: str, name: str, stacks: list[str]) -> tuple[str, Side, int]:
@@ -70,7 +70,7 @@ def _checked(component: str, place: Override, stack: str, name: str, stacks: lis
     return path, "input" if side == "input" else "output", heads[0] if heads else 0
 
 
-def _called(found: Findings, path: str, trace: Trace) -> Call:
+def _called(found: Findings, path: str, trace: Trace) -> ModuleCall:
     whole = f"{found.block.path}.{path}" if path else found.block.path
     inside = [found.block, *trace.during(found.block)]
     for call in inside:

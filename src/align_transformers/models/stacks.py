@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .trace import Call, Trace, is_linear
+from .trace import ModuleCall, Trace, is_linear
 
 _HANDED_ON = 0.3
 """Some models add something between a few of their blocks; where hardly any hands on its output, they are no chain."""
@@ -26,7 +26,7 @@ class Stack:
     """
 
     path: str
-    calls: tuple[Call, ...]
+    calls: tuple[ModuleCall, ...]
     parameters: int
     attends: bool
 
@@ -38,7 +38,7 @@ def find_stacks(model: nn.Module, trace: Trace) -> list[Stack]:
         model: the model that was traced.
         trace: one forward pass.
     """
-    by_path: dict[str, list[Call]] = {}
+    by_path: dict[str, list[ModuleCall]] = {}
     for call in trace.calls:
         by_path.setdefault(call.path, []).append(call)
     found: list[Stack] = []
@@ -56,12 +56,12 @@ def find_stacks(model: nn.Module, trace: Trace) -> list[Stack]:
     return [stack for stack in found if stack.parameters > 0.03 * largest]
 
 
-def _keeps_shape(call: Call) -> bool:
+def _keeps_shape(call: ModuleCall) -> bool:
     same = call.input is not None and call.output is not None and call.input.shape == call.output.shape
     return same and call.input.ndim >= 2 and call.end > 0  # type: ignore[union-attr]
 
 
-def _chains(calls: list[Call]) -> bool:
+def _chains(calls: list[ModuleCall]) -> bool:
     """Whether these calls are blocks: composite modules, one after the other, each given what the last one returned."""
     if len(calls) < 2 or any(next(call.module.children(), None) is None for call in calls):
         return False
@@ -73,7 +73,7 @@ def _chains(calls: list[Call]) -> bool:
     return sum(hands_on(before, after) for before, after in pairs) >= _HANDED_ON * len(pairs)
 
 
-def hands_on(before: Call, after: Call) -> bool:
+def hands_on(before: ModuleCall, after: ModuleCall) -> bool:
     """Whether a block is given exactly what the block before it returned."""
     left, right = before.output, after.input
     return left is not None and right is not None and left.shape == right.shape and torch.equal(left, right)

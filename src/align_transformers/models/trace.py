@@ -7,7 +7,7 @@ comes from directly, and which of its channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._errors import SiteError
+from .interfaces import around_interface
 from .slot import Leaf, find_leaf, replace_leaf, twins
+from .threads import in_this_thread
 
 
 @dataclass(eq=False)
-class Call:
+class ModuleCall:
     """One call of one module.
 
     Args:
@@ -40,7 +42,7 @@ class Call:
     module: nn.Module
     number: int
     start: int
-    parent: Call | None
+    parent: ModuleCall | None
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     input: Tensor | None = None
     input_leaf: Leaf = ()
@@ -50,7 +52,7 @@ class Call:
     end: int = -1
     cut: Tensor | None = None
 
-    def inside(self, other: Call) -> bool:
+    def inside(self, other: ModuleCall) -> bool:
         """Whether this call happened during `other`."""
         return other.start < self.start and -1 < self.end < other.end
 
@@ -69,7 +71,7 @@ class Attention:
         core: the heads' output, cut loose from what came before; `uncut` the same before that.
     """
 
-    owner: Call
+    owner: ModuleCall
     time: int
     source: str
     query: Tensor | None = None
@@ -84,14 +86,14 @@ class Attention:
 class Trace:
     """What was seen in one forward pass."""
 
-    calls: list[Call] = field(default_factory=list)
+    calls: list[ModuleCall] = field(default_factory=list)
     attentions: list[Attention] = field(default_factory=list)
 
-    def during(self, call: Call) -> list[Call]:
+    def during(self, call: ModuleCall) -> list[ModuleCall]:
         """Return the calls that happened during `call`, in order."""
         return [other for other in self.calls if other.inside(call)]
 
-    def attentions_during(self, call: Call) -> list[Attention]:
+    def attentions_during(self, call: ModuleCall) -> list[Attention]:
         """Return the attentions that were computed during `call`, in order."""
         return [seen for seen in self.attentions if call.start < seen.time < call.end]
 
@@ -121,7 +123,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def is_linear(call: Call) -> bool:
+def is_linear(call: ModuleCall) -> bool:
     """Whether a call maps the last axis by one matrix: told by its weight, or by `in_features` if that is packed."""
     inputs, output, module = call.input, call.output, call.module
     if inputs is None or output is None or isinstance(module, nn.Embedding) or min(inputs.ndim, output.ndim) < 2:
@@ -147,7 +149,7 @@ class _Watcher(TorchFunctionMode):
         self.model = model
         self.trace = Trace()
         self.clock = 0
-        self.open: list[Call] = []
+        self.open: list[ModuleCall] = []
         self.inside_attention = 0
         self.awaiting_value: Attention | None = None
         self.products: dict[int, list[tuple[Tensor, Tensor, tuple[int, ...]]]] = {}
@@ -157,8 +159,9 @@ class _Watcher(TorchFunctionMode):
     def watching(self) -> Iterator[None]:
         with ExitStack() as stack:
             for path, module in self.model.named_modules():
-                stack.enter_context(module.register_forward_pre_hook(self._entering(path), with_kwargs=True))
-                stack.enter_context(module.register_forward_hook(self._leaving))
+                entering, leaving = in_this_thread(self._entering(path)), in_this_thread(self._leaving)
+                stack.enter_context(module.register_forward_pre_hook(entering, with_kwargs=True))
+                stack.enter_context(module.register_forward_hook(leaving))
             stack.enter_context(_wrapped_interface(self))
             stack.enter_context(self)
             yield
@@ -171,8 +174,8 @@ class _Watcher(TorchFunctionMode):
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             number = self.counts.get(path, 0)
             self.counts[path] = number + 1
-            call = Call(path, module, number, self.tick(), self.open[-1] if self.open else None, (args, kwargs))
-            call.input_leaf, call.input = _kept(call.arguments)
+            call = ModuleCall(path, module, number, self.tick(), self.open[-1] if self.open else None, (args, kwargs))
+            call.input_leaf, call.input = _first_tensor(call.arguments)
             if call.input is not None:
                 original = find_leaf(call.arguments, call.input_leaf, path)[1]
                 call.input_twins = twins(call.arguments, call.input_leaf, original)
@@ -183,7 +186,7 @@ class _Watcher(TorchFunctionMode):
 
     def _leaving(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         call = self.open.pop()
-        call.output_leaf, call.output = _kept(output)
+        call.output_leaf, call.output = _first_tensor(output)
         call.end = self.tick()
         nested = any(hasattr(outer.module, "base_layer") for outer in self.open)
         if call.output is None or nested or not is_linear(call):
@@ -246,7 +249,7 @@ class _Watcher(TorchFunctionMode):
         return output
 
 
-def _kept(container: Any) -> tuple[Leaf, Tensor | None]:
+def _first_tensor(container: Any) -> tuple[Leaf, Tensor | None]:
     """Return the first tensor as it is now: models go on to change some in place (`mlp_output += attention_output`)."""
     try:
         leaf, tensor = find_leaf(container, None, "")
@@ -263,27 +266,26 @@ def _wrapped_interface(watcher: _Watcher) -> Iterator[None]:
     except ImportError:  # a model of plain torch modules needs no transformers
         yield
         return
-    original = AttentionInterface.get_interface
 
-    def get_interface(self: Any, *args: Any, **kwargs: Any) -> Any:
-        function = original(self, *args, **kwargs)
+    def attend(
+        function: Callable[..., Any],
+        _eager: Callable[..., Any],
+        module: nn.Module,
+        inputs: tuple[Any, ...],
+        options: dict[str, Any],
+    ) -> Any:
+        watcher.inside_attention += 1
+        try:
+            core, *others = function(module, *inputs, **options)
+        finally:
+            watcher.inside_attention -= 1
+        given = dict(zip(("query", "key", "value"), inputs, strict=False)) | options
+        owner = next((call for call in reversed(watcher.open) if call.module is module), watcher.open[-1])
+        pattern = others[0] if others and isinstance(others[0], Tensor) else None
+        query, key, value = given["query"], given["key"], given["value"]
+        attention = Attention(owner, watcher.tick(), "interface", query, key, value, pattern)
+        watcher.trace.attentions.append(attention)
+        return (watcher.saw(attention, core), *others)
 
-        def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Any:
-            watcher.inside_attention += 1
-            try:
-                core, *others = function(module, query, key, value, *rest, **more)
-            finally:
-                watcher.inside_attention -= 1
-            owner = next((call for call in reversed(watcher.open) if call.module is module), watcher.open[-1])
-            pattern = others[0] if others and isinstance(others[0], Tensor) else None
-            attention = Attention(owner, watcher.tick(), "interface", query, key, value, pattern)
-            watcher.trace.attentions.append(attention)
-            return (watcher.saw(attention, core), *others)
-
-        return attend
-
-    AttentionInterface.get_interface = get_interface
-    try:
+    with around_interface(AttentionInterface, attend):
         yield
-    finally:
-        AttentionInterface.get_interface = original

@@ -9,7 +9,7 @@ from typing import Any
 
 from .._optional import optional
 
-Row = tuple[str, ...]
+TreeRow = tuple[str, ...]
 _STYLE = (
     "font:13px/1.5 ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace",
     "border:none;padding:0 1.2em 0 0;text-align:left;white-space:nowrap",
@@ -31,7 +31,7 @@ class Tree:
 
     title: str
     note: str = ""
-    rows: tuple[Row, ...] = ()
+    rows: tuple[TreeRow, ...] = ()
     children: tuple[Tree, ...] = ()
     faint: bool = False
 
@@ -83,18 +83,18 @@ def _label(tree: Tree, *, root: bool) -> Any:
     text = optional("rich.text", extra="report").Text
     loud = "bold" if root or tree.rows or (tree.children and not tree.faint) else ""
     title = text.assemble((tree.title, "dim" if tree.faint else loud), (f"  {tree.note}" if tree.note else "", "dim"))
-    return optional("rich.console", extra="report").Group(title, _Rows(tree.rows)) if tree.rows else title
+    return optional("rich.console", extra="report").Group(title, _TreeTable(tree.rows)) if tree.rows else title
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _TreeTable:
     """Rows for rich, as a table of all columns; where that is too wide, the last column below the one in the middle.
 
     Args:
         rows: at least one.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[TreeRow, ...]
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         rows, styles = self.rows, ["cyan", *[""] * (len(self.rows[0]) - 2), "dim"]

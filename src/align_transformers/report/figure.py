@@ -13,7 +13,7 @@ from .._files import write_atomically
 from .._optional import optional
 from ..table import Table
 from .colours import FAINT, LIGHT, UNKNOWN, css, ink, shade
-from .layout import Cell, Layout, arrange, number, visible
+from .drawing import Drawing, Square, arrange, number, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,26 +44,26 @@ def save_heat_map(table: Table, path: str | os.PathLike[str], *, component: str 
         MissingExtraError: matplotlib is not installed.
         OSError: the folder cannot be written to.
     """
-    layout = arrange(table, component)
+    drawing = arrange(table, component)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)  # drawn as a box
-        _draw(layout).savefig(buffer, format="png", dpi=_DPI)
+        _draw(drawing).savefig(buffer, format="png", dpi=_DPI)
     return write_atomically(path, buffer.getvalue())
 
 
-def _draw(layout: Layout) -> Figure:
+def _draw(drawing: Drawing) -> Figure:
     """Lay the figure out in inches: title, map with its scale, token labels, caption."""
-    columns, rows = len(layout.positions), len(layout.layers)
+    columns, rows = len(drawing.positions), len(drawing.layers)
     cell = min(0.9, max(0.16, 11.0 / columns)), min(0.26, max(0.1, 9.0 / rows))
     wide, tall = columns * cell[0], rows * cell[1]
     width = max(_LEFT + wide + _RIGHT, 6.6)
     letters = int((width - 0.5) / 0.064)
-    caption = textwrap.wrap(_caption(layout), letters)
-    title = textwrap.wrap(layout.question, int(letters / 1.6))
-    subtitle = _prompt("base", layout.base, layout.base_says, letters)
-    subtitle += _prompt("source", layout.source, layout.source_says, letters)
-    labels = 0.3 + (0.0 if cell[0] > 0.6 else 0.065 * max(len(layout.label(p)) for p in layout.positions))
+    caption = textwrap.wrap(_caption(drawing), letters)
+    title = textwrap.wrap(drawing.question, int(letters / 1.6))
+    subtitle = _prompt("base", drawing.base, drawing.base_says, letters)
+    subtitle += _prompt("source", drawing.source, drawing.source_says, letters)
+    labels = 0.3 + (0.0 if cell[0] > 0.6 else 0.065 * max(len(drawing.label(p)) for p in drawing.positions))
     head = 0.2 + _TITLE * len(title)
     top = head + _CAPTION * len(subtitle) + 0.12
     bottom = labels + 0.3 + _CAPTION * len(caption) + 0.12
@@ -71,9 +71,9 @@ def _draw(layout: Layout) -> Figure:
     figure = optional("matplotlib.figure", extra="report").Figure(figsize=(width, height), facecolor="white")
     left = _LEFT + max(0.0, width - _LEFT - wide - _RIGHT) / 2
     axes = figure.add_axes((left / width, bottom / height, wide / width, tall / height))
-    _map(axes, layout, cell)
+    _map(axes, drawing, cell)
     scale = figure.add_axes(((left + wide + 0.25) / width, bottom / height, 0.15 / width, min(tall, 3.0) / height))
-    _scale(scale, layout)
+    _scale(scale, drawing)
     for i, text in enumerate(title):
         _line(figure, 0.25 / width, 1 - (0.2 + _TITLE * i) / height, text, size=12.5, weight="bold")
     for i, text in enumerate(subtitle):
@@ -83,10 +83,10 @@ def _draw(layout: Layout) -> Figure:
     return figure
 
 
-def _map(axes: Axes, layout: Layout, size: tuple[float, float]) -> None:
+def _map(axes: Axes, drawing: Drawing, size: tuple[float, float]) -> None:
     """Draw the cells, their numbers where there is room, the outline and the labels."""
-    columns, rows = len(layout.positions), len(layout.layers)
-    grid = [[layout.cells.get((layer, position)) for position in layout.positions] for layer in layout.layers]
+    columns, rows = len(drawing.positions), len(drawing.layers)
+    grid = [[drawing.cells.get((layer, position)) for position in drawing.positions] for layer in drawing.layers]
     grounds = [[shade(cell.recovered, LIGHT) if cell else (255, 255, 255) for cell in row] for row in grid]
     axes.imshow(grounds, origin="lower", aspect="auto", interpolation="nearest")
     for border in range(1, columns):
@@ -95,23 +95,23 @@ def _map(axes: Axes, layout: Layout, size: tuple[float, float]) -> None:
         axes.axhline(border - 0.5, color="white", linewidth=0.5)
     if size[0] >= 0.4 and size[1] >= 0.16:
         _numbers(axes, grid)
-    for (x0, y0), (x1, y1) in layout.flip_edges():
+    for (x0, y0), (x1, y1) in drawing.flip_edges():
         axes.plot((x0, x1), (y0, y1), color=_OUTLINE, linewidth=1.4, solid_capstyle="projecting", clip_on=False)
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(-0.5, rows - 0.5))
     flat = size[0] > 0.6
-    names = [layout.label(p, "\n→ " if flat else " → ") for p in layout.positions]
+    names = [drawing.label(p, "\n→ " if flat else " → ") for p in drawing.positions]
     turned: dict[str, Any] = {} if flat else {"rotation": 90}
     for text in axes.set_xticks(range(columns), names, size=8.5 if size[0] > 0.25 else 7, color=_INK, **turned):
         text.label1.set_parse_math(False)
     step = max(1, -(-rows // 40))
-    axes.set_yticks(range(0, rows, step), [str(layer) for layer in layout.layers[::step]], size=7.5, color=_INK)
+    axes.set_yticks(range(0, rows, step), [str(layer) for layer in drawing.layers[::step]], size=7.5, color=_INK)
     axes.set_ylabel("layer", size=9, color=_INK)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
-def _numbers(axes: Axes, grid: list[list[Cell | None]]) -> None:
+def _numbers(axes: Axes, grid: list[list[Square | None]]) -> None:
     for j, row in enumerate(grid):
         for i, cell in enumerate(row):
             if cell is None:
@@ -121,18 +121,18 @@ def _numbers(axes: Axes, grid: list[list[Cell | None]]) -> None:
             axes.text(i, j, number(cell.recovered), size=7, color=colour, ha="center", va="center_baseline")
 
 
-def _scale(axes: Axes, layout: Layout) -> None:
-    """Draw the colour scale from `layout.low` to 1."""
+def _scale(axes: Axes, drawing: Drawing) -> None:
+    """Draw the colour scale from `drawing.low` to 1."""
     steps = 128
-    span = (1 - layout.low) / steps
+    span = (1 - drawing.low) / steps
     for i in range(steps):
-        start = layout.low + i * span
+        start = drawing.low + i * span
         axes.axhspan(start, start + span * 1.02, color=css(shade(start + span / 2, LIGHT)), linewidth=0)
-    if any(cell.recovered is None for cell in layout.cells.values()):
+    if any(cell.recovered is None for cell in drawing.cells.values()):
         axes.set_xlabel("grey:\nunknown", size=7, color=css(UNKNOWN))
-    ticks = [tick for tick in (-1.0, -0.5, 0.0, 0.5, 1.0) if tick >= layout.low]
-    words = {0.0: f"0  {layout.base_answer}", 1.0: f"1  {layout.source_answer}"}
-    axes.set(xlim=(0, 1), ylim=(layout.low, 1), xticks=[])
+    ticks = [tick for tick in (-1.0, -0.5, 0.0, 0.5, 1.0) if tick >= drawing.low]
+    words = {0.0: f"0  {drawing.base_answer}", 1.0: f"1  {drawing.source_answer}"}
+    axes.set(xlim=(0, 1), ylim=(drawing.low, 1), xticks=[])
     for tick in axes.set_yticks(ticks, [_short(words.get(t, f"{t:g}")) for t in ticks], size=8, color=_INK):
         tick.label2.set_parse_math(False)
     axes.yaxis.tick_right()
@@ -141,11 +141,13 @@ def _scale(axes: Axes, layout: Layout) -> None:
         spine.set_visible(False)
 
 
-def _caption(layout: Layout) -> str:
-    outline = f"Outlined: the most probable next token is now “{layout.source_answer}”. " if layout.tells_flips else ""
+def _caption(drawing: Drawing) -> str:
+    outline = (
+        f"Outlined: the most probable next token is now “{drawing.source_answer}”. " if drawing.tells_flips else ""
+    )
     return (
-        f"{layout.meta['model']}: in each cell the {layout.component} of one layer at one token is replaced by that of "
-        f"the source prompt, and the model runs on from there. {layout.rise()[0].upper()}{layout.rise()[1:]}. "
+        f"{drawing.meta['model']}: in each cell the {drawing.component} of one layer at one token is replaced by that "
+        f"of the source prompt, and the model runs on from there. {drawing.rise()[0].upper()}{drawing.rise()[1:]}. "
         f"{outline}Deepest layer on top."
     )
 

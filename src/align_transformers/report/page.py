@@ -14,7 +14,7 @@ from .._files import write_atomically
 from .._optional import optional
 from ..table import Table
 from .colours import DARK, LIGHT, Colour, css, shade
-from .layout import Cell, Layout, arrange, number, visible
+from .drawing import Drawing, Square, arrange, number, visible
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -96,63 +96,63 @@ def save_page(table: Table, path: str | os.PathLike[str], *, component: str | No
     return write_atomically(path, _html(arrange(table, component)).encode())
 
 
-def _encloses(layout: Layout) -> str:
-    if not layout.tells_flips:
+def _encloses(drawing: Drawing) -> str:
+    if not drawing.tells_flips:
         return ""
-    return f" A line encloses the swaps after which the most probable next token is “{layout.source_answer}”."
+    return f" A line encloses the swaps after which the most probable next token is “{drawing.source_answer}”."
 
 
-def _html(layout: Layout) -> str:
-    base_value, source_value = (_signed(layout.meta[name]) for name in ("base_value", "source_value"))
+def _html(drawing: Drawing) -> str:
+    base_value, source_value = (_signed(drawing.meta[name]) for name in ("base_value", "source_value"))
     facts = {
-        "model": layout.meta["model"],
-        "component": layout.component,
-        "metric": layout.meta["metric"],
+        "model": drawing.meta["model"],
+        "component": drawing.component,
+        "metric": drawing.meta["metric"],
         "clean values": f"{base_value} on the base, {source_value} on the source",
-        "made with": f"align-transformers {layout.meta.get('version', '')}",
+        "made with": f"align-transformers {drawing.meta.get('version', '')}",
     }
     return _PAGE.substitute(
-        title=escape(layout.question),
-        base=escape(layout.base),
-        source=escape(layout.source),
-        base_answer=escape(layout.base_answer),
-        source_answer=escape(layout.source_answer),
-        base_says=escape(layout.base_says),
-        source_says=escape(layout.source_says),
-        component=escape(layout.component),
-        outline=escape(_encloses(layout)),
-        rise=escape(layout.rise()[0].upper() + layout.rise()[1:]),
-        width=_width(layout),
-        figure=_figure(layout),
+        title=escape(drawing.question),
+        base=escape(drawing.base),
+        source=escape(drawing.source),
+        base_answer=escape(drawing.base_answer),
+        source_answer=escape(drawing.source_answer),
+        base_says=escape(drawing.base_says),
+        source_says=escape(drawing.source_says),
+        component=escape(drawing.component),
+        outline=escape(_encloses(drawing)),
+        rise=escape(drawing.rise()[0].upper() + drawing.rise()[1:]),
+        width=_width(drawing),
+        figure=_figure(drawing),
         facts="".join(f"<dt>{escape(name)}</dt><dd>{escape(str(fact))}</dd>" for name, fact in facts.items()),
-        light=json.dumps(_colour_scale(layout, LIGHT)),
-        dark=json.dumps(_colour_scale(layout, DARK)),
+        light=json.dumps(_colour_scale(drawing, LIGHT)),
+        dark=json.dumps(_colour_scale(drawing, DARK)),
     )
 
 
-def _figure(layout: Layout) -> str:
+def _figure(drawing: Drawing) -> str:
     """Return the interactive map as a `<div>` with its data and plotly's script."""
     graph = optional("plotly.graph_objects", extra="report")
-    grid = [[layout.cells.get((layer, p)) for p in layout.positions] for layer in layout.layers]
-    numbered = len(layout.positions) <= 14
+    grid = [[drawing.cells.get((layer, p)) for p in drawing.positions] for layer in drawing.layers]
+    numbered = len(drawing.positions) <= 14
     heat = graph.Heatmap(
         z=[[cell.recovered if cell else None for cell in row] for row in grid],
         text=[[number(cell.recovered) if cell else "" for cell in row] for row in grid],
         texttemplate="%{text}" if numbered else None,
         textfont={"size": 11},
-        customdata=[[_hover(layout, cell) if cell else "" for cell in row] for row in grid],
+        customdata=[[_hover(drawing, cell) if cell else "" for cell in row] for row in grid],
         hovertemplate="%{customdata}<extra></extra>",
-        zmin=layout.low,
+        zmin=drawing.low,
         zmax=1,
-        colorscale=_colour_scale(layout, LIGHT),
+        colorscale=_colour_scale(drawing, LIGHT),
         xgap=1,
         ygap=1,
-        colorbar=_colour_bar(layout),
+        colorbar=_colour_bar(drawing),
     )
-    figure = graph.Figure([heat, *_outline(layout, graph)])
+    figure = graph.Figure([heat, *_outline(drawing, graph)])
     figure.update_layout(
         template="none",
-        height=80 + max(240, 21 * len(layout.layers)),
+        height=80 + max(240, 21 * len(drawing.layers)),
         margin={"l": 60, "r": 20, "t": 10, "b": 50},
         font={"size": 13, "color": "#1c1c1c", "family": "system-ui, 'DejaVu Sans', sans-serif"},
         paper_bgcolor="rgba(0,0,0,0)",
@@ -160,42 +160,42 @@ def _figure(layout: Layout) -> str:
         showlegend=False,
         hoverlabel={"align": "left", "bgcolor": "#22262e", "font": {"color": "#f4f4f4", "size": 13}},
     )
-    arrow = "<br>→ " if _roomy(layout) else " → "
-    names = [arrow.join(map(escape, dict.fromkeys(layout.tokens[p]))) for p in layout.positions]
+    arrow = "<br>→ " if _roomy(drawing) else " → "
+    names = [arrow.join(map(escape, dict.fromkeys(drawing.tokens[p]))) for p in drawing.positions]
     plain: dict[str, Any] = {"showgrid": False, "zeroline": False, "tickmode": "array", "ticks": "", "automargin": True}
     figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, range=[-0.5, len(names) - 0.5], **plain)
-    step = -(-len(layout.layers) // 40)
-    ticks = list(range(0, len(layout.layers), step))
-    depths = {"tickvals": ticks, "ticktext": [str(layout.layers[i]) for i in ticks]}
-    figure.update_yaxes(title={"text": "layer"}, range=[-0.5, len(layout.layers) - 0.5], **depths, **plain)
+    step = -(-len(drawing.layers) // 40)
+    ticks = list(range(0, len(drawing.layers), step))
+    depths = {"tickvals": ticks, "ticktext": [str(drawing.layers[i]) for i in ticks]}
+    figure.update_yaxes(title={"text": "layer"}, range=[-0.5, len(drawing.layers) - 0.5], **depths, **plain)
     config = {"displaylogo": False, "displayModeBar": False, "responsive": True, "plotlyServerURL": ""}
     return str(
         figure.to_html(full_html=False, include_plotlyjs=True, include_mathjax=False, div_id="map", config=config)
     )
 
 
-def _colour_bar(layout: Layout) -> dict[str, Any]:
-    words = {0.0: f"0 {escape(layout.base_answer)}", 1.0: f"1 {escape(layout.source_answer)}"}
-    ticks = [tick for tick in (-1.0, -0.5, 0.0, 0.5, 1.0) if tick >= layout.low]
+def _colour_bar(drawing: Drawing) -> dict[str, Any]:
+    words = {0.0: f"0 {escape(drawing.base_answer)}", 1.0: f"1 {escape(drawing.source_answer)}"}
+    ticks = [tick for tick in (-1.0, -0.5, 0.0, 0.5, 1.0) if tick >= drawing.low]
     place = {"y": 0, "yanchor": "bottom", "lenmode": "pixels", "len": 240, "thickness": 14, "outlinewidth": 0}
     return {"tickvals": ticks, "ticktext": [words.get(tick, f"{tick:g}") for tick in ticks], **place}
 
 
-def _outline(layout: Layout, graph: Any) -> list[Any]:
+def _outline(drawing: Drawing, graph: Any) -> list[Any]:
     """Return the line around the cells after which the answer is the source's; none where there are no such cells."""
     xs: list[float | None] = []
     ys: list[float | None] = []
-    for (x0, y0), (x1, y1) in layout.flip_edges():
+    for (x0, y0), (x1, y1) in drawing.flip_edges():
         xs += [x0, x1, None]
         ys += [y0, y1, None]
     style = {"color": "#111111", "width": 2}
     return [graph.Scatter(x=xs, y=ys, mode="lines", line=style, hoverinfo="skip")] if xs else []
 
 
-def _hover(layout: Layout, cell: Cell) -> str:
+def _hover(drawing: Drawing, cell: Square) -> str:
     """Return what pointing at a cell shows (plotly's small HTML; texts of the model are escaped)."""
     lines = [
-        f"<b>{escape(layout.label(cell.position, ' → '))}</b>",
+        f"<b>{escape(drawing.label(cell.position, ' → '))}</b>",
         f"layer {cell.layer}, position {cell.position}",
         f"recovered {number(cell.recovered)}, effect {_signed(cell.effect)}",
         "<br><b>next token after the swap</b>",
@@ -204,20 +204,20 @@ def _hover(layout: Layout, cell: Cell) -> str:
     return "<br>".join(lines)
 
 
-def _colour_scale(layout: Layout, scale: Sequence[tuple[float, Colour]]) -> list[tuple[float, str]]:
-    """Return the fixed colours between `layout.low` and 1 as plotly wants them."""
+def _colour_scale(drawing: Drawing, scale: Sequence[tuple[float, Colour]]) -> list[tuple[float, str]]:
+    """Return the fixed colours between `drawing.low` and 1 as plotly wants them."""
     steps = 40
-    return [(i / steps, css(shade(layout.low + i / steps * (1 - layout.low), scale))) for i in range(steps + 1)]
+    return [(i / steps, css(shade(drawing.low + i / steps * (1 - drawing.low), scale))) for i in range(steps + 1)]
 
 
-def _width(layout: Layout) -> int:
+def _width(drawing: Drawing) -> int:
     """Pixels: cells of few tokens are wide enough for their names, those of many still easy to point at."""
-    count = len(layout.positions)
-    return 180 + count * (100 if _roomy(layout) else 44 if count > 14 else 64)
+    count = len(drawing.positions)
+    return 180 + count * (100 if _roomy(drawing) else 44 if count > 14 else 64)
 
 
-def _roomy(layout: Layout) -> bool:
-    return len(layout.positions) <= 8
+def _roomy(drawing: Drawing) -> bool:
+    return len(drawing.positions) <= 8
 
 
 def _signed(value: object) -> str:

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from ..table import Table
-from .layout import Layout, arrange, number, visible
+from .drawing import Drawing, arrange, number, visible
 
 
 def facts(table: Table, *, component: str | None = None) -> dict[str, Any]:
@@ -26,18 +26,20 @@ def facts(table: Table, *, component: str | None = None) -> dict[str, Any]:
     Raises:
         SpecError, UnknownNameError: as `heat_map` does.
     """
-    layout = arrange(table, component)
-    flips = [cell for _, cell in sorted(layout.cells.items()) if cell.flips]
-    known = [cell for _, cell in sorted(layout.cells.items()) if cell.effect is not None and cell.recovered is not None]
+    drawing = arrange(table, component)
+    flips = [cell for _, cell in sorted(drawing.cells.items()) if cell.flips]
+    known = [
+        cell for _, cell in sorted(drawing.cells.items()) if cell.effect is not None and cell.recovered is not None
+    ]
     largest = max(known, key=lambda cell: cell.recovered or 0.0, default=None)
     return {
-        "base_answer": layout.meta.get("base_answer"),
-        "source_answer": layout.meta.get("source_answer"),
-        "cells": len(layout.cells),
-        "flips": [_place(layout, cell.layer, cell.position) for cell in flips] if layout.tells_flips else None,
+        "base_answer": drawing.meta.get("base_answer"),
+        "source_answer": drawing.meta.get("source_answer"),
+        "cells": len(drawing.cells),
+        "flips": [_place(drawing, cell.layer, cell.position) for cell in flips] if drawing.tells_flips else None,
         "largest": largest
         and {
-            **_place(layout, largest.layer, largest.position),
+            **_place(drawing, largest.layer, largest.position),
             "effect": largest.effect,
             "recovered": largest.recovered,
         },
@@ -54,32 +56,32 @@ def summary(table: Table, *, component: str | None = None) -> str:
     Raises:
         SpecError, UnknownNameError: as `heat_map` does.
     """
-    layout, found = arrange(table, component), facts(table, component=component)
-    answer = f"“{layout.source_answer}”"
+    drawing, found = arrange(table, component), facts(table, component=component)
+    answer = f"“{drawing.source_answer}”"
     lines = []
-    if layout.base_says != "?":
+    if drawing.base_says != "?":
         lines.append(
-            f"Without a swap the model answers the base with “{layout.base_says}”, "
-            f"the source with “{layout.source_says}”."
+            f"Without a swap the model answers the base with “{drawing.base_says}”, "
+            f"the source with “{drawing.source_says}”."
         )
-    if "source_answer" in layout.meta and (layout.base_says, layout.source_says) != (
-        layout.base_answer,
-        layout.source_answer,
+    if "source_answer" in drawing.meta and (drawing.base_says, drawing.source_says) != (
+        drawing.base_answer,
+        drawing.source_answer,
     ):
-        lines.append(f"The answers compared are “{layout.base_answer}” and {answer}.")
+        lines.append(f"The answers compared are “{drawing.base_answer}” and {answer}.")
     if found["flips"]:
         lines.append(f"{len(found['flips'])} of {found['cells']} swaps turn the answer into {answer}:")
-        for position in layout.positions:
+        for position in drawing.positions:
             layers = [cell["layer"] for cell in found["flips"] if cell["position"] == position]
             if layers:
-                lines.append(f"  token {position}, {layout.label(position)}: {_layers(layers, layout)}")
-    elif layout.tells_flips:
+                lines.append(f"  token {position}, {drawing.label(position)}: {_layers(layers, drawing)}")
+    elif drawing.tells_flips:
         lines.append(f"None of the {found['cells']} swaps turns the answer into {answer}.")
     best = found["largest"]
     if best is not None:
         lines.append(
             f"The largest effect is at layer {best['layer']}, token {best['position']} ({visible(best['token'])}): "
-            f"{layout.meta['metric']} moves by {best['effect']:+.2f}, "
+            f"{drawing.meta['metric']} moves by {best['effect']:+.2f}, "
             f"{number(best['recovered'])} of the way to the source."
         )
     return "\n".join(lines)
@@ -97,11 +99,11 @@ def ranges(numbers: Iterable[int], known: Iterable[int]) -> str:
     return ", ".join(str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
 
 
-def _layers(layers: list[int], layout: Layout) -> str:
-    if len(layers) == len(layout.layers):
+def _layers(layers: list[int], drawing: Drawing) -> str:
+    if len(layers) == len(drawing.layers):
         return "all layers" if len(layers) > 1 else f"layer {layers[0]}"
-    return f"layer{'s' if len(layers) > 1 else ''} {ranges(layers, layout.layers)}"
+    return f"layer{'s' if len(layers) > 1 else ''} {ranges(layers, drawing.layers)}"
 
 
-def _place(layout: Layout, layer: int, position: int) -> dict[str, Any]:
-    return {"layer": layer, "position": position, "token": layout.raw_tokens[position]}
+def _place(drawing: Drawing, layer: int, position: int) -> dict[str, Any]:
+    return {"layer": layer, "position": position, "token": drawing.raw_tokens[position]}

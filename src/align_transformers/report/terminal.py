@@ -19,7 +19,7 @@ from rich.text import Text
 
 from ..table import Table
 from .colours import DARK, FAINT, Colour, ink, shade
-from .layout import Cell, Layout, arrange, number, visible
+from .drawing import Drawing, Square, arrange, number, visible
 
 _NUMBERED, _WIDEST, _NARROWEST = 7, 11, 2
 _SHADES, _ASCII_SHADES = " ░▒▓█", " .:+#"
@@ -57,11 +57,11 @@ def heat_map(table: Table, *, component: str | None = None) -> HeatMap:
 class HeatMap:
     """A rich renderable; it adapts to the width, the colours and the character set of the console it is printed on."""
 
-    layout: Layout
+    drawing: Drawing
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         coloured = console.color_system is not None and not console.no_color
-        canvas = _Canvas(self.layout, options.max_width, coloured, options.ascii_only)
+        canvas = _Canvas(self.drawing, options.max_width, coloured, options.ascii_only)
         yield from canvas.lines()
 
 
@@ -69,7 +69,7 @@ class HeatMap:
 class _Canvas:
     """The heat map for one console: `width` columns, with or without colours, all of unicode or ASCII alone."""
 
-    layout: Layout
+    drawing: Drawing
     width: int
     coloured: bool
     ascii_only: bool
@@ -77,15 +77,15 @@ class _Canvas:
     @property
     def gutter(self) -> int:
         """Width of the layers' numbers at the left, with the space after them."""
-        return max(len("layer"), len(str(self.layout.layers[-1]))) + 1
+        return max(len("layer"), len(str(self.drawing.layers[-1]))) + 1
 
     @property
     def cell(self) -> int:
         """Width of a cell."""
-        room = max(1, self.width - self.gutter) // len(self.layout.positions)
+        room = max(1, self.width - self.gutter) // len(self.drawing.positions)
         if room < _NUMBERED:
             return max(_NARROWEST, room)
-        labels = [max(cell_len(base), cell_len(source) + 1) for base, source in self.layout.tokens.values()]
+        labels = [max(cell_len(base), cell_len(source) + 1) for base, source in self.drawing.tokens.values()]
         return min(room, max(_NUMBERED, min(_WIDEST, max(labels) + 1)))
 
     def lines(self) -> Iterator[RenderableType]:
@@ -93,7 +93,7 @@ class _Canvas:
         for positions in self.panels():
             yield Text()
             yield from self.header(positions)
-            for layer in reversed(self.layout.layers):
+            for layer in reversed(self.drawing.layers):
                 yield self.row(layer, positions)
         yield Text()
         if self.cell < _NUMBERED:
@@ -103,7 +103,7 @@ class _Canvas:
 
     def panels(self) -> Iterator[tuple[int, ...]]:
         """Yield the positions of each panel: as few panels as the width allows, of nearly equal size."""
-        positions = self.layout.positions
+        positions = self.drawing.positions
         most = max(1, (self.width - self.gutter) // self.cell)
         count = -(-len(positions) // most)
         size = -(-len(positions) // count)
@@ -111,19 +111,21 @@ class _Canvas:
             yield positions[start : start + size]
 
     def title(self) -> Iterator[RenderableType]:
-        layout = self.layout
-        yield Text(self.readable(layout.question), style=_BOLD)
+        drawing = self.drawing
+        yield Text(self.readable(drawing.question), style=_BOLD)
         prompts = Grid.grid(padding=(0, 2, 0, 0))
         prompts.add_column(style=_DIM, no_wrap=True)
         prompts.add_column(overflow="fold")
         for name, prompt, answer in (
-            ("base", layout.base, layout.base_says),
-            ("source", layout.source, layout.source_says),
+            ("base", drawing.base, drawing.base_says),
+            ("source", drawing.source, drawing.source_says),
         ):
             shown = self.readable(prompt.replace("\n", visible("\n")))
             prompts.add_row(name, Text.assemble(shown, (self.readable(" → "), _DIM), (self.readable(answer), _BOLD)))
         yield prompts
-        yield self.prose(f"{layout.component} of {layout.meta['model']}, swapped at one layer and one token at a time")
+        yield self.prose(
+            f"{drawing.component} of {drawing.meta['model']}, swapped at one layer and one token at a time"
+        )
 
     def prose(self, text: str) -> Text:
         return Text(self.readable(text))
@@ -132,7 +134,7 @@ class _Canvas:
         if self.cell < _NUMBERED:
             yield self.ruler(positions)
             return
-        names = [self.layout.tokens[p] for p in positions]
+        names = [self.drawing.tokens[p] for p in positions]
         if any(base != source for base, source in names):
             yield self.labels("", [base for base, _ in names], Style())
             yield self.labels("layer", ["" if b == s else "→" + s for b, s in names], _BOLD)
@@ -156,14 +158,14 @@ class _Canvas:
     def row(self, layer: int, positions: tuple[int, ...]) -> Text:
         line = Text(str(layer).rjust(self.gutter - 1) + " ", style=_DIM, no_wrap=True, overflow="crop")
         for position in positions:
-            cell = self.layout.cells.get((layer, position))
+            cell = self.drawing.cells.get((layer, position))
             if cell is None:
                 line.append(" " * self.cell, style=Style(dim=False))
             else:
                 line.append(self.face(cell), style=self.paint(cell.recovered, bold=cell.flips))
         return line
 
-    def face(self, cell: Cell) -> str:
+    def face(self, cell: Square) -> str:
         """The characters of a cell."""
         if self.cell >= _NUMBERED:
             return (number(cell.recovered) + ("*" if cell.flips else " ")).rjust(self.cell - 1) + " "
@@ -195,9 +197,9 @@ class _Canvas:
     def key(self) -> Iterator[Text]:
         """The tokens by position, for narrow cells, as many on a line as there is room for."""
         line = Text(no_wrap=True)
-        for position in self.layout.positions:
-            base, source = self.layout.tokens[position]
-            entry = Text.assemble((f"{position} ", _DIM), self.readable(self.layout.label(position)))
+        for position in self.drawing.positions:
+            base, source = self.drawing.tokens[position]
+            entry = Text.assemble((f"{position} ", _DIM), self.readable(self.drawing.label(position)))
             if base != source:
                 entry.stylize(_BOLD)
             if line and line.cell_len + entry.cell_len > self.width:
@@ -208,16 +210,16 @@ class _Canvas:
 
     def legend(self) -> Iterator[Text]:
         line = Text("scale ", style=_DIM)
-        for tick in (tick for tick in _TICKS if tick >= self.layout.low):
+        for tick in (tick for tick in _TICKS if tick >= self.drawing.low):
             if self.coloured:
                 line.append(f" {tick:g} ", style=self.paint(tick))
             elif self.cell < _NUMBERED:
                 line.append(f" {self.shaded(tick) * 2} {tick:g} ", style=Style(dim=False))
         if self.coloured or self.cell < _NUMBERED:
             yield line
-        yield self.prose(self.layout.rise())
-        if self.layout.tells_flips:
-            yield self.prose(f"* = the model's answer is now “{self.layout.source_answer}”")
+        yield self.prose(self.drawing.rise())
+        if self.drawing.tells_flips:
+            yield self.prose(f"* = the model's answer is now “{self.drawing.source_answer}”")
 
     def readable(self, text: str) -> str:
         """Return `text` in the characters that the terminal knows."""

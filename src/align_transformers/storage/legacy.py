@@ -19,7 +19,7 @@ from torch import Tensor
 from .._errors import ArtifactError
 from ..config import IntervenableConfig, RepresentationConfig
 from ..interventions import Intervention
-from .layout import LEGACY_RECORD, checked_file
+from .files import LEGACY_RECORD, checked_file
 from .legacy_types import Entry, convert
 from .plain import Kinds, check_record, read_json
 
@@ -70,7 +70,7 @@ _REPRESENTATION: Mapping[str, Kinds] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Legacy:
+class LegacyFolder:
     """What such a folder says.
 
     Args:
@@ -84,7 +84,7 @@ class Legacy:
     deviations: list[str]
 
 
-def read_legacy(folder: Path, within: Path) -> Legacy:
+def read_legacy(folder: Path, within: Path) -> LegacyFolder:
     """Read a folder of pyvene's or its ancestor's.
 
     Args:
@@ -120,7 +120,9 @@ def read_legacy(folder: Path, within: Path) -> Legacy:
     written = plain.get(f"{dialect.prefix}model_type")
     model_class = written.removesuffix("'>").rpartition(".")[2] if isinstance(written, str) and written else None
     deviations = [note for _, note in modules if note]
-    return Legacy(IntervenableConfig(representations=made, mode=plain.get("mode", "parallel")), model_class, deviations)
+    return LegacyFolder(
+        IntervenableConfig(representations=made, mode=plain.get("mode", "parallel")), model_class, deviations
+    )
 
 
 def _representation(written: Any, number: int, dialect: Dialect) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from .. import interventions as ours
 from .._errors import AlignError, ArtifactError
 from ..interventions import Intervention
 
-State = Mapping[str, Tensor]
+StateDict = Mapping[str, Tensor]
 
 _ORTHONORMAL = 1e-3  # float32 matrix exponentials of a long fit stay well below; a matrix that was spoilt does not
 
@@ -37,7 +37,7 @@ class Entry:
     constant: bool
 
 
-def convert(entry: Entry, state: State) -> tuple[Intervention, str | None]:
+def convert(entry: Entry, state: StateDict) -> tuple[Intervention, str | None]:
     """Return the intervention here that does the same, and in what it differs (`None`: in nothing).
 
     Args:
@@ -87,7 +87,7 @@ def _options(entry: Entry, width: int | None) -> dict[str, Any]:
 
 
 def _static(kind: Callable[..., Intervention]) -> Maker:
-    def make(entry: Entry, state: State) -> tuple[Intervention, None]:
+    def make(entry: Entry, state: StateDict) -> tuple[Intervention, None]:
         width = int(state["embed_dim"]) if "embed_dim" in state else None
         options = _options(entry, width)
         # Of an intervention without a file the width is known only from here: usually all coordinates are swapped.
@@ -96,7 +96,7 @@ def _static(kind: Callable[..., Intervention]) -> Maker:
     return make
 
 
-def _rotation(state: State) -> Tensor:
+def _rotation(state: StateDict) -> Tensor:
     """Return the matrix of `torch.nn.utils.parametrizations.orthogonal`, built by PyTorch as it was there."""
     free = state["rotate_layer.parametrizations.weight.original"]
     width, k = free.shape
@@ -112,14 +112,14 @@ def _rotation(state: State) -> Tensor:
     return columns
 
 
-def _rotated(entry: Entry, state: State) -> tuple[Intervention, None]:
+def _rotated(entry: Entry, state: StateDict) -> tuple[Intervention, None]:
     columns = _rotation(state)
     made = ours.RotatedSpaceIntervention(**_options(entry, len(columns)))
     made.rotate_layer.set_weight(columns)
     return made, None
 
 
-def _low_rank(entry: Entry, state: State) -> tuple[Intervention, None]:
+def _low_rank(entry: Entry, state: StateDict) -> tuple[Intervention, None]:
     columns = _rotation(state)
     options = _options(entry, len(columns))
     options.pop("interchange_dim", None)  # which this class of pyvene's does not look at
@@ -128,7 +128,7 @@ def _low_rank(entry: Entry, state: State) -> tuple[Intervention, None]:
     return made, None
 
 
-def _boundless(entry: Entry, state: State) -> tuple[Intervention, str]:
+def _boundless(entry: Entry, state: StateDict) -> tuple[Intervention, str]:
     columns = _rotation(state)
     made = ours.BoundlessRotatedSpaceIntervention(
         temperature=float(state["temperature"]), **_without_dimension(entry, len(columns))
@@ -141,7 +141,7 @@ def _boundless(entry: Entry, state: State) -> tuple[Intervention, str]:
     )
 
 
-def _masked_rotated(entry: Entry, state: State) -> tuple[Intervention, None]:
+def _masked_rotated(entry: Entry, state: StateDict) -> tuple[Intervention, None]:
     columns = _rotation(state)
     made = ours.SigmoidMaskRotatedSpaceIntervention(
         temperature=float(state["temperature"]), **_without_dimension(entry, len(columns))
@@ -151,7 +151,7 @@ def _masked_rotated(entry: Entry, state: State) -> tuple[Intervention, None]:
     return made, None
 
 
-def _masked(entry: Entry, state: State) -> tuple[Intervention, None]:
+def _masked(entry: Entry, state: StateDict) -> tuple[Intervention, None]:
     mask = state["mask"]
     made = ours.SigmoidMaskIntervention(temperature=float(state["temperature"]), **_without_dimension(entry, len(mask)))
     made.mask.copy_(mask)
@@ -165,7 +165,7 @@ def _without_dimension(entry: Entry, width: int) -> dict[str, Any]:
     }
 
 
-def _autoencoder(entry: Entry, state: State) -> tuple[Intervention, None]:
+def _autoencoder(entry: Entry, state: StateDict) -> tuple[Intervention, None]:
     layers = {name: state[f"autoencoder.{name}"] for name in _LAYERS}
     latents = entry.dimension if isinstance(entry.dimension, list) else [entry.dimension]
     made = ours.AutoencoderIntervention.from_state_dict(
@@ -182,7 +182,7 @@ def _autoencoder(entry: Entry, state: State) -> tuple[Intervention, None]:
     return made, None
 
 
-def _jumprelu(entry: Entry, state: State) -> tuple[Intervention, None]:
+def _jumprelu(entry: Entry, state: StateDict) -> tuple[Intervention, None]:
     weights = {name: state[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
     made = ours.JumpReLUAutoencoderIntervention.from_state_dict(
         weights,
@@ -194,7 +194,7 @@ def _jumprelu(entry: Entry, state: State) -> tuple[Intervention, None]:
     return made, None
 
 
-Maker = Callable[[Entry, State], "tuple[Intervention, str | None]"]
+Maker = Callable[[Entry, StateDict], "tuple[Intervention, str | None]"]
 
 _LAYERS = ("encoder.0.weight", "encoder.0.bias", "decoder.0.weight", "decoder.0.bias")
 

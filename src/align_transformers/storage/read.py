@@ -18,9 +18,7 @@ from .._errors import ArtifactError, SpecError
 from ..config import IntervenableConfig
 from ..hub import PREFIX, Snapshot, download
 from ..models import find_slot
-from .build import build, split_by_number
-from .identity import Identity, differences, identify_model, identify_tokenizer
-from .layout import (
+from .files import (
     FORMAT,
     FORMAT_VERSION,
     LEGACY_FILES,
@@ -31,8 +29,10 @@ from .layout import (
     checked_file,
     local_folder,
 )
+from .identity import Identity, differences, identify_model, identify_tokenizer
 from .legacy import read_legacy
 from .plain import Kinds, check_record, config_from_dict, read_json
+from .saved_intervention import build, split_by_number
 from .types import known_types
 
 _TEXT: Kinds = (str, NoneType)

@@ -22,11 +22,11 @@ from .._version import library_version
 from ..config import IntervenableConfig
 from ..hub import PREFIX, upload
 from ..interventions import FunctionIntervention, Intervention
-from .build import memory_order
 from .card import write_card
+from .files import CARD, FORMAT, FORMAT_VERSION, OWN_FILES, RECORD, WEIGHTS, expanded
 from .identity import identify_model, identify_tokenizer
-from .layout import CARD, FORMAT, FORMAT_VERSION, OWN_FILES, RECORD, WEIGHTS, expanded
 from .plain import config_to_dict, plain_arguments, plain_metrics
+from .saved_intervention import memory_order
 from .types import OWN
 
 
@@ -115,7 +115,7 @@ def push(
 def _save(contents: Contents, target: Path, overwrite: bool, name: str) -> Path:
     """Save; `name` is what the card tells the reader to load: of a folder its last part, not its path."""
     _check_free(target, overwrite)
-    record, tensors = describe(contents)
+    record, tensors = record_of(contents)
 
     def fill(place: Path) -> None:
         save_file(tensors, place / WEIGHTS, metadata={"format": "pt"})
@@ -125,7 +125,7 @@ def _save(contents: Contents, target: Path, overwrite: bool, name: str) -> Path:
     return _put_folder(target, fill)
 
 
-def describe(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def record_of(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return what `save` writes: the record, and the tensors by name.
 
     Raises:
@@ -140,7 +140,7 @@ def describe(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for number, module in enumerate(modules):
         first = list(contents.interventions).index(module)
         where = f"the intervention of representation {first} ({type(module).__name__})"
-        plain.append(_describe_one(module, where))
+        plain.append(_record_of_one(module, where))
         tensors |= {f"{number}.{name}": value for name, value in _tensors(module, where).items()}
     record = {
         "format": FORMAT,
@@ -155,7 +155,7 @@ def describe(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return record, tensors
 
 
-def _describe_one(module: Intervention, where: str) -> dict[str, Any]:
+def _record_of_one(module: Intervention, where: str) -> dict[str, Any]:
     kind = type(module)
     if isinstance(module, FunctionIntervention):
         raise SpecError(

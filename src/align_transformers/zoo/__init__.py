@@ -22,7 +22,7 @@ from .language_models import (
     create_llama,
     create_smollm2,
 )
-from .mlp import MLP_COMPONENTS, MLPConfig, MLPForClassification, MLPOutput, create_mlp_classifier, mlp_path
+from .mlp_classifier import MLP_COMPONENTS, MLPConfig, MLPForClassification, MLPOutput, create_mlp_classifier, mlp_path
 
 __all__ = [
     "GRU_COMPONENTS",

@@ -224,18 +224,42 @@ def gru_path(model: nn.Module, component: str, layer: int = 0) -> str:
 
 
 def create_gru(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRUModel]:
-    """Return a random GRU in eval mode, with its configuration; it has no tokenizer (`None`)."""
+    """Return a random GRU in eval mode, with its configuration; it has no tokenizer (`None`).
+
+    Args:
+        config: its sizes; default: those of `GRUConfig()`.
+
+    >>> config, tokenizer, model = create_gru(GRUConfig(h_dim=3))
+    >>> type(model).__name__, config.h_dim, tokenizer
+    ('GRUModel', 3, None)
+    """
     config = config or GRUConfig()
     return config, None, GRUModel(config).eval()
 
 
 def create_gru_lm(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRULMHeadModel]:
-    """Return a random GRU language model in eval mode, with its configuration; it has no tokenizer (`None`)."""
+    """Return a random GRU language model in eval mode, with its configuration; it has no tokenizer (`None`).
+
+    Args:
+        config: its sizes; default: those of `GRUConfig()`.
+
+    >>> config, tokenizer, model = create_gru_lm(GRUConfig(h_dim=3, vocab_size=7))
+    >>> type(model).__name__, config.h_dim, tokenizer
+    ('GRULMHeadModel', 3, None)
+    """
     config = config or GRUConfig()
     return config, None, GRULMHeadModel(config).eval()
 
 
 def create_gru_classifier(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRUForClassification]:
-    """Return a random GRU classifier in eval mode, with its configuration; it has no tokenizer (`None`)."""
+    """Return a random GRU classifier in eval mode, with its configuration; it has no tokenizer (`None`).
+
+    Args:
+        config: its sizes; default: those of `GRUConfig()`.
+
+    >>> config, tokenizer, model = create_gru_classifier(GRUConfig(h_dim=3))
+    >>> type(model).__name__, config.h_dim, tokenizer
+    ('GRUForClassification', 3, None)
+    """
     config = config or GRUConfig()
     return config, None, GRUForClassification(config).eval()

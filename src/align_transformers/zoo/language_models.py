@@ -11,29 +11,30 @@ from align_transformers._errors import ModelNotFoundError, SpecError
 from align_transformers.models.load import load_model
 
 Name = str | os.PathLike[str] | None
-Made = tuple[Any, Any, Any]
+Trio = tuple[Any, Any, Any]
+"""A configuration, a tokenizer (or `None`) and a model."""
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _Family:
     default: str  # loaded when no name is given
     stand_in: str | None = None  # loaded, with a warning, when the default cannot be had
     model_class: str = ""  # made, with random weights, from a configuration
 
 
-_KINDS = {
-    "gpt2": _Kind("gpt2", "smollm2-135m", "GPT2LMHeadModel"),
-    "gpt2_lm": _Kind("gpt2", "smollm2-135m", "GPT2LMHeadModel"),
-    "llama": _Kind("smollm2-135m", None, "LlamaForCausalLM"),  # SmolLM2 has the Llama architecture
-    "smollm2": _Kind("smollm2-135m", None, "LlamaForCausalLM"),
-    "gpt_neo": _Kind("EleutherAI/gpt-neo-125m", None, "GPTNeoForCausalLM"),
-    "gpt_neox": _Kind("EleutherAI/pythia-70m", None, "GPTNeoXForCausalLM"),
-    "blip": _Kind("Salesforce/blip-vqa-base", None, "BlipForQuestionAnswering"),
-    "blip_itm": _Kind("Salesforce/blip-itm-base-coco", None, "BlipForImageTextRetrieval"),
+_FAMILIES = {
+    "gpt2": _Family("gpt2", "smollm2-135m", "GPT2LMHeadModel"),
+    "gpt2_lm": _Family("gpt2", "smollm2-135m", "GPT2LMHeadModel"),
+    "llama": _Family("smollm2-135m", None, "LlamaForCausalLM"),  # SmolLM2 has the Llama architecture
+    "smollm2": _Family("smollm2-135m", None, "LlamaForCausalLM"),
+    "gpt_neo": _Family("EleutherAI/gpt-neo-125m", None, "GPTNeoForCausalLM"),
+    "gpt_neox": _Family("EleutherAI/pythia-70m", None, "GPTNeoXForCausalLM"),
+    "blip": _Family("Salesforce/blip-vqa-base", None, "BlipForQuestionAnswering"),
+    "blip_itm": _Family("Salesforce/blip-itm-base-coco", None, "BlipForImageTextRetrieval"),
 }
 
 
-def create_gpt2(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Made:
+def create_gpt2(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Trio:
     """Load a GPT-2 model in float32 and eval mode.
 
     Args:
@@ -61,7 +62,7 @@ def create_gpt2(name: Name = None, *, config: Any = None, cache_dir: str | os.Pa
     return _create("gpt2", name, config, cache_dir)
 
 
-def create_llama(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Made:
+def create_llama(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Trio:
     """Load a Llama-type model in float32 and eval mode.
 
     Args:
@@ -82,7 +83,7 @@ def create_llama(name: Name = None, *, config: Any = None, cache_dir: str | os.P
     return _create("llama", name, config, cache_dir)
 
 
-def create_smollm2(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Made:
+def create_smollm2(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Trio:
     """Load a SmolLM2 model in float32 and eval mode.
 
     Args:
@@ -103,7 +104,7 @@ def create_smollm2(name: Name = None, *, config: Any = None, cache_dir: str | os
     return _create("smollm2", name, config, cache_dir)
 
 
-def create_gpt2_lm(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Made:
+def create_gpt2_lm(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Trio:
     """Load a GPT-2 language model, as `create_gpt2` does.
 
     Args:
@@ -120,7 +121,7 @@ def create_gpt2_lm(name: Name = None, *, config: Any = None, cache_dir: str | os
     return _create("gpt2_lm", name, config, cache_dir)
 
 
-def create_gpt_neo(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Made:
+def create_gpt_neo(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Trio:
     """Load a GPT-Neo language model in float32 and eval mode.
 
     Args:
@@ -137,7 +138,7 @@ def create_gpt_neo(name: Name = None, *, config: Any = None, cache_dir: str | os
     return _create("gpt_neo", name, config, cache_dir)
 
 
-def create_gpt_neox(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Made:
+def create_gpt_neox(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Trio:
     """Load a GPT-NeoX language model in float32 and eval mode.
 
     Args:
@@ -154,7 +155,7 @@ def create_gpt_neox(name: Name = None, *, config: Any = None, cache_dir: str | o
     return _create("gpt_neox", name, config, cache_dir)
 
 
-def create_blip(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Made:
+def create_blip(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Trio:
     """Load a BLIP model that answers questions about pictures, in float32 and eval mode.
 
     Args:
@@ -171,7 +172,7 @@ def create_blip(name: Name = None, *, config: Any = None, cache_dir: str | os.Pa
     return _create("blip", name, config, cache_dir)
 
 
-def create_blip_itm(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Made:
+def create_blip_itm(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Trio:
     """Load a BLIP model that matches pictures and texts, in float32 and eval mode.
 
     Args:
@@ -188,8 +189,8 @@ def create_blip_itm(name: Name = None, *, config: Any = None, cache_dir: str | o
     return _create("blip_itm", name, config, cache_dir)
 
 
-def _create(kind: str, name: Name, config: Any, cache_dir: str | os.PathLike[str] | None) -> Made:
-    default, stand_in = _KINDS[kind].default, _KINDS[kind].stand_in
+def _create(kind: str, name: Name, config: Any, cache_dir: str | os.PathLike[str] | None) -> Trio:
+    default, stand_in = _FAMILIES[kind].default, _FAMILIES[kind].stand_in
     if config is not None:
         return _make(kind, name, config)
     try:
@@ -209,13 +210,13 @@ def _create(kind: str, name: Name, config: Any, cache_dir: str | os.PathLike[str
     return model.config, tokenizer, model
 
 
-def _make(kind: str, name: Name, config: Any) -> Made:
+def _make(kind: str, name: Name, config: Any) -> Trio:
     """Return a random model of a kind."""
     import transformers
 
     if name is not None:
         raise SpecError(f"create_{kind} takes a name or a configuration, not both; found {name!r} and {config!r:.80}")
-    model_class = getattr(transformers, _KINDS[kind].model_class)
+    model_class = getattr(transformers, _FAMILIES[kind].model_class)
     if not isinstance(config, model_class.config_class):
         raise SpecError(f"create_{kind} takes a {model_class.config_class.__name__}; found {type(config).__name__}")
     model = model_class(config).eval()

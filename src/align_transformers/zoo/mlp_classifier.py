@@ -141,6 +141,14 @@ def mlp_path(component: str, layer: int = 0) -> str:
 
 
 def create_mlp_classifier(config: MLPConfig | None = None) -> tuple[MLPConfig, Any, MLPForClassification]:
-    """Return a random MLP classifier in eval mode, with its configuration; it has no tokenizer (`None`)."""
+    """Return a random MLP classifier in eval mode, with its configuration; it has no tokenizer (`None`).
+
+    Args:
+        config: its sizes; default: those of `MLPConfig()`.
+
+    >>> config, tokenizer, model = create_mlp_classifier(MLPConfig(h_dim=3))
+    >>> type(model).__name__, config.h_dim, tokenizer
+    ('MLPForClassification', 3, None)
+    """
     config = config or MLPConfig()
     return config, None, MLPForClassification(config).eval()

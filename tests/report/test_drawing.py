@@ -1,4 +1,4 @@
-"""layout and colours: what all reports share."""
+"""drawing and colours: what all reports share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from align_transformers._errors import SpecError
 from align_transformers.report import facts, heat_map, save_heat_map, save_page, summary
 from align_transformers.report.colours import DARK, LIGHT, ink, shade
-from align_transformers.report.layout import arrange, visible
+from align_transformers.report.drawing import arrange, visible
 from align_transformers.table import Table
 
 
@@ -45,8 +45,8 @@ def test_numbers_are_readable_on_their_ground(value):
 
 def test_the_outline_encloses_the_flips_and_nothing_else(make_table):
     flips = {(0, 1), (0, 2), (1, 1)}
-    layout = arrange(make_table(lambda layer, p: float((layer, p) in flips), layers=4))
-    edges = layout.flip_edges()
+    drawing = arrange(make_table(lambda layer, p: float((layer, p) in flips), layers=4))
+    edges = drawing.flip_edges()
     assert len(edges) == 8  # three cells in an L: 12 sides, two pairs touch
     assert ((0.5, -0.5), (0.5, 0.5)) in edges  # left of layer 0, position 1
     assert ((1.5, -0.5), (1.5, 0.5)) not in edges  # between two cells that both flip
@@ -54,8 +54,8 @@ def test_the_outline_encloses_the_flips_and_nothing_else(make_table):
 
 def test_another_answer_than_both_is_no_flip(make_table):
     rows = [{**row, "top_tokens": [" Lisbon", " Rome"], "top_probabilities": [0.6, 0.2]} for row in make_table().rows()]
-    layout = arrange(Table.from_rows(rows, meta=make_table().meta))
-    assert not any(cell.flips for cell in layout.cells.values())
+    drawing = arrange(Table.from_rows(rows, meta=make_table().meta))
+    assert not any(cell.flips for cell in drawing.cells.values())
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_one_pair_of_several_is_drawn_with_its_own_prompts(make_table):
     table = Table.from_rows(rows, meta={**first.meta, **lists, "pairs": 2})
     with pytest.raises(SpecError, match=r"draw one pair, direction and head at a time"):
         arrange(table)
-    layout = arrange(table.select(where={"pair": 1}))
-    assert (layout.base, layout.base_answer, layout.meta["base_value"]) == ("Peru is", "Lima", -1.0)
+    drawing = arrange(table.select(where={"pair": 1}))
+    assert (drawing.base, drawing.base_answer, drawing.meta["base_value"]) == ("Peru is", "Lima", -1.0)
     assert arrange(table.select(where={"pair": 0})).base_answer == "Madrid"
 
 
@@ -108,3 +108,8 @@ def test_what_the_figures_do_not_show_is_refused(make_table, change):
     rows = [{**row, **change} for row in make_table(layers=1).rows()]
     with pytest.raises(SpecError, match=r"reports draw swaps of the source.*table.pivot"):
         arrange(Table.from_rows(rows, meta=make_table().meta))
+
+
+def test_a_selection_without_rows_is_not_drawn(make_table):
+    with pytest.raises(SpecError, match="no rows, so there is nothing to draw"):
+        arrange(make_table().select(where={"layer": 99}))

@@ -17,7 +17,7 @@ _MARKS = {" ": "\N{MIDDLE DOT}", "\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS
 
 
 @dataclass(frozen=True)
-class Cell:
+class Square:
     """One swap: where it was made and what came of it (fields as the table's columns; None = not known)."""
 
     layer: int
@@ -29,7 +29,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Drawing:
     """A table arranged for drawing.
 
     Args:
@@ -47,7 +47,7 @@ class Layout:
     positions: tuple[int, ...]
     tokens: Mapping[int, tuple[str, str]]
     raw_tokens: Mapping[int, str]
-    cells: Mapping[tuple[int, int], Cell]
+    cells: Mapping[tuple[int, int], Square]
     meta: Mapping[str, object]
 
     @property
@@ -134,7 +134,7 @@ class Layout:
         return edges
 
 
-def arrange(table: Table, component: str | None = None) -> Layout:
+def arrange(table: Table, component: str | None = None) -> Drawing:
     """Arrange a layer x position table for drawing.
 
     Args:
@@ -149,11 +149,13 @@ def arrange(table: Table, component: str | None = None) -> Layout:
     missing = [name for name in _COLUMNS if name not in table.columns] + [f for f in _META if f not in table.meta]
     if missing:
         raise SpecError(f"not a layer x position table with two prompts: it lacks {', '.join(missing)}")
+    if not len(table):
+        raise SpecError("the table has no rows, so there is nothing to draw")
     chosen = table.select(component)
     if len(chosen.components()) != 1:
         raise SpecError(f"choose one component to draw, component=...; the table has {chosen.components()}")
     meta = _meta_of_pair(chosen)
-    cells: dict[tuple[int, int], Cell] = {}
+    cells: dict[tuple[int, int], Square] = {}
     tokens: dict[int, tuple[str, str]] = {}
     raw: dict[int, str] = {}
     for row in chosen.rows():
@@ -172,11 +174,11 @@ def arrange(table: Table, component: str | None = None) -> Layout:
         probabilities: tuple[float, ...] = row.get("top_probabilities", ())
         flips = len(best) > 0 and best[0] == meta.get("source_answer")
         top = tuple(zip(best, probabilities, strict=True))
-        cells[layer, position] = Cell(layer, position, row["effect"], row["recovered"], flips, top)
+        cells[layer, position] = Square(layer, position, row["effect"], row["recovered"], flips, top)
         raw[position] = row["token"]
         tokens[position] = (visible(row["token"]), visible(row["source_token"]))
     layers, positions = ({key[i] for key in cells} for i in (0, 1))
-    return Layout(chosen.components()[0], tuple(sorted(layers)), tuple(sorted(positions)), tokens, raw, cells, meta)
+    return Drawing(chosen.components()[0], tuple(sorted(layers)), tuple(sorted(positions)), tokens, raw, cells, meta)
 
 
 def _meta_of_pair(table: Table) -> dict[str, object]:

@@ -10,13 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from .slot import find_leaf, replace_leaf
-from .trace import Call
+from .threads import in_this_thread
+from .trace import ModuleCall
 
 Change = Callable[[Tensor], Tensor]
 
 
 def call_again(
-    call: Call, change: Change, *, force: Mapping[nn.Module, Change] | None = None, watch: Sequence[nn.Module] = ()
+    call: ModuleCall,
+    change: Change,
+    *,
+    force: Mapping[nn.Module, Change] | None = None,
+    watch: Sequence[nn.Module] = (),
 ) -> list[Tensor] | None:
     """Return the outputs of a call and of modules inside it when it is made again.
 
@@ -36,9 +41,9 @@ def call_again(
     seen: dict[nn.Module, Tensor] = {}
     with ExitStack() as stack, torch.no_grad():
         for module, edit in (force or {}).items():
-            stack.enter_context(module.register_forward_hook(_forcing(edit)))
+            stack.enter_context(module.register_forward_hook(in_this_thread(_forcing(edit))))
         for module in watch:
-            stack.enter_context(module.register_forward_hook(_noting(seen)))
+            stack.enter_context(module.register_forward_hook(in_this_thread(_noting(seen))))
         try:
             output = find_leaf(call.module(*arguments[0], **arguments[1]), call.output_leaf, call.path)[1]
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
@@ -63,7 +68,7 @@ def _noting(seen: dict[nn.Module, Tensor]) -> Any:
     return hook
 
 
-def follow(call: Call, modules: Sequence[nn.Module]) -> list[bool] | None:
+def follow(call: ModuleCall, modules: Sequence[nn.Module]) -> list[bool] | None:
     """Return for each module inside a call whether its output changes with the call's input.
 
     Args:
@@ -85,7 +90,7 @@ def follow(call: Call, modules: Sequence[nn.Module]) -> list[bool] | None:
     return [not torch.equal(a, b) for a, b in zip(before[1:], after[1:], strict=True)]
 
 
-def passes_around(call: Call, silenced: nn.Module) -> bool:
+def passes_around(call: ModuleCall, silenced: nn.Module) -> bool:
     """Whether something of a call's input reaches its output past a module inside: with that silenced, rows differ.
 
     Args:
