@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from .._errors import SpecError
-from ..engine import Inputs
+from ..engine import Inputs, batch_size
 from ..interventions import TrainableIntervention
 from .batches import Batch
 from .borrowed import frozen
 from .losses import iia
 from .reader import Collator, Forward, Intervened, Reader
-from .reading import Measure, Read, Where, first, per_example
+from .reading import Measure, Read, Where, first, label_column, per_example
 from .scores import Scores
+
+_TOLD = ("base_labels", "source_labels")
+"""Label columns that a batch may have or not, but then every batch."""
 
 
 @torch.no_grad()
@@ -54,7 +57,8 @@ def evaluate(
         The scores of every example.
 
     Raises:
-        SpecError: the loader is empty, or a batch lacks a column.
+        SpecError: the loader is empty, a batch lacks a column or has one that other batches lack, or label columns have
+            shapes that cannot be compared.
     """
     measures = metrics if isinstance(metrics, Mapping) else {getattr(metrics, "__name__", "metric"): metrics}
     readers = {"soft": Reader(intervened, collator, forward)}
@@ -64,11 +68,15 @@ def evaluate(
     found: dict[str, dict[str, list[Tensor]]] = {mask: {} for mask in readers}
     facts: dict[str, list[Tensor]] = {"solved": [], "changed": []}
     whole: set[str] = set()
+    before: frozenset[str] | None = None
     with frozen(intervened.model):
         for item in loader:
             batch = readers["soft"].collate(item)
             for mask, reader in readers.items():
                 _add(found[mask], whole, measures, *reader.read(batch, positions))
+            told = frozenset(name for name in _TOLD if batch.get(name) is not None)
+            before = told if before is None else before
+            _check_told(told, before)
             for name, fact in _facts(readers["soft"], batch, positions).items():
                 facts[name].append(fact)
     if not found["soft"]:
@@ -97,26 +105,38 @@ def _add(found: dict[str, list[Tensor]], whole: set[str], measures: Mapping[str,
     """Add a batch's numbers to what was found; note the metrics that gave one number for all of it."""
     if read.labels is None:
         raise SpecError("the batch has no column 'labels', which the metrics compare with")
-    for name, measure in measures.items():
-        numbers = per_example(measure, read, name)
-        for key, one in numbers.items():
-            found.setdefault(key, []).append(one.values.float().cpu())
-            if one.whole:
-                whole.add(key)
+    numbers = {key: one for name, measure in measures.items() for key, one in per_example(measure, read, name).items()}
+    if found and numbers.keys() != found.keys():
+        odd = sorted(numbers.keys() ^ found.keys())
+        raise SpecError(f"the metrics gave {', '.join(map(repr, odd))} for some batches only; give it for every batch")
+    for key, one in numbers.items():
+        found.setdefault(key, []).append(one.values.float().cpu())
+        if one.whole:
+            whole.add(key)
+
+
+def _check_told(told: Collection[str], before: Collection[str]) -> None:
+    """Refuse optional label columns that are in some batches only: what they tell would be of some examples only."""
+    if told != before:
+        names = sorted(set(told) ^ set(before))
+        raise SpecError(
+            f"{', '.join(map(repr, names))} is in some batches only, so shares of all examples cannot be "
+            "told: give it in every batch or in none, or evaluate them one after the other"
+        )
 
 
 def _facts(reader: Reader, batch: Batch, positions: Where) -> dict[str, Tensor]:
     """Return which examples the plain model solves, and which have a counterfactual label other than the base's."""
-    if "base_labels" not in batch:
+    if batch.get("base_labels") is None:
         return {}
-    call, labels = reader.call(batch), batch.get("labels")
     where: Where = "last" if positions == "all" else positions
-    base_labels = torch.as_tensor(batch["base_labels"])
+    call = reader.call(batch)
+    count = batch_size(call.base)
+    labels, base_labels = (label_column(name, batch[name], where, count) for name in ("labels", "base_labels"))
     solved = _solves(reader, call.base, base_labels, where)
-    for source, wanted in _sources(call.sources, batch.get("source_labels")):
-        right = _solves(reader, source, wanted, where)
-        solved = solved & (right if len(right) == len(solved) else right.expand_as(solved))
-    different = torch.as_tensor(labels).cpu() != base_labels.cpu()
+    for source, wanted in _sources(call.sources, batch.get("source_labels"), where):
+        solved = solved & _solves(reader, source, wanted, where)  # a single source is every example's
+    different = labels.cpu() != base_labels.cpu()
     return {"solved": solved, "changed": different if different.ndim == 1 else different.any(-1)}
 
 
@@ -125,20 +145,22 @@ def _solves(reader: Reader, inputs: Inputs, labels: Tensor, where: Where) -> Ten
     return first(iia, reader.plain(inputs, labels, where), "solved").cpu() == 1
 
 
-def _sources(sources: Any, labels: Any) -> Sequence[tuple[Inputs, Tensor]]:
+def _sources(sources: Any, labels: Any, where: Where) -> Sequence[tuple[Inputs, Tensor]]:
     """Return each source with what the plain model should say of it.
 
     Raises:
-        SpecError: there are not as many of one as of the other.
+        SpecError: there are not as many of one as of the other, or a column has another shape.
     """
     if labels is None or sources is None:
         return ()
     listed = list(sources) if isinstance(sources, list | tuple) else [sources]
     if isinstance(labels, list | tuple) and all(isinstance(one, Tensor) for one in labels):
-        wanted = list(labels)
+        columns = list(labels)
     else:
         given = torch.as_tensor(labels)
-        wanted = list(given.unbind(1)) if given.ndim == 2 and len(listed) == given.shape[1] else [given]
-    if len(wanted) != len(listed):
-        raise SpecError(f"source_labels has {len(wanted)} columns for {len(listed)} sources")
-    return list(zip(listed, wanted, strict=True))
+        several = given.ndim > (2 if where == "labels" else 1) and given.shape[1] == len(listed)
+        columns = list(given.unbind(1)) if several else [given]
+    if len(columns) != len(listed):
+        raise SpecError(f"source_labels has {len(columns)} columns for {len(listed)} sources")
+    sized = [(source, column, batch_size(source)) for source, column in zip(listed, columns, strict=True)]
+    return [(source, label_column("source_labels", column, where, size)) for source, column, size in sized]

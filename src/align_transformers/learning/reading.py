@@ -121,9 +121,46 @@ def labels_at(where: Where, columns: Columns | None, labels: Any, device: torch.
     labels = labels.to(device)
     if where == "labels" and columns is not None:
         return labels[columns.example.to(device), columns.column.to(device)]
-    if where == "last" and labels.ndim == 2 and labels.shape[1] == 1 and not labels.is_floating_point():
+    return one_each(labels) if where == "last" else labels
+
+
+def one_each(labels: Tensor) -> Tensor:
+    """Return labels with one whole number an example as `(batch,)`, if they are `(batch, 1)`; others as they are.
+
+    >>> one_each(torch.tensor([[4], [7]]))
+    tensor([4, 7])
+    """
+    if labels.ndim == 2 and labels.shape[1] == 1 and not labels.is_floating_point():
         return labels[:, 0]
     return labels
+
+
+def label_column(name: str, labels: Any, where: Where, batch: int) -> Tensor:
+    """Return one of the label columns in the one form in which they are compared with each other.
+
+    Args:
+        name: of the column, for the message.
+        labels: the column; `(batch,)` or `(batch, 1)`, or `(batch, tokens)` where `"labels"` are read.
+        where: which logits are read; `"last"` or `"labels"`.
+        batch: number of examples.
+
+    Returns:
+        `(batch,)`, or `(batch, tokens)` where `"labels"` are read.
+
+    Raises:
+        SpecError: it has another shape.
+
+    >>> label_column("base_labels", [[4], [7]], "last", 2)
+    tensor([4, 7])
+    """
+    found = torch.as_tensor(labels)
+    column = one_each(found) if where == "last" else found
+    if column.ndim != (2 if where == "labels" else 1) or len(column) != batch:
+        form = f"({batch}, tokens)" if where == "labels" else f"({batch},) or ({batch}, 1)"
+        raise SpecError(
+            f"{name!r} needs the shape {form} to be compared with the other label columns; found {tuple(found.shape)}"
+        )
+    return column
 
 
 def rows_of(logits: Tensor, columns: Columns | None, where: Where) -> Tensor:
