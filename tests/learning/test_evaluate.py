@@ -208,7 +208,7 @@ def test_label_columns_are_in_every_batch_or_in_none(column, lacking, how):
 
 
 def test_a_metric_is_of_every_batch():
-    with pytest.raises(SpecError, match="'odd'.*some batches"):
+    with pytest.raises(SpecError, match=r"'odd'.*some batches"):
         evaluate(face(), batches((3, 2)), metrics=lambda _l, y: {"even": 1.0, **({"odd": 1.0} if len(y) == 3 else {})})
 
 

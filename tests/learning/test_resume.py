@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from align_transformers import SpecError
 from align_transformers.interventions import SigmoidMaskIntervention
 from align_transformers.learning import fit
-from align_transformers.learning.checkpoint import FILE
+from align_transformers.learning.checkpoints import FILE
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,10 +13,10 @@ from .._errors import SpecError
 from ..engine import Inputs, batch_size
 from ..interventions import TrainableIntervention
 from .batches import Batch
-from .borrowed import frozen
-from .losses import iia
-from .reader import Collator, Forward, Intervened, Reader
-from .reading import Measure, Read, Where, first, label_column, per_example
+from .columns import ColumnRule, Readout, label_column
+from .forward import BatchForward, Collator, Intervened, Reader
+from .held import frozen
+from .losses import ComputeMetrics, Measure, iia, measure_of, numbers_of, per_example
 from .scores import Scores
 
 _TOLD = ("base_labels", "source_labels")
@@ -29,9 +29,9 @@ def evaluate(
     loader: Iterable[Any],
     *,
     metrics: Measure | Mapping[str, Measure] = iia,
-    positions: Where = "last",
+    positions: ColumnRule = "last",
     collator: Collator | None = None,
-    forward: Forward | None = None,
+    forward: BatchForward | None = None,
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -95,13 +95,27 @@ def evaluate(
     )
 
 
+def evaluate_call(
+    intervened: Intervened,
+    loader: Iterable[Any] | None,
+    compute_metrics: ComputeMetrics | None,
+    collator: Collator | None,
+    options: Mapping[str, Any],
+) -> Scores:
+    """Carry out `intervenable.evaluate(eval_dataloader=..., ...)`; the arguments are those of `fit_call`."""
+    if loader is None:
+        raise SpecError("evaluate needs data: eval_dataloader=...")
+    given = {"positions": "last" if compute_metrics is None else "all", **options}
+    return evaluate(intervened, loader, metrics=measure_of(compute_metrics), collator=collator, **given)
+
+
 def _dimensions(intervened: Intervened) -> dict[str, int]:
     """Return by key how many dimensions the hard version of an intervention works in."""
     learned = {k: one for k, one in intervened.interventions.items() if isinstance(one, TrainableIntervention)}
     return {key: one.dimensions for key, one in learned.items() if one.dimensions is not None}
 
 
-def _add(found: dict[str, list[Tensor]], whole: set[str], measures: Mapping[str, Measure], read: Read) -> None:
+def _add(found: dict[str, list[Tensor]], whole: set[str], measures: Mapping[str, Measure], read: Readout) -> None:
     """Add a batch's numbers to what was found; note the metrics that gave one number for all of it."""
     if read.labels is None:
         raise SpecError("the batch has no column 'labels', which the metrics compare with")
@@ -125,11 +139,11 @@ def _check_told(told: Collection[str], before: Collection[str]) -> None:
         )
 
 
-def _facts(reader: Reader, batch: Batch, positions: Where) -> dict[str, Tensor]:
+def _facts(reader: Reader, batch: Batch, positions: ColumnRule) -> dict[str, Tensor]:
     """Return which examples the plain model solves, and which have a counterfactual label other than the base's."""
     if batch.get("base_labels") is None:
         return {}
-    where: Where = "last" if positions == "all" else positions
+    where: ColumnRule = "last" if positions == "all" else positions
     call = reader.call(batch)
     count = batch_size(call.base)
     labels, base_labels = (label_column(name, batch[name], where, count) for name in ("labels", "base_labels"))
@@ -140,12 +154,12 @@ def _facts(reader: Reader, batch: Batch, positions: Where) -> dict[str, Tensor]:
     return {"solved": solved, "changed": different if different.ndim == 1 else different.any(-1)}
 
 
-def _solves(reader: Reader, inputs: Inputs, labels: Tensor, where: Where) -> Tensor:
+def _solves(reader: Reader, inputs: Inputs, labels: Tensor, where: ColumnRule) -> Tensor:
     """Return for each example whether the plain model says its labels, all of them."""
-    return first(iia, reader.plain(inputs, labels, where), "solved").cpu() == 1
+    return numbers_of(iia, reader.plain(inputs, labels, where), "solved").cpu() == 1
 
 
-def _sources(sources: Any, labels: Any, where: Where) -> Sequence[tuple[Inputs, Tensor]]:
+def _sources(sources: Any, labels: Any, where: ColumnRule) -> Sequence[tuple[Inputs, Tensor]]:
     """Return each source with what the plain model should say of it.
 
     Raises:
