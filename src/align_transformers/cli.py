@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ._bar import Bar, bar
 from ._errors import AlignError, SpecError
 from ._version import library_version
 
@@ -107,9 +108,9 @@ def trace(
     wanted = {"layers": numbers(layers, "--layers"), "positions": numbers(positions, "--positions")}
     named = None if answers is None else _two(answers)
     out.mkdir(parents=True, exist_ok=True)
-    with _progress(quiet or as_json) as (say, advance):
-        table = _sweep(base, source, model, component, say, advance, last=last, answers=named, **wanted)
-        say("writing the files")
+    with _progress(quiet or as_json) as progress:
+        table = _sweep(base, source, model, component, progress, last=last, answers=named, **wanted)
+        progress.name("writing the files")
         files = _write(table, out)
     if as_json:
         print(json.dumps(_described(table, files)))
@@ -146,25 +147,17 @@ def describe(
     Console().print(found)
 
 
-def _sweep(
-    base: str,
-    source: str,
-    model: str,
-    component: str,
-    say: Callable[[str], None],
-    advance: Callable[[int, int], None],
-    **options: Any,
-) -> Table:
+def _sweep(base: str, source: str, model: str, component: str, progress: Bar, **options: Any) -> Table:
     """Load the model and run the study."""
     from .models.load import load_model
     from .sites import Site
     from .studies import grid
 
     Site(component, 0)  # a misspelt name is worth no waiting for the model
-    say(f"loading {model}")
+    progress.name(f"loading {model}")
     loaded, tokenizer = load_model(model)
-    say("swapping")
-    return grid(loaded, base, source, tokenizer=tokenizer, components=[component], top=5, progress=advance, **options)
+    progress.name("swapping")
+    return grid(loaded, base, source, tokenizer=tokenizer, components=[component], top=5, progress=progress, **options)
 
 
 def _write(table: Table, out: Path) -> dict[str, str]:
@@ -196,23 +189,13 @@ def _show(table: Table, files: dict[str, str]) -> None:
 
 
 @contextmanager
-def _progress(hidden: bool) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+def _progress(hidden: bool) -> Iterator[Bar]:
     """Show what is being done, and how long it will take, on stderr; nothing is left of it afterwards."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def say(what: str) -> None:
-            bar.update(task, description=what)
-
-        def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield say, advance
+    with bar("starting", console, fleeting=True, hidden=hidden or not console.is_terminal) as shown:
+        yield shown
 
 
 def numbers(text: str | None, option: str) -> list[int] | str:
