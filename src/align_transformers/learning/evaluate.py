@@ -19,7 +19,7 @@ from .held import frozen
 from .losses import ComputeMetrics, Measure, iia, measure_of, numbers_of, per_example
 from .scores import Scores
 
-_TOLD = ("base_labels", "source_labels")
+_OPTIONAL = ("base_labels", "source_labels")
 """Label columns that a batch may have or not, but then every batch."""
 
 
@@ -41,6 +41,7 @@ def evaluate(
     Where an intervention has a hard version (a mask), everything is measured with the soft and with the hard one. With
     a column `base_labels` the scores also tell the trivial share: examples whose counterfactual label is the base's;
     and the model is run plainly, to tell the examples whose base (and with `source_labels` whose sources) it solves.
+    Either column is in every batch, or in none.
 
     Args:
         intervened: an `IntervenableModel`.
@@ -68,15 +69,13 @@ def evaluate(
     found: dict[str, dict[str, list[Tensor]]] = {mask: {} for mask in readers}
     facts: dict[str, list[Tensor]] = {"solved": [], "changed": []}
     whole: set[str] = set()
-    before: frozenset[str] | None = None
+    told: Collection[str] | None = None
     with frozen(intervened.model):
         for item in loader:
             batch = readers["soft"].collate(item)
+            told = _told(batch, told)
             for mask, reader in readers.items():
                 _add(found[mask], whole, measures, *reader.read(batch, positions))
-            told = frozenset(name for name in _TOLD if batch.get(name) is not None)
-            before = told if before is None else before
-            _check_told(told, before)
             for name, fact in _facts(readers["soft"], batch, positions).items():
                 facts[name].append(fact)
     if not found["soft"]:
@@ -129,14 +128,24 @@ def _add(found: dict[str, list[Tensor]], whole: set[str], measures: Mapping[str,
             whole.add(key)
 
 
-def _check_told(told: Collection[str], before: Collection[str]) -> None:
-    """Refuse optional label columns that are in some batches only: what they tell would be of some examples only."""
-    if told != before:
-        names = sorted(set(told) ^ set(before))
+def _told(batch: Batch, before: Collection[str] | None) -> Collection[str]:
+    """Return which optional label columns a batch has.
+
+    Args:
+        batch: the columns.
+        before: those of the batches before it; `None` for the first.
+
+    Raises:
+        SpecError: the batches before it had others: what a column tells would be of some examples only.
+    """
+    told = {name for name in _OPTIONAL if batch.get(name) is not None}
+    if before is not None and told != before:
+        names = sorted(told ^ set(before))
         raise SpecError(
-            f"{', '.join(map(repr, names))} is in some batches only, so shares of all examples cannot be "
-            "told: give it in every batch or in none, or evaluate them one after the other"
+            f"{', '.join(map(repr, names))} is in some batches only, so shares of all examples cannot be told: give it "
+            "in every batch or in none, or evaluate them one after the other"
         )
+    return told
 
 
 def _facts(reader: Reader, batch: Batch, positions: ColumnRule) -> dict[str, Tensor]:

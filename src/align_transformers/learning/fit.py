@@ -1,4 +1,4 @@
-"""`fit`: learn the parameters of interventions by gradient descent, the model frozen."""
+"""`fit`: learn the parameters of interventions by gradient descent, the model frozen; and how others spell it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,18 @@ from .settings import OptimizerFactory, SchedulerFactory, Settings, make_optimiz
 
 if TYPE_CHECKING:
     import pandas
+
+ComputeLoss = Callable[[Tensor, Any], Tensor]
+"""`(logits, labels)` -> the loss: a mean over the batch, or one number an example."""
+
+_NAMES: Mapping[str, str] = {
+    "gradient_accumulation_steps": "accumulate",
+    "warm_up_steps": "warmup",
+    "eval_dataloader": "validation",
+    "lr_scheduler": "scheduler",
+    "max_grad_norm": "clip",
+}
+"""Other names of arguments of `fit`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,19 +178,6 @@ def _fitted(work: Fit) -> Fitted:
     return Fitted(history, state.step, state.best_step, state.best_value, state.stopped, weights, work.settings)
 
 
-ComputeLoss = Callable[[Tensor, Any], Tensor]
-"""`(logits, labels)` -> the loss: a mean over the batch, or one number an example."""
-
-_NAMES: Mapping[str, str] = {
-    "gradient_accumulation_steps": "accumulate",
-    "warm_up_steps": "warmup",
-    "eval_dataloader": "validation",
-    "lr_scheduler": "scheduler",
-    "max_grad_norm": "clip",
-}
-"""Other names of arguments of `fit`."""
-
-
 def fit_call(
     intervened: Intervened,
     loader: Iterable[Any],
@@ -233,13 +232,13 @@ def progress_bar(console: Any = None) -> Iterator[Progress]:
         MissingExtraError: rich is not installed.
     """
     with bar("fit", console) as advance:
-        yield lambda row, total: advance(row["step"], total, numbers(row))
+        yield lambda row, total: advance(row["step"], total, row_text(row))
 
 
-def numbers(row: HistoryRow) -> str:
+def row_text(row: HistoryRow) -> str:
     """Return the numbers of one step as a line.
 
-    >>> numbers({"loss": 0.25, "metric": 0.5, "validation": None, "examples_per_second": 1234.5})
+    >>> row_text({"loss": 0.25, "metric": 0.5, "validation": None, "examples_per_second": 1234.5})
     'loss 0.2500  metric 0.500  1234 examples/s'
     """
     parts = [f"loss {row['loss']:.4f}", f"metric {row['metric']:.3f}"]

@@ -175,11 +175,8 @@ def _step(fit: Fit, group: list[Any]) -> None:
     count, loss, metric = 0, 0.0, 0.0
     for batch in group:
         read, total = _backward(fit, batch)
-        count, loss, metric = (
-            count + read.count,
-            loss + total,
-            metric + numbers_of(fit.metric, read, "metric").sum().item(),
-        )
+        count, loss = count + read.count, loss + total
+        metric += numbers_of(fit.metric, read, "metric").sum().item()
     learning = fit.alignment.learning()
     for parameter in learning:
         if parameter.grad is not None:
