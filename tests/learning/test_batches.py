@@ -127,6 +127,12 @@ def test_places_in_serial_mode(underscore):
     assert call.unit_locations == tuple(Location(at((n,), (n,)), at((n + 1,), (n + 1,))) for n in (1, 3))
 
 
+def test_what_no_column_names_in_serial_mode_is_the_whole_tensor():
+    batch = {**IDS, "source_input_ids": [OTHER["input_ids"]] * 2, "source_1->base.1.pos": [[4], [4]]}
+    call = read(batch, [{"layer": n, "component": "mlp_output"} for n in (0, 1)], "serial")
+    assert call.unit_locations == (Location(EVERYWHERE, EVERYWHERE), Location(EVERYWHERE, at((4,), (4,))))
+
+
 def test_heads_at_positions():
     spec = {"layer": 1, "component": "head_attention_value_output", "unit": "h.pos"}
     columns = {"source_0->base.0.h": [[0], [1]], "source_0->base.1.h": [[2], [HEADS - 1]]}
