@@ -30,7 +30,10 @@ class Timing:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """The arguments of one call, as the user gave them."""
+    """The arguments of one call, as the user gave them; see `IntervenableModel.forward`.
+
+    `unit_locations` may also be ready-made: a tuple with one `Location`, or `None` to skip it, for each representation.
+    """
 
     base: Any
     sources: Any = None
@@ -173,22 +176,63 @@ def _links(mode: str, groups: Sequence[Sequence[int]], names: Sequence[str | Non
     return links
 
 
-def _locations(
-    spec: Any, links: Sequence[Link], representations: Sequence[Representation], inputs: Mapping[str, Inputs]
-) -> dict[int, tuple[Link, Location | None]]:
-    """Return by number of the representation its link, and where it reads and writes (`None`: it is skipped)."""
+def axes_of(
+    config: IntervenableConfig, representations: Sequence[Representation], call: Call
+) -> list[tuple[Axis, Axis]]:
+    """Return for each representation what locations in the run that it reads, and in the run that it edits, refer to.
+
+    Args:
+        config: says how the representations are grouped and chained.
+        representations: those of the configuration, in its order.
+        call: the call's arguments; only its base and its sources are read.
+
+    Raises:
+        SpecError, PlanError: as for `compose`.
+    """
+    groups = config.groups()
+    names, inputs = _named(config, groups, call)
+    found = _axes(_links(config.mode, groups, names), representations, inputs)
+    return [found[number] for number in range(len(representations))]
+
+
+def _axes(
+    links: Sequence[Link], representations: Sequence[Representation], inputs: Mapping[str, Inputs]
+) -> dict[int, tuple[Axis, Axis]]:
+    """Return by number of the representation what its source locations and its base locations refer to."""
 
     def axis(number: int, run: str) -> Axis:
         return Axis(batch_size(inputs[run]), real_spans(inputs[run], representations[number].site.sequence))
 
+    found = {}
+    for link in links:
+        for number, name in link.sources.items():
+            base = axis(number, link.target)
+            found[number] = axis(number, name or link.target).serving(base.batch), base
+    return found
+
+
+def _locations(
+    spec: Any, links: Sequence[Link], representations: Sequence[Representation], inputs: Mapping[str, Inputs]
+) -> dict[int, tuple[Link, Location | None]]:
+    """Return by number of the representation its link, and where it reads and writes (`None`: it is skipped)."""
+    if isinstance(spec, tuple) and any(isinstance(one, Location) for one in spec):
+        return _ready_made(spec, links)
+    axes = _axes(links, representations, inputs)
     found: dict[int, tuple[Link, Location | None]] = {}
     for link, value in zip(links, _by_link(spec, [link.name for link in links]), strict=True):
         addressed = [representations[number].addressed for number in link.sources]
-        sources = [axis(number, name or link.target) for number, name in link.sources.items()]
-        bases = [axis(number, link.target) for number in link.sources]
+        sources, bases = zip(*(axes[number] for number in link.sources), strict=True)
         located = locate(value, link.name, addressed, sources, bases)
         found |= {number: (link, one) for number, one in zip(link.sources, located, strict=True)}
     return found
+
+
+def _ready_made(spec: Sequence[Any], links: Sequence[Link]) -> dict[int, tuple[Link, Location | None]]:
+    """Return locations that are made already, by number of the representation, each with its link."""
+    count = sum(len(link.sources) for link in links)
+    if len(spec) != count or not all(one is None or isinstance(one, Location) for one in spec):
+        raise SpecError(f"ready-made unit_locations are one Location or None for each of {count} interventions: {spec}")
+    return {number: (link, spec[number]) for link in links for number in link.sources}
 
 
 def _by_link(spec: Any, names: Sequence[str]) -> list[Any]:

@@ -9,12 +9,13 @@ from typing import Any
 from . import engine
 from .engine import Bound, Outcome, Planner, one_by_one
 
-if find_spec(f"{__package__}.fast") is not None:
+HAS_FAST = find_spec(f"{__package__}.fast") is not None
+"""Whether the room that leaves out what need not be computed is there. The engine gives the same without it."""
+
+if HAS_FAST:
     from .fast import planned
 
-    DEFAULT: Planner = planned
-else:  # the engine gives the same without the room that leaves out what need not be computed
-    DEFAULT = one_by_one
+DEFAULT: Planner = planned if HAS_FAST else one_by_one
 
 
 def execute(

@@ -148,3 +148,83 @@ def test_a_classifier_of_vectors_needs_no_positions():
     made = IntervenableModel({"component": "h[1].output", "intervention_type": VanillaIntervention}, model)
     batch = {"inputs_embeds": base, "source_inputs_embeds": source, "labels": labels}
     assert evaluate(made, [batch])["iia"] == 1.0
+
+
+def labelled(sizes):
+    """Return batches with every label column, one label an example; some counterfactual labels are the base's."""
+    model, data = tiny("llama"), batches(sizes)
+    for one in data:
+        one["base_labels"] = model(input_ids=one["input_ids"]).logits[:, -1].argmax(-1)
+        one["source_labels"] = one["labels"].clone()
+        one["labels"][::2] = one["base_labels"][::2]
+        one["base_labels"][0] += 1  # the model does not solve it
+    return data
+
+
+@pytest.mark.parametrize("positions", ["last", "all"])
+@pytest.mark.parametrize("columns", [["labels"], ["base_labels"], ["source_labels"],
+                                     ["labels", "base_labels", "source_labels"]])  # fmt: skip
+def test_a_label_column_of_one_axis_more_says_the_same(columns, positions):
+    """`(batch, 1)` against `(batch,)` must not become `(batch, batch)`: what is changed and solved, by hand."""
+    made, data = IntervenableModel(LAST, tiny("llama")), labelled((4, 3))
+    changed = torch.cat([one["labels"] != one["base_labels"] for one in data])
+    solved = [False, True, True, True, False, True, True]
+    for one in data:
+        for name in columns:
+            one[name] = one[name][:, None]
+    found = evaluate(made, data, positions=positions, metrics=lambda _logits, labels: torch.zeros(len(labels)))
+    assert found.changed.tolist() == changed.tolist()
+    assert found.trivial == pytest.approx(1 - changed.double().mean().item())
+    assert found.solved.tolist() == solved
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("labels", torch.zeros(2, 2, dtype=torch.long)),  # as many labels as examples: it would broadcast
+        ("base_labels", torch.zeros(2, 2, dtype=torch.long)),
+        ("base_labels", torch.zeros(1, dtype=torch.long)),
+        ("source_labels", torch.zeros(1, dtype=torch.long)),
+        ("source_labels", torch.zeros(2, 2, 2, dtype=torch.long)),
+    ],
+)
+def test_label_columns_that_cannot_be_compared_are_refused(column, value):
+    (one,) = labelled((2,))
+    with pytest.raises(SpecError, match=column):
+        evaluate(face(), [{**one, column: value}], metrics=lambda _logits, labels: torch.zeros(len(labels)))
+
+
+@pytest.mark.parametrize("column", ["base_labels", "source_labels"])
+@pytest.mark.parametrize("lacking", [0, 1])
+@pytest.mark.parametrize("how", ["missing", "None"])
+def test_label_columns_are_in_every_batch_or_in_none(column, lacking, how):
+    data = labelled((3, 3))
+    if how == "None":
+        data[lacking][column] = None
+    else:
+        del data[lacking][column]
+    with pytest.raises(SpecError, match=rf"'{column}'.*some batches"):
+        evaluate(face(), data)
+
+
+def test_a_metric_is_of_every_batch():
+    with pytest.raises(SpecError, match=r"'odd'.*some batches"):
+        evaluate(face(), batches((3, 2)), metrics=lambda _l, y: {"even": 1.0, **({"odd": 1.0} if len(y) == 3 else {})})
+
+
+def test_what_is_changed_and_solved_where_labels_are_of_single_columns():
+    model, (one,) = tiny("llama"), batches((2,))
+    said = model(input_ids=one["input_ids"]).logits.argmax(-1)
+    base_labels = said.clone()
+    base_labels[:, :3] = -100
+    labels = base_labels.clone()
+    labels[0, 4] += 1
+    base_labels[1, 3] += 1
+    labels[1, 3] += 1  # the same as the base's, which the model does not say
+    inert = {"layer": 0, "component": "mlp_output", "intervention": lambda base: base.clone()}
+    batch = {"input_ids": one["input_ids"], "labels": labels, "base_labels": base_labels}
+    found = evaluate(IntervenableModel(inert, model), [batch], positions="labels")
+    assert (found.changed.tolist(), found.solved.tolist()) == ([True, False], [True, False])
+    assert found["iia"] == 0.5
+    with pytest.raises(SpecError, match="'base_labels'"):
+        evaluate(IntervenableModel(inert, model), [{**batch, "base_labels": base_labels[:, 0]}], positions="labels")

@@ -262,6 +262,21 @@ def test_temperatures_are_annealed_and_go_with_the_best_weights():
     assert mask.temperature == pytest.approx(expected[1])
 
 
+@pytest.mark.parametrize(
+    ("kind", "schedule"), [(SigmoidMaskIntervention, True), (LowRankRotatedSpaceIntervention, False)]
+)
+def test_annealing_tells_the_temperature(kind, schedule):
+    made = face(kind=kind)
+    (one,) = made.interventions.values()
+    found = [made.for_training().anneal(done) for done in (0.0, 0.25, 1.0)]
+    if not schedule:
+        assert found == [None] * 3
+        return
+    start, end = one.temperature_schedule
+    assert found == pytest.approx([start, 0.75 * start + 0.25 * end, end])
+    assert one.temperature == found[-1]
+
+
 def test_gradients_are_clipped():
     free, steps = [], []
     for clip in (None, 0.01):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from align_transformers import SpecError
 from align_transformers.interventions import SigmoidMaskIntervention
 from align_transformers.learning import fit
-from align_transformers.learning.checkpoint import FILE
+from align_transformers.learning.checkpoints import FILE
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,12 +130,14 @@ def test_a_fit_that_is_done_is_done(tmp_path):
 
 def test_patience_outlives_a_kill(tmp_path):
     more = {"patience": 2, "metric": lambda _l, y: torch.zeros(len(y)), "validate_every": 1}
-    _, expected = carried_out(in_order, None, **more)
+    whole, expected = carried_out(in_order, None, **more)
     assert expected.stopped_early
     with pytest.raises(_Killed):
         carried_out(in_order, tmp_path, 2, **more)
-    _, fitted = carried_out(in_order, tmp_path, resume=True, **more)
+    resumed, fitted = carried_out(in_order, tmp_path, resume=True, **more)
     assert (fitted.stopped_early, told(fitted)) == (True, told(expected))
+    assert (fitted.best_step, expected.best_step) == (1, 1), "the best weights are of before the kill"
+    assert torch.equal(free_matrix(resumed), free_matrix(whole))
 
 
 SCRIPT = """

@@ -3,13 +3,13 @@
 from .activations import activations, fit_pca
 from .alignment import Alignment
 from .batches import Batch
-from .calls import evaluate_call, fit_call
-from .evaluate import evaluate
-from .fit import Fitted, fit
+from .evaluate import evaluate, evaluate_call
+from .fit import Fitted, fit, fit_call, progress_bar
+from .forward import BatchForward, CachedForward, FullForward, Intervened, LogitRequest, precompute
+from .forward import BatchForward as Forward
+from .forward import CachedForward as Replaying
+from .forward import LogitRequest as Asked
 from .losses import cross_entropy, iia, kl_divergence, label_difference
-from .progress import progress_bar
-from .reader import Asked, Forward, Intervened
-from .replaying import Replaying, precompute
 from .scores import Interval, Scores, bootstrap
 from .settings import FitError, Settings
 
@@ -17,11 +17,15 @@ __all__ = [
     "Alignment",
     "Asked",
     "Batch",
+    "BatchForward",
+    "CachedForward",
     "FitError",
     "Fitted",
     "Forward",
+    "FullForward",
     "Interval",
     "Intervened",
+    "LogitRequest",
     "Replaying",
     "Scores",
     "Settings",

@@ -17,12 +17,13 @@ from ..interventions import PCARotatedSpaceIntervention
 from ..positions import Positions
 from ..sites import Site
 
-Places = Literal["last", "all"] | int
+TokenChoice = Literal["last", "all"] | int
+"""Which real tokens of an example: the last, all, or one by its number."""
 
 
 @torch.no_grad()
 def activations(
-    model: nn.Module, data: Inputs | Iterable[Inputs], site: Site, positions: Places = "last"
+    model: nn.Module, data: Inputs | Iterable[Inputs], site: Site, positions: TokenChoice = "last"
 ) -> Float[Tensor, "n width"]:
     """Return the activations of a data set at one site, one row an example (or a token).
 
@@ -58,7 +59,7 @@ def fit_pca(
     site: Site,
     k: int,
     *,
-    positions: Places = "last",
+    positions: TokenChoice = "last",
     standardise: bool = True,
     **options: Any,
 ) -> PCARotatedSpaceIntervention:
@@ -85,7 +86,7 @@ def fit_pca(
     return PCARotatedSpaceIntervention.fit(rows, k, standardise=standardise, **options)
 
 
-def _activations(model: nn.Module, inputs: Inputs, site: Site, positions: Places) -> Tensor:
+def _activations(model: nn.Module, inputs: Inputs, site: Site, positions: TokenChoice) -> Tensor:
     """Return the activations of one batch: a run that is only read ends at the site."""
     spans = real_spans(inputs, site.sequence)
     if spans is None:
@@ -96,7 +97,7 @@ def _activations(model: nn.Module, inputs: Inputs, site: Site, positions: Places
     return torch.cat([value[: len(row)] for value, row in zip(values, rows, strict=True)])
 
 
-def _row(start: int, end: int, positions: Places) -> tuple[int, ...]:
+def _row(start: int, end: int, positions: TokenChoice) -> tuple[int, ...]:
     if positions == "all":
         return tuple(range(start, end))
     place = -1 if positions == "last" else positions

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from .._errors import SpecError
 from ..interventions import TrainableIntervention
-from .borrowed import frozen
-from .losses import cross_entropy
-from .reader import Collator, Forward, Intervened, Reader
-from .reading import Measure, Read, Where, first
+from .columns import ColumnRule, Readout
+from .forward import BatchForward, Collator, Intervened, Reader
+from .held import frozen
+from .losses import Measure, cross_entropy, numbers_of
 
 
 @final
@@ -46,14 +46,14 @@ class Alignment(nn.Module):
         intervened: Intervened,
         *,
         loss: Measure = cross_entropy,
-        positions: Where = "last",
+        positions: ColumnRule = "last",
         collator: Collator | None = None,
-        forward: Forward | None = None,
+        forward: BatchForward | None = None,
     ) -> None:
         super().__init__()
         self.interventions = nn.ModuleList(dict.fromkeys(intervened.interventions.values()))
         self.loss = loss
-        self.positions: Where = positions
+        self.positions: ColumnRule = positions
         self.reader = Reader(intervened, collator, forward)  # not a module, so the model is no child of this one
         if not self.learning():
             kinds = sorted({type(one).__name__ for one in self.interventions})
@@ -76,7 +76,7 @@ class Alignment(nn.Module):
             (read,) = self.reader.read(self.reader.collate(batch), self.positions)
         return {"loss": self.losses(read).mean() + self.penalty(), "logits": read.logits}
 
-    def losses(self, read: Read) -> Float[Tensor, " count"]:
+    def losses(self, read: Readout) -> Float[Tensor, " count"]:
         """Return the loss of each example, without penalties.
 
         Raises:
@@ -84,19 +84,25 @@ class Alignment(nn.Module):
         """
         if read.labels is None:
             raise SpecError("the batch has no column 'labels', which the loss compares with")
-        return first(self.loss, read, "loss")
+        return numbers_of(self.loss, read, "loss")
 
     def penalty(self) -> Float[Tensor, ""]:
         """Return the sum of the interventions' penalties: their pressure to be sparse."""
         device = self.learning()[0].device
         return torch.stack([one.penalty().to(device) for one in self.trainable()] or [torch.zeros(())]).sum()
 
-    def anneal(self, done: float) -> None:
+    def anneal(self, done: float) -> float | None:
         """Set every temperature to where its schedule is when the share `done` of the fit is done, from 0 to 1.
 
         `fit` does it; with another training loop call it before every step.
+
+        Returns:
+            The first temperature that was set; `None` where no intervention has a schedule.
         """
+        temperatures = []
         for one in self.trainable():
             if one.temperature_schedule is not None:
                 start, end = one.temperature_schedule
-                one.set_temperature(start + (end - start) * done)
+                temperatures.append(start + (end - start) * done)
+                one.set_temperature(temperatures[-1])
+        return temperatures[0] if temperatures else None

@@ -26,17 +26,20 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._errors import SpecError, UnknownNameError
-from ..compose import Representation
+from .._errors import PositionError, SpecError, UnknownNameError
+from ..compose import Call, Representation, axes_of
+from ..config import IntervenableConfig
 from ..engine import Inputs
+from ..locations import Addressed, Axis, Location
 from ..models import uncompiled
+from ..positions import EVERYWHERE, Positions, Rows
 
 Batch = Mapping[str, Any]
 """What a data loader (or the collator behind it) gives."""
@@ -46,35 +49,21 @@ _LOCATION = re.compile(r"source_?(?P<number>\d+)->(?P<target>base|source_?\d+)\.
 _NUMBERED = re.compile(r"source_(?P<number>\d+)_(?P<name>\w+)")
 
 
-@dataclass(frozen=True, eq=False)
-class BatchCall:
-    """The arguments of one call of an intervenable model.
-
-    Args:
-        base: the base's inputs.
-        sources: the source's inputs, one a group, or `None`.
-        unit_locations: where to read and write, as `locate` reads it.
-        subspaces: the parts chosen for each example, or `None`.
-    """
-
-    base: Inputs
-    sources: Any
-    unit_locations: Any
-    subspaces: Any
-
-
-def read_batch(batch: Batch, model: nn.Module, representations: Sequence[Representation], mode: str) -> BatchCall:
-    """Return what a batch asks for; its columns are explained above.
+def read_batch(
+    batch: Batch, model: nn.Module, config: IntervenableConfig, representations: Sequence[Representation]
+) -> Call:
+    """Return the call that a batch asks for; its columns are explained above.
 
     Args:
         batch: the columns; they are only read.
         model: the model whose `forward` names the columns that are its inputs; tensors are moved to its device.
+        config: says how the interventions are grouped and chained.
         representations: the interventions, in order.
-        mode: `parallel` or `serial`.
 
     Raises:
         SpecError: there is no base, or a column has no form that is known.
         UnknownNameError: a column is misspelt.
+        PositionError: a position counted from the end does not exist.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     names = tuple(inspect.signature(uncompiled(model).forward).parameters)
@@ -85,9 +74,10 @@ def read_batch(batch: Batch, model: nn.Module, representations: Sequence[Represe
             "A Trainer drops columns unless remove_unused_columns=False"
         )
     sources = batch["sources"] if "sources" in batch else _sources(batch, base)
-    located = "unit_locations" in batch
-    locations = batch["unit_locations"] if located else _locations(batch, representations, mode)
-    return BatchCall(_moved(base, device), _moved(sources, device), locations, _subspaces(batch.get("subspaces")))
+    call = Call(_moved(base, device), _moved(sources, device), subspaces=_subspaces(batch.get("subspaces")))
+    if "unit_locations" in batch:
+        return replace(call, unit_locations=batch["unit_locations"])
+    return replace(call, unit_locations=_unit_locations(batch, config, representations, call))
 
 
 def _inputs(batch: Batch, names: Sequence[str]) -> dict[str, Any]:
@@ -139,76 +129,117 @@ def _several(name: str, value: Any, base: Inputs) -> list[Tensor] | None:
     return None
 
 
-def _locations(batch: Batch, representations: Sequence[Representation], mode: str) -> Any:
-    """Return `unit_locations` from the location columns, or `None` where there are none."""
-    columns: dict[tuple[int, int, str], Any] = {}
-    whole = {name: batch[name] for name in batch if "->" in name and not name.rpartition("->")[2].count(".")}
+def _unit_locations(
+    batch: Batch, config: IntervenableConfig, representations: Sequence[Representation], call: Call
+) -> Any:
+    """Return a `Location` for each intervention, or what the batch has for both sides at once; `None` for neither."""
+    single: dict[tuple[int, int, str], tuple[str, Any]] = {}
+    both = {name: batch[name] for name in batch if "->" in name and not name.rpartition("->")[2].count(".")}
     for name in batch:
         found = _LOCATION.fullmatch(name)
         if found is not None:
-            columns[int(found["number"]), int(found["side"]), found["unit"]] = batch[name]
-        elif "->" in name and name not in whole:
+            single[int(found["number"]), int(found["side"]), found["unit"]] = name, batch[name]
+        elif "->" in name and name not in both:
             raise UnknownNameError(
                 f"no location column {name!r}; they are written like 'source_0->base.0.pos' (read in the source) and "
                 "'source_0->base.1.pos' (written in the base)"
             )
-    if whole and columns:
-        raise SpecError(f"give {sorted(whole)} or single location columns, not both: {sorted(batch)}")
-    if whole:
-        return {name: (value, value) if isinstance(value, Tensor) else value for name, value in whole.items()}
-    if not columns:
-        return None
+    if both and single:
+        raise SpecError(f"give {sorted(both)} or single location columns, not both: {sorted(batch)}")
+    if both:
+        return {name: (value, value) if isinstance(value, Tensor) else value for name, value in both.items()}
+    return _located(single, config, representations, call) if single else None
+
+
+def _located(
+    columns: Mapping[tuple[int, int, str], tuple[str, Any]],
+    config: IntervenableConfig,
+    representations: Sequence[Representation],
+    call: Call,
+) -> tuple[Location | None, ...]:
+    """Return where each intervention reads and writes; `None` for one that is skipped.
+
+    Args:
+        columns: name and value by number, side and unit; those of number 0 alone are for all.
+        config: says how the interventions are grouped and chained.
+        representations: the interventions, in order.
+        call: the call, still without locations.
+    """
     numbers = {number for number, _, _ in columns}
     if max(numbers) >= len(representations):
         raise SpecError(
             f"location columns name source_{max(numbers)}, but there are {len(representations)} interventions"
         )
     sides = [
-        tuple(_entry(columns, 0 if numbers == {0} else number, side, one.addressed.unit) for side in (0, 1))
-        for number, one in enumerate(representations)
+        tuple(_positions(columns, 0 if numbers == {0} else number, side, one.addressed, axes[side]) for side in (0, 1))
+        for number, (one, axes) in enumerate(zip(representations, axes_of(config, representations, call), strict=True))
     ]
-    if mode == "parallel":
-        return {"sources->base": _pair(sides)}
-    last = len(sides) - 1
-    targets = ["base" if number == last else f"source_{number + 1}" for number in range(len(sides))]
-    return {f"source_{n}->{target}": _pair([pair]) for n, (target, pair) in enumerate(zip(targets, sides, strict=True))}
+    skips = config.mode == "parallel" and any(written is not None for _, written in sides)
+    found: list[Location | None] = []
+    for number, (read, written) in enumerate(sides):
+        if skips and written is None and read is not None:
+            raise SpecError(f"location columns say where intervention {number} reads, but not where it writes")
+        found.append(None if skips and written is None else Location(read or EVERYWHERE, written or EVERYWHERE))
+    return tuple(found)
 
 
-def _pair(sides: Sequence[tuple[Any, ...]]) -> tuple[Any, Any]:
-    """Return the source side and the base side of a link; a side that no column speaks of is `None`."""
-    read, written = [pair[0] for pair in sides], [pair[1] for pair in sides]
-    return (
-        None if all(one is None for one in read) else read,
-        None if all(one is None for one in written) else written,
-    )
-
-
-def _entry(columns: Mapping[tuple[int, int, str], Any], number: int, side: int, unit: str) -> Any:
-    """Return one intervention's locations on one side, `[batch][units]`; `None` where no column has them."""
-    parts = [columns.get((number, side, part)) for part in unit.split(".")]
-    if all(part is None for part in parts):
+def _positions(
+    columns: Mapping[tuple[int, int, str], tuple[str, Any]], number: int, side: int, addressed: Addressed, axis: Axis
+) -> Positions | None:
+    """Return one intervention's positions on one side; `None` where no column has them."""
+    parts = addressed.unit.split(".")
+    missing = [f"source_{number}->... .{side}.{part}" for part in parts if (number, side, part) not in columns]
+    if len(missing) == len(parts):
         return None
-    missing = [f"source_{number}->... .{side}.{p}" for p, v in zip(unit.split("."), parts, strict=True) if v is None]
     if missing:
-        raise SpecError(f"the unit {unit!r} needs a location column for each of its parts; missing {missing}")
-    listed = [_by_example(part) for part in parts]
-    return listed[0] if len(listed) == 1 else listed
+        raise SpecError(f"the unit {addressed.unit!r} needs a location column for each of its parts; missing {missing}")
+    rows: dict[str, Rows] = {}
+    for part in parts:
+        name, value = columns[number, side, part]
+        rows[part] = _rows(name, value, replace(axis, spans=None) if part == "h" else axis, addressed)
+    return Positions(rows.get("pos", rows.get("t")), rows.get("h"))
 
 
-def _by_example(value: Any) -> Any:
-    """Return a column as `[batch][units]`: one number an example is one unit each."""
-    plain = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(plain, list | tuple):
-        return [[one] if isinstance(one, int) else one for one in plain]
-    raise SpecError(f"a location column is batch first, (batch, units); found {value!r}")
+def _rows(name: str, value: Any, axis: Axis, addressed: Addressed) -> Rows:
+    """Return a location column as one tuple of integers an example; one number an example is one unit each."""
+    listed = _plain(value)
+    if not isinstance(listed, list | tuple):
+        raise SpecError(f"the location column {name!r} is batch first, (batch, units); found {value!r}")
+    listed = listed * axis.batch if axis.shared and len(listed) == 1 else listed
+    if len(listed) != axis.batch:
+        raise SpecError(f"the location column {name!r} names {len(listed)} examples, but the batch has {axis.batch}")
+    rows = []
+    for example, units in enumerate(map(_plain, listed)):
+        row = tuple(map(_plain, units)) if isinstance(units, list | tuple | range) else (units,)
+        where = f"the location column {name!r}, example {example}"
+        if any(isinstance(unit, bool) or not isinstance(unit, int) for unit in row):
+            raise SpecError(f"{where}: expected integers; found {units!r}")
+        if len(row) > addressed.max_number_of_units:
+            raise SpecError(f"{where}: {len(row)} units, but max_number_of_units is {addressed.max_number_of_units}")
+        span = None if axis.spans is None else axis.spans[example]
+        rows.append(tuple(unit if unit >= 0 else _from_end(unit, span, where) for unit in row))
+    return tuple(rows)
+
+
+def _from_end(unit: int, span: tuple[int, int] | None, where: str) -> int:
+    """Return the column of a position that is counted from the end of the real tokens."""
+    if span is None:
+        raise SpecError(f"{where}: {unit} counts from the end, which is not known here; count from 0")
+    if span[1] + unit < span[0]:
+        raise PositionError(f"{where}: {unit} does not exist; there are {span[1] - span[0]} real tokens")
+    return span[1] + unit
+
+
+def _plain(value: Any) -> Any:
+    """Return tensors and arrays as (nested lists of) Python's numbers."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _subspaces(value: Any) -> Any:
     """Return `[batch][parts]`, or what is nested deeper as it is."""
     if value is None:
         return None
-    plain = value.tolist() if hasattr(value, "tolist") else value
-    return [[one] if isinstance(one, int) else one for one in plain]
+    return [[one] if isinstance(one, int) else one for one in _plain(value)]
 
 
 def _moved(value: Any, device: torch.device) -> Any:

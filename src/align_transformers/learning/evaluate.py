@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from .._errors import SpecError
-from ..engine import Inputs
+from ..engine import Inputs, batch_size
 from ..interventions import TrainableIntervention
 from .batches import Batch
-from .borrowed import frozen
-from .losses import iia
-from .reader import Collator, Forward, Intervened, Reader
-from .reading import Measure, Read, Where, first, per_example
+from .columns import ColumnRule, Readout, label_column
+from .forward import BatchForward, Collator, Intervened, Reader
+from .held import frozen
+from .losses import ComputeMetrics, Measure, iia, measure_of, numbers_of, per_example
 from .scores import Scores
+
+_OPTIONAL = ("base_labels", "source_labels")
+"""Label columns that a batch may have or not, but then every batch."""
 
 
 @torch.no_grad()
@@ -26,9 +29,9 @@ def evaluate(
     loader: Iterable[Any],
     *,
     metrics: Measure | Mapping[str, Measure] = iia,
-    positions: Where = "last",
+    positions: ColumnRule = "last",
     collator: Collator | None = None,
-    forward: Forward | None = None,
+    forward: BatchForward | None = None,
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -38,6 +41,7 @@ def evaluate(
     Where an intervention has a hard version (a mask), everything is measured with the soft and with the hard one. With
     a column `base_labels` the scores also tell the trivial share: examples whose counterfactual label is the base's;
     and the model is run plainly, to tell the examples whose base (and with `source_labels` whose sources) it solves.
+    Either column is in every batch, or in none.
 
     Args:
         intervened: an `IntervenableModel`.
@@ -54,7 +58,8 @@ def evaluate(
         The scores of every example.
 
     Raises:
-        SpecError: the loader is empty, or a batch lacks a column.
+        SpecError: the loader is empty, a batch lacks a column or has one that other batches lack, or label columns have
+            shapes that cannot be compared.
     """
     measures = metrics if isinstance(metrics, Mapping) else {getattr(metrics, "__name__", "metric"): metrics}
     readers = {"soft": Reader(intervened, collator, forward)}
@@ -64,9 +69,11 @@ def evaluate(
     found: dict[str, dict[str, list[Tensor]]] = {mask: {} for mask in readers}
     facts: dict[str, list[Tensor]] = {"solved": [], "changed": []}
     whole: set[str] = set()
+    told: Collection[str] | None = None
     with frozen(intervened.model):
         for item in loader:
             batch = readers["soft"].collate(item)
+            told = _told(batch, told)
             for mask, reader in readers.items():
                 _add(found[mask], whole, measures, *reader.read(batch, positions))
             for name, fact in _facts(readers["soft"], batch, positions).items():
@@ -87,58 +94,96 @@ def evaluate(
     )
 
 
+def evaluate_call(
+    intervened: Intervened,
+    loader: Iterable[Any] | None,
+    compute_metrics: ComputeMetrics | None,
+    collator: Collator | None,
+    options: Mapping[str, Any],
+) -> Scores:
+    """Carry out `intervenable.evaluate(eval_dataloader=..., ...)`; the arguments are those of `fit_call`."""
+    if loader is None:
+        raise SpecError("evaluate needs data: eval_dataloader=...")
+    given = {"positions": "last" if compute_metrics is None else "all", **options}
+    return evaluate(intervened, loader, metrics=measure_of(compute_metrics), collator=collator, **given)
+
+
 def _dimensions(intervened: Intervened) -> dict[str, int]:
     """Return by key how many dimensions the hard version of an intervention works in."""
     learned = {k: one for k, one in intervened.interventions.items() if isinstance(one, TrainableIntervention)}
     return {key: one.dimensions for key, one in learned.items() if one.dimensions is not None}
 
 
-def _add(found: dict[str, list[Tensor]], whole: set[str], measures: Mapping[str, Measure], read: Read) -> None:
+def _add(found: dict[str, list[Tensor]], whole: set[str], measures: Mapping[str, Measure], read: Readout) -> None:
     """Add a batch's numbers to what was found; note the metrics that gave one number for all of it."""
     if read.labels is None:
         raise SpecError("the batch has no column 'labels', which the metrics compare with")
-    for name, measure in measures.items():
-        numbers = per_example(measure, read, name)
-        for key, one in numbers.items():
-            found.setdefault(key, []).append(one.values.float().cpu())
-            if one.whole:
-                whole.add(key)
+    numbers = {key: one for name, measure in measures.items() for key, one in per_example(measure, read, name).items()}
+    if found and numbers.keys() != found.keys():
+        odd = sorted(numbers.keys() ^ found.keys())
+        raise SpecError(f"the metrics gave {', '.join(map(repr, odd))} for some batches only; give it for every batch")
+    for key, one in numbers.items():
+        found.setdefault(key, []).append(one.values.float().cpu())
+        if one.whole:
+            whole.add(key)
 
 
-def _facts(reader: Reader, batch: Batch, positions: Where) -> dict[str, Tensor]:
+def _told(batch: Batch, before: Collection[str] | None) -> Collection[str]:
+    """Return which optional label columns a batch has.
+
+    Args:
+        batch: the columns.
+        before: those of the batches before it; `None` for the first.
+
+    Raises:
+        SpecError: the batches before it had others: what a column tells would be of some examples only.
+    """
+    told = {name for name in _OPTIONAL if batch.get(name) is not None}
+    if before is not None and told != before:
+        names = sorted(told ^ set(before))
+        raise SpecError(
+            f"{', '.join(map(repr, names))} is in some batches only, so shares of all examples cannot be told: give it "
+            "in every batch or in none, or evaluate them one after the other"
+        )
+    return told
+
+
+def _facts(reader: Reader, batch: Batch, positions: ColumnRule) -> dict[str, Tensor]:
     """Return which examples the plain model solves, and which have a counterfactual label other than the base's."""
-    if "base_labels" not in batch:
+    if batch.get("base_labels") is None:
         return {}
-    call, labels = reader.call(batch), batch.get("labels")
-    where: Where = "last" if positions == "all" else positions
-    base_labels = torch.as_tensor(batch["base_labels"])
+    where: ColumnRule = "last" if positions == "all" else positions
+    call = reader.call(batch)
+    count = batch_size(call.base)
+    labels, base_labels = (label_column(name, batch[name], where, count) for name in ("labels", "base_labels"))
     solved = _solves(reader, call.base, base_labels, where)
-    for source, wanted in _sources(call.sources, batch.get("source_labels")):
-        right = _solves(reader, source, wanted, where)
-        solved = solved & (right if len(right) == len(solved) else right.expand_as(solved))
-    different = torch.as_tensor(labels).cpu() != base_labels.cpu()
+    for source, wanted in _sources(call.sources, batch.get("source_labels"), where):
+        solved = solved & _solves(reader, source, wanted, where)  # a single source is every example's
+    different = labels.cpu() != base_labels.cpu()
     return {"solved": solved, "changed": different if different.ndim == 1 else different.any(-1)}
 
 
-def _solves(reader: Reader, inputs: Inputs, labels: Tensor, where: Where) -> Tensor:
+def _solves(reader: Reader, inputs: Inputs, labels: Tensor, where: ColumnRule) -> Tensor:
     """Return for each example whether the plain model says its labels, all of them."""
-    return first(iia, reader.plain(inputs, labels, where), "solved").cpu() == 1
+    return numbers_of(iia, reader.plain(inputs, labels, where), "solved").cpu() == 1
 
 
-def _sources(sources: Any, labels: Any) -> Sequence[tuple[Inputs, Tensor]]:
+def _sources(sources: Any, labels: Any, where: ColumnRule) -> Sequence[tuple[Inputs, Tensor]]:
     """Return each source with what the plain model should say of it.
 
     Raises:
-        SpecError: there are not as many of one as of the other.
+        SpecError: there are not as many of one as of the other, or a column has another shape.
     """
     if labels is None or sources is None:
         return ()
     listed = list(sources) if isinstance(sources, list | tuple) else [sources]
     if isinstance(labels, list | tuple) and all(isinstance(one, Tensor) for one in labels):
-        wanted = list(labels)
+        columns = list(labels)
     else:
         given = torch.as_tensor(labels)
-        wanted = list(given.unbind(1)) if given.ndim == 2 and len(listed) == given.shape[1] else [given]
-    if len(wanted) != len(listed):
-        raise SpecError(f"source_labels has {len(wanted)} columns for {len(listed)} sources")
-    return list(zip(listed, wanted, strict=True))
+        several = given.ndim > (2 if where == "labels" else 1) and given.shape[1] == len(listed)
+        columns = list(given.unbind(1)) if several else [given]
+    if len(columns) != len(listed):
+        raise SpecError(f"source_labels has {len(columns)} columns for {len(listed)} sources")
+    sized = [(source, column, batch_size(source)) for source, column in zip(listed, columns, strict=True)]
+    return [(source, label_column("source_labels", column, where, size)) for source, column, size in sized]

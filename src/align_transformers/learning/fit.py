@@ -1,35 +1,47 @@
-"""`fit`: learn the parameters of interventions by gradient descent, the model frozen."""
+"""`fit`: learn the parameters of interventions by gradient descent, the model frozen; and how others spell it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from .._bar import bar
 from .._optional import optional
-from ..fast import ActivationCache as Memory
-from ..models import find_slot, resolve, uncompiled
+from ..planners import HAS_FAST
 from .alignment import Alignment
-from .borrowed import frozen, recomputed, seeded
-from .loop import State, Work, run
-from .losses import cross_entropy, iia
-from .order import Order
-from .progress import Progress, Row, reporter
-from .reader import Collator, Direct, Forward, Intervened
-from .reading import Measure, Where
-from .replaying import Replaying
+from .checkpoints import BatchOrder, CheckpointFolder
+from .columns import ColumnRule
+from .forward import BatchForward, Collator, Intervened, forward_of
+from .held import frozen, learning, recomputed, seeded
+from .loop import Fit, HistoryRow, Progress, restore, run
+from .losses import ComputeMetrics, Measure, cross_entropy, iia, measure_of
 from .settings import OptimizerFactory, SchedulerFactory, Settings, make_optimizer, make_scheduler
-from .store import Store
+
+if HAS_FAST:
+    from ..fast import ActivationCache
 
 if TYPE_CHECKING:
     import pandas
+
+ComputeLoss = Callable[[Tensor, Any], Tensor]
+"""`(logits, labels)` -> the loss: a mean over the batch, or one number an example."""
+
+_NAMES: Mapping[str, str] = {
+    "gradient_accumulation_steps": "accumulate",
+    "warm_up_steps": "warmup",
+    "eval_dataloader": "validation",
+    "lr_scheduler": "scheduler",
+    "max_grad_norm": "clip",
+}
+"""Other names of arguments of `fit`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +60,7 @@ class Fitted:
         settings: how.
     """
 
-    history: tuple[Row, ...]
+    history: tuple[HistoryRow, ...]
     steps: int
     best_step: int
     validation: float | None
@@ -71,15 +83,15 @@ def fit(
     loader: Iterable[Any],
     *,
     loss: Measure = cross_entropy,
-    positions: Where = "last",
+    positions: ColumnRule = "last",
     metric: Measure = iia,
-    metric_positions: Where | None = None,
+    metric_positions: ColumnRule | None = None,
     validation: Iterable[Any] | None = None,
     collator: Collator | None = None,
     optimizer: Optimizer | OptimizerFactory | None = None,
     scheduler: LRScheduler | SchedulerFactory | None = None,
-    forward: Forward | None = None,
-    memory: Memory | bool | None = None,
+    forward: BatchForward | None = None,
+    memory: ActivationCache | bool | None = None,
     checkpoints: str | Path | None = None,
     resume: bool = False,
     progress: Progress | bool | None = None,
@@ -126,21 +138,20 @@ def fit(
     """
     chosen = Settings.of(settings)
     if forward is None:
-        forward = _forward(intervened, chosen, memory, loader)
+        forward = forward_of(intervened, chosen, memory, loader)
     alignment = Alignment(intervened, loss=loss, positions=positions, collator=collator, forward=forward)
     with ExitStack() as stack:
         stack.enter_context(seeded(chosen.seed))
         stack.enter_context(frozen(intervened.model))
-        stack.enter_context(_learning(alignment))
+        stack.enter_context(learning(alignment.interventions))
         if chosen.gradient_checkpointing:
-            stack.enter_context(recomputed(*_blocks(intervened)))
-        report = stack.enter_context(reporter(progress))
+            stack.enter_context(recomputed(intervened.model, [one.site for one in intervened.representations]))
+        report = stack.enter_context(_reporter(progress))
         batches = len(loader) if isinstance(loader, Sized) else None
         total = chosen.steps(batches)
         made = make_optimizer(intervened.interventions, chosen, optimizer)
         paced = make_scheduler(made, chosen, total, scheduler)
-        store = None if checkpoints is None else Store(Path(checkpoints), resume)
-        work = Work(
+        work = Fit(
             alignment=alignment,
             loader=loader,
             validation=validation,
@@ -151,64 +162,89 @@ def fit(
             scheduler=paced,
             batches=batches,
             total=total,
-            order=Order.of(loader),
-            store=store,
+            order=BatchOrder.of(loader),
+            folder=None if checkpoints is None else CheckpointFolder(Path(checkpoints), resume),
             report=report,
-            state=State(),
         )
-        if store is not None:
-            store.restore(work)
+        restore(work)
         run(work)
         return _fitted(work)
 
 
-def _forward(
-    intervened: Intervened, settings: Settings, memory: Memory | bool | None, loader: Iterable[Any]
-) -> Forward:
-    """Return how batches are run: from the interventions on, if what lies below them is needed again.
-
-    Args:
-        intervened: the intervenable model.
-        settings: how often the data is gone through, and whether blocks are computed again in the backward pass.
-        memory: what the caller says.
-        loader: the data.
-    """
-    if memory is None:
-        batches = len(loader) if isinstance(loader, Sized) else None
-        again = settings.epochs > 1 and (batches is None or settings.steps(batches) * settings.accumulate > batches)
-        memory = again and not settings.gradient_checkpointing
-    if memory is False:
-        return Direct(intervened)
-    return Replaying(intervened, Memory(alone=True) if memory is True else memory)
-
-
-@contextmanager
-def _learning(alignment: Alignment) -> Iterator[None]:
-    """Hold the interventions in training mode, and leave no gradients behind."""
-    training = [(module, module.training) for module in alignment.interventions.modules()]
-    try:
-        alignment.train()
-        yield
-    finally:
-        for module, was in training:
-            module.training = was
-        for parameter in alignment.interventions.parameters():
-            parameter.grad = None
-
-
-def _blocks(intervened: Intervened) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Return the model's blocks, and the modules that interventions are at."""
-    modules = dict(uncompiled(intervened.model).named_modules())
-    paths = [block.path for stack in resolve(intervened.model).stacks.values() for block in stack]
-    blocks = [modules[path] for path in paths if path in modules]
-    return blocks, [find_slot(intervened.model, one.site).module for one in intervened.representations]
-
-
-def _fitted(work: Work) -> Fitted:
+def _fitted(work: Fit) -> Fitted:
     """Give the interventions the best weights, and return what came of the fit."""
     state = work.state
     work.alignment.interventions.load_state_dict(state.best)
-    work.alignment.anneal((state.best_step - 1) / max(work.total - 1, 1))
+    work.anneal(state.best_step - 1)
     history = tuple(MappingProxyType(row) for row in state.history)
     weights = MappingProxyType(dict(state.best))
     return Fitted(history, state.step, state.best_step, state.best_value, state.stopped, weights, work.settings)
+
+
+def fit_call(
+    intervened: Intervened,
+    loader: Iterable[Any],
+    compute_loss: ComputeLoss | None,
+    compute_metrics: ComputeMetrics | None,
+    collator: Collator | None,
+    options: Mapping[str, Any],
+) -> Fitted:
+    """Carry out `intervenable.train(train_dataloader=..., ...)`.
+
+    Args:
+        intervened: the intervenable model.
+        loader: gives batches.
+        compute_loss: gets the logits as the model gives them; default: cross-entropy at the last real token.
+        compute_metrics: likewise; default: IIA at the last real token.
+        collator: makes a batch of what the loader gives.
+        options: further arguments of `fit`.
+    """
+    given = {_NAMES.get(name, name): value for name, value in options.items()}
+    given.setdefault("positions", "last" if compute_loss is None else "all")
+    given.setdefault("metric_positions", "last" if compute_metrics is None else "all")
+    return fit(
+        intervened,
+        loader,
+        loss=compute_loss or cross_entropy,
+        metric=measure_of(compute_metrics),
+        collator=collator,
+        **given,
+    )
+
+
+@contextmanager
+def _reporter(progress: Progress | bool | None) -> Iterator[Progress]:
+    """Hold what is called after every step: a function as it is, a bar for `True`, or nothing."""
+    if callable(progress):
+        yield progress
+    elif progress:
+        with progress_bar() as shown:
+            yield shown
+    else:
+        yield lambda _row, _total: None
+
+
+@contextmanager
+def progress_bar(console: Any = None) -> Iterator[Progress]:
+    """Hold a bar in the terminal with loss, metric, validation and throughput.
+
+    Args:
+        console: a `rich.console.Console`; default: the terminal.
+
+    Raises:
+        MissingExtraError: rich is not installed.
+    """
+    with bar("fit", console) as advance:
+        yield lambda row, total: advance(row["step"], total, row_text(row))
+
+
+def row_text(row: HistoryRow) -> str:
+    """Return the numbers of one step as a line.
+
+    >>> row_text({"loss": 0.25, "metric": 0.5, "validation": None, "examples_per_second": 1234.5})
+    'loss 0.2500  metric 0.500  1234 examples/s'
+    """
+    parts = [f"loss {row['loss']:.4f}", f"metric {row['metric']:.3f}"]
+    if row["validation"] is not None:
+        parts.append(f"validation {row['validation']:.3f}")
+    return "  ".join([*parts, f"{row['examples_per_second']:.0f} examples/s"])

@@ -1,10 +1,10 @@
-"""The loop of a fit: epochs, steps, validation, and when a checkpoint is due."""
+"""The loop of a fit: epochs, steps, validation, when a checkpoint is due and what is in it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from types import MappingProxyType
 from typing import Any
@@ -16,16 +16,20 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .._errors import SpecError
 from .alignment import Alignment
-from .checkpoint import same_tensors
-from .order import Order
-from .progress import Progress
-from .reading import Measure, Read, Where, first
+from .checkpoints import BatchOrder, Checkpoint, CheckpointFolder, copies, optimizer_state, set_optimizer_state
+from .columns import ColumnRule, Readout
+from .losses import Measure, numbers_of
 from .settings import FitError, Settings, autocast
-from .store import Store
+
+HistoryRow = Mapping[str, Any]
+"""One optimiser step of the history."""
+
+Progress = Callable[[HistoryRow, int], None]
+"""Called after every optimiser step with its row and the number of all steps."""
 
 
 @dataclass
-class State:
+class FitState:
     """Where a fit stands; all that changes while it runs, apart from what PyTorch keeps."""
 
     step: int = 0
@@ -40,71 +44,147 @@ class State:
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
-    """A fit that is being carried out."""
+class Fit:
+    """A fit that is being carried out.
+
+    Args:
+        alignment: what learns, and its loss.
+        loader: gives the batches of an epoch.
+        validation: gives the batches that are never learned from, or `None`.
+        metric: is followed, and says which weights are best.
+        metric_positions: which logits it reads.
+        settings: how long, how fast, how carefully.
+        optimizer: of what learns.
+        scheduler: of its learning rates.
+        batches: how many an epoch has; `None` where it is not known.
+        total: how many optimiser steps are to be made.
+        order: in which the loader gives its batches.
+        folder: where checkpoints are kept, or `None`.
+        report: is called after every step.
+        state: where the fit stands.
+    """
 
     alignment: Alignment
     loader: Iterable[Any]
     validation: Iterable[Any] | None
     metric: Measure
-    metric_positions: Where
+    metric_positions: ColumnRule
     settings: Settings
     optimizer: Optimizer
     scheduler: LRScheduler
     batches: int | None
     total: int
-    order: Order
-    store: Store | None
+    order: BatchOrder
+    folder: CheckpointFolder | None
     report: Progress
-    state: State
+    state: FitState = field(default_factory=FitState)
+
+    def anneal(self, step: int) -> float | None:
+        """Set the temperatures with which step number `step` is made, from 0; return the first of them."""
+        return self.alignment.anneal(step / max(self.total - 1, 1))
 
 
-def run(work: Work) -> None:
+def restore(fit: Fit) -> None:
+    """Put a fit where its checkpoint says; without one it starts from the beginning.
+
+    Raises:
+        SpecError: there is a checkpoint and the fit is not to be resumed, or it is another fit's.
+    """
+    found = None if fit.folder is None else fit.folder.load(_identity(fit))
+    if found is None:
+        return
+    fit.alignment.interventions.load_state_dict(found.tensors.get("weights", {}))
+    set_optimizer_state(fit.optimizer, found.tensors.get("optimizer", {}), found.data["optimizer"])
+    fit.scheduler.load_state_dict(found.data["scheduler"])
+    for name, value in found.data["state"].items():
+        setattr(fit.state, name, value)
+    fit.state.best = found.tensors.get("best", {})
+    fit.order.start = found.tensors["start"], found.data["start"]
+    fit.order.resumed = found.tensors["now"], found.data["now"]
+
+
+def _checkpoint(fit: Fit) -> Checkpoint:
+    """Return what is needed to go on with a fit from here."""
+    state = asdict(fit.state)
+    now, start = fit.order.now(), fit.order.start or fit.order.now()
+    optimizer, groups = optimizer_state(fit.optimizer)
+    tensors = {
+        "weights": fit.alignment.interventions.state_dict(),
+        "best": state.pop("best"),
+        "optimizer": optimizer,
+        "now": now[0],
+        "start": start[0],
+    }
+    data = {
+        "fit": _identity(fit),
+        "state": state,
+        "optimizer": groups,
+        "scheduler": fit.scheduler.state_dict(),
+        "now": now[1],
+        "start": start[1],
+    }
+    return Checkpoint(tensors, data)
+
+
+def _identity(fit: Fit) -> dict[str, Any]:
+    """Return what must be the same in the fit that wrote a checkpoint and in the one that takes it up."""
+    return {
+        "settings": fit.settings.to_dict(),
+        "steps": fit.total,
+        "batches": fit.batches,
+        "optimizer": type(fit.optimizer).__name__,
+        "scheduler": type(fit.scheduler).__name__,
+        "weights": {name: list(value.shape) for name, value in fit.alignment.interventions.state_dict().items()},
+    }
+
+
+def run(fit: Fit) -> None:
     """Go through the loader, epoch by epoch, from where the state stands."""
-    state, settings = work.state, work.settings
-    while state.step < work.total and not state.stopped:
+    state, settings = fit.state, fit.settings
+    while state.step < fit.total and not state.stopped:
         if settings.max_steps is None and state.epoch == settings.epochs:
             break
         before = state.step, state.batch
-        for group in _groups(work):
-            _step(work, group)
-            if state.step == work.total or state.stopped:
+        for group in _groups(fit):
+            _step(fit, group)
+            if state.step == fit.total or state.stopped:
                 break
         else:
             if before == (state.step, 0):
                 raise SpecError("the loader gave no batch: it must be possible to go through it once an epoch")
             state.epoch, state.batch = state.epoch + 1, 0
     if state.best_value is None:
-        state.best, state.best_step = same_tensors(work.alignment.interventions.state_dict()), state.step
-    if work.store is not None:
-        work.store.save(work)
+        state.best, state.best_step = copies(fit.alignment.interventions.state_dict()), state.step
+    if fit.folder is not None:
+        fit.folder.save(_checkpoint(fit))
 
 
-def _groups(work: Work) -> Iterator[list[Any]]:
+def _groups(fit: Fit) -> Iterator[list[Any]]:
     """Yield the batches of the rest of an epoch, as many at once as make a step."""
-    batches = work.order.batches(work.loader, work.state.batch)
-    while group := list(islice(batches, work.settings.accumulate)):
-        work.state.batch += len(group)
+    batches = fit.order.batches(fit.loader, fit.state.batch)
+    while group := list(islice(batches, fit.settings.accumulate)):
+        fit.state.batch += len(group)
         yield group
 
 
-def _step(work: Work, group: list[Any]) -> None:
+def _step(fit: Fit, group: list[Any]) -> None:
     """Make one optimiser step, and what is due after it."""
-    started, state, settings = time.perf_counter(), work.state, work.settings
-    work.optimizer.zero_grad(set_to_none=True)
-    work.alignment.anneal(state.step / max(work.total - 1, 1))
+    started, state, settings = time.perf_counter(), fit.state, fit.settings
+    fit.optimizer.zero_grad(set_to_none=True)
+    temperature = fit.anneal(state.step)
     count, loss, metric = 0, 0.0, 0.0
     for batch in group:
-        read, total = _backward(work, batch)
-        count, loss, metric = count + read.count, loss + total, metric + first(work.metric, read, "metric").sum().item()
-    learning = work.alignment.learning()
+        read, total = _backward(fit, batch)
+        count, loss = count + read.count, loss + total
+        metric += numbers_of(fit.metric, read, "metric").sum().item()
+    learning = fit.alignment.learning()
     for parameter in learning:
         if parameter.grad is not None:
             parameter.grad.div_(count)
     norm = nn.utils.clip_grad_norm_(learning, settings.clip or float("inf"))
-    rate = work.optimizer.param_groups[0]["lr"]
-    work.optimizer.step()
-    work.scheduler.step()
+    rate = fit.optimizer.param_groups[0]["lr"]
+    fit.optimizer.step()
+    fit.scheduler.step()
     state.step += 1
     row = {
         "step": state.step,
@@ -113,62 +193,53 @@ def _step(work: Work, group: list[Any]) -> None:
         "metric": metric / count,
         "validation": None,
         "lr": float(rate),
-        "temperature": _temperature(work),
+        "temperature": temperature,
         "gradient": norm.item(),
         "examples": count,
         "examples_per_second": count / max(time.perf_counter() - started, 1e-9),
     }
     state.history.append(row)
-    if work.validation is not None and _validation_is_due(work):
-        _validate(work, row, work.validation)
-    if work.store is not None and state.step % settings.checkpoint_every == 0:
-        work.store.save(work)
-    work.report(MappingProxyType(row), work.total)
+    if fit.validation is not None and _validation_is_due(fit):
+        _validate(fit, row, fit.validation)
+    if fit.folder is not None and state.step % settings.checkpoint_every == 0:
+        fit.folder.save(_checkpoint(fit))
+    fit.report(MappingProxyType(row), fit.total)
 
 
-def _backward(work: Work, batch: Any) -> tuple[Read, float]:
+def _backward(fit: Fit, batch: Any) -> tuple[Readout, float]:
     """Add the gradient of a batch's summed loss; return what the metric reads, cut loose, and that loss."""
-    alignment, reader = work.alignment, work.alignment.reader
-    with autocast(work.settings, alignment.learning()[0].device):
-        read, other = reader.read(reader.collate(batch), alignment.positions, work.metric_positions)
+    alignment, reader = fit.alignment, fit.alignment.reader
+    with autocast(fit.settings, alignment.learning()[0].device):
+        read, other = reader.read(reader.collate(batch), alignment.positions, fit.metric_positions)
         total = alignment.losses(read).sum() + alignment.penalty() * read.count
     value = total.detach().item()
     if not total.requires_grad:
         raise FitError("the loss does not depend on what learns: is the logits' position reached by the interventions?")
     if value != value or abs(value) == float("inf"):
         raise FitError(
-            f"the loss is {value} at step {work.state.step + 1}: a smaller lr, clip=1.0 or fewer dimensions help"
+            f"the loss is {value} at step {fit.state.step + 1}: a smaller lr, clip=1.0 or fewer dimensions help"
         )
     total.backward()
     return replace(other, logits=other.logits.detach()), value
 
 
-def _temperature(work: Work) -> float | None:
-    """Return the first temperature that is annealed."""
-    for one in work.alignment.trainable():
-        if one.temperature_schedule is not None:
-            start, end = one.temperature_schedule
-            return start + (end - start) * (work.state.step - 1) / max(work.total - 1, 1)
-    return None
-
-
-def _validation_is_due(work: Work) -> bool:
-    every = work.settings.validate_every
-    if work.state.step == work.total:
+def _validation_is_due(fit: Fit) -> bool:
+    every = fit.settings.validate_every
+    if fit.state.step == fit.total:
         return True
-    return work.state.batch == work.batches if every is None else work.state.step % every == 0
+    return fit.state.batch == fit.batches if every is None else fit.state.step % every == 0
 
 
 @torch.no_grad()
-def _validate(work: Work, row: dict[str, Any], loader: Iterable[Any]) -> None:
+def _validate(fit: Fit, row: dict[str, Any], loader: Iterable[Any]) -> None:
     """Measure the metric on the validation data, and keep the weights if they are the best so far."""
-    state, settings, alignment, reader = work.state, work.settings, work.alignment, work.alignment.reader
+    state, settings, alignment, reader = fit.state, fit.settings, fit.alignment, fit.alignment.reader
     alignment.eval()
     values = []
     for batch in loader:
         with autocast(settings, alignment.learning()[0].device):
-            (read,) = reader.read(reader.collate(batch), work.metric_positions)
-        values.append(first(work.metric, read, "metric"))
+            (read,) = reader.read(reader.collate(batch), fit.metric_positions)
+        values.append(numbers_of(fit.metric, read, "metric"))
     alignment.train()
     if not values:
         raise SpecError("the validation loader is empty")
@@ -176,7 +247,7 @@ def _validate(work: Work, row: dict[str, Any], loader: Iterable[Any]) -> None:
     sign = 1 if settings.larger_is_better else -1
     if state.best_value is None or sign * value > sign * state.best_value:
         state.best_value, state.best_step, state.waited = value, state.step, 0
-        state.best = same_tensors(alignment.interventions.state_dict())
+        state.best = copies(alignment.interventions.state_dict())
     else:
         state.waited += 1
         state.stopped = settings.patience is not None and state.waited >= settings.patience

@@ -1,9 +1,13 @@
 """Losses and metrics of an alignment: functions of the logits that are read and their labels, one number a row.
 
-Each can be the `loss` of `fit` or a metric of `evaluate`; so can any function of the same two arguments.
+Each can be the `loss` of `fit` or a metric of `evaluate`; so can any other `Measure`. `per_example` applies one.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +15,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._errors import SpecError
+from .columns import Readout
+
+Measure = Callable[[Tensor, Any], Any]
+"""A loss or metric: `(logits, labels)` -> one number a row, one number for all, or a dict of these by name."""
+
+ComputeMetrics = Callable[[list[Tensor], list[Any]], Any]
+"""`([logits], [labels])` -> a dict of numbers: both are lists of batches, here of one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """What a measure said of each example.
+
+    Args:
+        values: `(count,)`.
+        whole: whether it said one number for all of them.
+    """
+
+    values: Float[Tensor, " count"]
+    whole: bool
 
 
 def cross_entropy(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
@@ -78,3 +102,52 @@ def iia(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, " rows"]) -> Fl
     tensor([1., 0.])
     """
     return (logits.argmax(dim=-1) == labels).float()
+
+
+def measure_of(compute_metrics: ComputeMetrics | None) -> Measure:
+    """Return a metric that calls a user's function with lists of one batch; without one, IIA."""
+    if compute_metrics is None:
+        return iia
+    wanted = compute_metrics
+    return lambda logits, labels: wanted([logits], [labels])
+
+
+def per_example(measure: Measure, read: Readout, name: str) -> dict[str, Numbers]:
+    """Return what a measure says of each example; several rows of one example are averaged.
+
+    A measure that gives one number for a whole batch gives that number to each of its examples.
+
+    Args:
+        measure: the loss or metric.
+        read: the logits and labels.
+        name: what its number is called; a measure that gives a dict has names of its own.
+
+    Raises:
+        SpecError: it gave neither one number a row nor one for all.
+    """
+    found = measure(read.logits, read.labels)
+    named = found if isinstance(found, Mapping) else {name: found}
+    return {str(key): _spread(value, read, str(key)) for key, value in named.items()}
+
+
+def numbers_of(measure: Measure, read: Readout, name: str) -> Float[Tensor, " count"]:
+    """Return the first number that a measure has for each example."""
+    return next(iter(per_example(measure, read, name).values())).values
+
+
+def _spread(value: Any, read: Readout, name: str) -> Numbers:
+    values = torch.as_tensor(value, device=read.logits.device)
+    values = values if values.is_floating_point() else values.float()
+    if values.ndim == 0:
+        return Numbers(values.expand(read.count), whole=True)
+    rows = read.count if read.example is None else len(read.example)
+    if tuple(values.shape) != (rows,):
+        raise SpecError(
+            f"{name!r} must give one number for each of {rows} rows, or one for all; found {tuple(values.shape)}"
+        )
+    if read.example is None:
+        return Numbers(values, whole=False)
+    example = read.example.to(values.device)
+    empty = values.new_zeros(read.count)
+    counts = empty.index_add(0, example, torch.ones_like(values))
+    return Numbers(empty.index_add(0, example, values) / counts, whole=False)

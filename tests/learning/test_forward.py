@@ -28,10 +28,12 @@ from align_transformers import (
     bind,
     execute,
     fit_pca,
+    learning,
     resolve,
 )
 from align_transformers.fast import planned, remembered
-from align_transformers.learning import fit, precompute
+from align_transformers.learning import BatchForward, CachedForward, FullForward, LogitRequest, fit, precompute
+from align_transformers.learning.forward import Reader
 
 PLAIN = {"schedule": "constant", "warmup": 0, "lr": 0.01}
 
@@ -143,3 +145,39 @@ def test_a_run_that_is_read_below_its_edit_starts_where_it_is_read():
         torch.testing.assert_close(outcome.outputs["base"], expected, rtol=0, atol=1e-5)
     assert set(found.known) == {"base", "source"}
     assert [one.way for one in outcome.passes] == ["partial", "packed"]
+
+
+def test_older_names_are_the_same_things():
+    assert learning.Asked is LogitRequest
+    assert learning.Forward is BatchForward
+    assert learning.Replaying is CachedForward
+
+
+@pytest.mark.parametrize("forward", [FullForward, CachedForward])
+def test_a_forward_gives_the_logits_that_are_asked_for(forward):
+    """Against hooks: the source's activation at the last token is put into the base's."""
+    model = new_model("llama")
+    made, (batch,) = IntervenableModel({"layer": 1, "component": "block_output"}, model), batches((3,), model=model)
+    block, seen = model.model.layers[1], []
+    with torch.no_grad():
+        with block.register_forward_hook(lambda _m, _a, output: seen.append(output)):
+            model(input_ids=batch["source_input_ids"])
+        last = lambda _m, _a, output: torch.cat([output[:, :-1], seen[0][:, -1:]], 1)  # noqa: E731
+        with block.register_forward_hook(last):
+            expected = model(input_ids=batch["input_ids"]).logits
+        reader = Reader(made, forward=forward(made))
+        for where, wanted in (("last", expected[:, -1]), ("all", expected)):
+            (found,) = reader.read(batch, where)
+            torch.testing.assert_close(found.logits, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_request_is_of_a_call_that_the_face_takes():
+    """A user's own forward may hand the call on: its locations are those of the batch's columns."""
+    made, (batch,), found = face(), batches((3,)), []
+    with torch.no_grad():
+        Reader(made, forward=lambda request: found.append(request) or torch.zeros(3, VOCAB)).read(batch, "last")
+        call = found[0].call
+        _, output = made(call.base, call.sources, call.unit_locations, subspaces=call.subspaces)
+        (expected,) = Reader(made).read(batch, "all")
+    assert torch.equal(output.logits, expected.logits)
+    assert (found[0].where, found[0].columns.column.tolist()) == ("last", [4, 4, 4])

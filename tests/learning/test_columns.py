@@ -9,8 +9,9 @@ from tests.learning.tasks import batches, face
 
 from align_transformers import IntervenableModel, SpecError
 from align_transformers.interventions import ZeroIntervention
-from align_transformers.learning.reader import Reader
-from align_transformers.learning.reading import Read, columns_of, per_example, rows_of
+from align_transformers.learning.columns import Readout, columns_of, rows_of
+from align_transformers.learning.forward import Reader
+from align_transformers.learning.losses import per_example
 
 
 def reader(model, **options):
@@ -86,7 +87,7 @@ def test_an_example_without_a_token_is_refused():
 
 
 def test_rows_of_an_example_are_averaged():
-    read = Read(torch.zeros(4, VOCAB), torch.tensor([1, 2, 3, 5]), torch.tensor([0, 1, 1, 2]), 3)
+    read = Readout(torch.zeros(4, VOCAB), torch.tensor([1, 2, 3, 5]), torch.tensor([0, 1, 1, 2]), 3)
     found = per_example(lambda _l, labels: labels.float(), read, "x")["x"]
     assert found.values.tolist() == [1.0, 2.5, 5.0]
     assert not found.whole

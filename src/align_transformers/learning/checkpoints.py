@@ -1,23 +1,27 @@
 """Checkpoints of a fit: one file, written in one step, from which an interrupted fit goes on to the same result.
 
 Tensors are safetensors, everything else is JSON in the file's metadata. Nothing is pickled, so reading runs nothing.
+What a fit puts into its checkpoint is said in `loop`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from .._errors import SpecError
 from .._files import write_atomically
+from .held import RandomStates, random_states, set_random_states
 
 FILE = "fit.safetensors"
 _FORMAT = 1
@@ -25,8 +29,8 @@ _KEY = "align_transformers.fit"
 
 
 @dataclass
-class Snapshot:
-    """What a checkpoint holds.
+class Checkpoint:
+    """Where a fit stood.
 
     Args:
         tensors: by the part that they belong to (`weights`, `best`, `optimizer`, ...) and name.
@@ -58,7 +62,7 @@ class Snapshot:
         return write_atomically(folder / FILE, save(flat, metadata={_KEY: text}))
 
     @classmethod
-    def read(cls, folder: Path) -> Snapshot | None:
+    def read(cls, folder: Path) -> Checkpoint | None:
         """Read the checkpoint in `folder`, or return `None` where there is none.
 
         Raises:
@@ -79,6 +83,106 @@ class Snapshot:
                 part, _, name = key.partition("/")
                 tensors.setdefault(part, {})[name] = stream.get_tensor(key)
         return cls(tensors, data)
+
+
+@final
+class CheckpointFolder:
+    """A folder with the last checkpoint of one fit.
+
+    Args:
+        folder: made where it is missing.
+        resume: go on from the checkpoint that is there.
+    """
+
+    def __init__(self, folder: Path, resume: bool) -> None:
+        self._folder = folder
+        self._resume = resume
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint; the one before is replaced."""
+        checkpoint.write(self._folder)
+
+    def load(self, fit: Mapping[str, Any]) -> Checkpoint | None:
+        """Return the checkpoint that a fit goes on from, or `None` where it starts from the beginning.
+
+        Args:
+            fit: what must be the same in the fit that wrote the checkpoint, as it is in `data["fit"]`.
+
+        Raises:
+            SpecError: there is a checkpoint and the fit is not to be resumed, or it is another fit's.
+        """
+        found = Checkpoint.read(self._folder)
+        if found is None:
+            return None
+        if not self._resume:
+            raise SpecError(
+                f"{self._folder / FILE} is the checkpoint of a fit: pass resume=True to go on with it, "
+                "or another folder"
+            )
+        before, now = ({**one["settings"], **one} for one in (found.data["fit"], fit))
+        different = [name for name in now if name != "settings" and before.get(name) != now[name]]
+        if different:
+            shown = "; ".join(f"{name}: {before.get(name)!r} there, {now[name]!r} here" for name in different)
+            raise SpecError(
+                f"the checkpoint in {self._folder} is another fit's ({shown}); use its settings, or another folder"
+            )
+        return found
+
+
+@dataclass
+class BatchOrder:
+    """The order in which a loader gives its batches, so that an interrupted epoch can be taken up in the middle.
+
+    Args:
+        generators: the loader's own.
+        start: the states of all generators when the epoch began.
+        resumed: in a resumed fit, the states to go on with once the batches that were seen are skipped.
+    """
+
+    generators: list[torch.Generator]
+    start: RandomStates | None = None
+    resumed: RandomStates | None = None
+
+    @classmethod
+    def of(cls, loader: Iterable[Any]) -> BatchOrder:
+        """Return the order of a loader; the generators of a `DataLoader` and of its samplers are known."""
+        places: list[Any] = []
+        if isinstance(loader, DataLoader):
+            batch_sampler = getattr(loader, "batch_sampler", None)
+            places = [loader, loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None)]
+        found = [getattr(place, "generator", None) for place in places]
+        return cls(list(dict.fromkeys(one for one in found if isinstance(one, torch.Generator))))
+
+    def now(self) -> RandomStates:
+        """Return the states of all generators."""
+        tensors, rest = random_states()
+        return {**tensors, **{f"loader:{n}": one.get_state() for n, one in enumerate(self.generators)}}, rest
+
+    def set(self, states: RandomStates) -> None:
+        """Set the states of all generators."""
+        tensors, rest = states
+        set_random_states(tensors, rest)
+        for number, generator in enumerate(self.generators):
+            generator.set_state(tensors[f"loader:{number}"])
+
+    def batches(self, loader: Iterable[Any], seen: int) -> Iterator[Any]:
+        """Yield the batches of an epoch from number `seen` on.
+
+        Args:
+            loader: gives an epoch's batches.
+            seen: batches of this epoch that were learned from before the fit was interrupted; else 0.
+        """
+        resumed, self.resumed = self.resumed, None
+        if resumed is None or self.start is None:
+            self.start = self.now()
+        else:
+            self.set(self.start)
+        batches = iter(loader)
+        if resumed is not None:
+            for _ in range(seen):
+                next(batches)
+            self.set(resumed)
+        yield from batches
 
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -111,6 +215,6 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def same_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return copies on the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}

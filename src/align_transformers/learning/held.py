@@ -1,9 +1,9 @@
-"""What a fit changes for its own time and gives back on any exit: the model's flags, its blocks, the random states."""
+"""What is held for the time of a fit and given back on any exit: modes, flags, blocks and random states."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .._errors import SpecError
+from ..models import find_slot, resolve, uncompiled
+from ..sites import Site
 
 
 @contextmanager
@@ -43,19 +45,45 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def recomputed(blocks: Collection[nn.Module], edited: Collection[nn.Module]) -> Iterator[None]:
+def learning(interventions: nn.Module) -> Iterator[None]:
+    """Hold interventions in training mode, and leave no gradients behind.
+
+    >>> made = nn.Linear(2, 2).eval()
+    >>> with learning(made):
+    ...     made(torch.ones(2)).sum().backward()
+    ...     print(made.training)
+    True
+    >>> made.training, made.weight.grad
+    (False, None)
+    """
+    training = [(module, module.training) for module in interventions.modules()]
+    try:
+        interventions.train()
+        yield
+    finally:
+        for module, was in training:
+            module.training = was
+        for parameter in interventions.parameters():
+            parameter.grad = None
+
+
+@contextmanager
+def recomputed(model: nn.Module, sites: Iterable[Site]) -> Iterator[None]:
     """Let blocks forget their activations in the forward pass and compute them again in the backward pass.
 
     Only blocks that contain no edited module: hooks are gone when the backward pass comes.
 
     Args:
-        blocks: the model's.
-        edited: modules that have hooks.
+        model: the user's.
+        sites: what is edited.
 
     Raises:
         SpecError: every block is edited, or there is none.
     """
-    edits = set(edited)
+    modules = dict(uncompiled(model).named_modules())
+    paths = [block.path for stack in resolve(model).stacks.values() for block in stack]
+    blocks = [modules[path] for path in paths if path in modules]
+    edits = {find_slot(model, site).module for site in sites}
     free = [block for block in dict.fromkeys(blocks) if edits.isdisjoint(block.modules())]
     if not free:
         raise SpecError(
@@ -75,8 +103,12 @@ def recomputed(blocks: Collection[nn.Module], edited: Collection[nn.Module]) -> 
                 block.forward = forward
 
 
-def random_states() -> tuple[dict[str, Tensor], list[Any]]:
-    """Return the states of the generators that PyTorch, NumPy and Python draw from: tensors, and JSON-able data."""
+RandomStates = tuple[dict[str, Tensor], list[Any]]
+"""The states of random generators: tensors by name, and JSON-able data."""
+
+
+def random_states() -> RandomStates:
+    """Return the states of the generators that PyTorch, NumPy and Python draw from."""
     numpy: Mapping[str, Any] = np.random.get_state(legacy=False)
     tensors = {"cpu": torch.get_rng_state()}
     tensors |= {f"cuda:{n}": state for n, state in enumerate(torch.cuda.get_rng_state_all())}
