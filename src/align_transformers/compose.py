@@ -12,11 +12,10 @@ from torch import Tensor
 from ._errors import PlanError, SpecError, UnknownNameError, near_misses
 from .config import IntervenableConfig
 from .engine import Inputs, batch_size, real_spans
-from .interventions import Intervention
-from .locations import Addressed, Axis, Location, choose_subspaces, locate
+from .locations import Axis, Location, choose_subspaces, locate
 from .plan import Constant, Edit, Plan, Read, Run
 from .positions import Positions, Steps
-from .sites import Site
+from .representations import Representation
 from .subspaces import Choice
 
 
@@ -53,17 +52,7 @@ class Composed:
 
 
 @dataclass(frozen=True, eq=False)
-class Representation:
-    """One intervention of a configuration, ready for use: its key, its site, its module and how it is addressed."""
-
-    key: str
-    site: Site
-    intervention: Intervention
-    addressed: Addressed
-
-
-@dataclass(frozen=True, eq=False)
-class Link:
+class LocationLink:
     """One key of `unit_locations`: the representations that it carries, the runs that they read and the one they edit.
 
     Args:
@@ -161,18 +150,18 @@ def _names(mode: str, sources: Sequence[Inputs | None]) -> list[str | None]:
     return names
 
 
-def _links(mode: str, groups: Sequence[Sequence[int]], names: Sequence[str | None]) -> list[Link]:
+def _links(mode: str, groups: Sequence[Sequence[int]], names: Sequence[str | None]) -> list[LocationLink]:
     """Return the links of a call: a single one in parallel mode, one a group in serial mode."""
     if mode == "parallel":
         pairs = zip(groups, names, strict=True)
         reads = {number: name for members, name in pairs for number in members}
-        return [Link("sources->base", dict(sorted(reads.items())), "base")]
+        return [LocationLink("sources->base", dict(sorted(reads.items())), "base")]
     links = []
     for number, (members, name) in enumerate(zip(groups, names, strict=True), start=1):
         following = f"source_{number}" if number < len(groups) else "base"
         # A skipped source is no run, so the chain goes on with the next that there is.
         target = next((later for later in names[number:] if later is not None), "base")
-        links.append(Link(f"source_{number - 1}->{following}", dict.fromkeys(members, name), target))
+        links.append(LocationLink(f"source_{number - 1}->{following}", dict.fromkeys(members, name), target))
     return links
 
 
@@ -196,7 +185,7 @@ def axes_of(
 
 
 def _axes(
-    links: Sequence[Link], representations: Sequence[Representation], inputs: Mapping[str, Inputs]
+    links: Sequence[LocationLink], representations: Sequence[Representation], inputs: Mapping[str, Inputs]
 ) -> dict[int, tuple[Axis, Axis]]:
     """Return by number of the representation what its source locations and its base locations refer to."""
 
@@ -212,13 +201,13 @@ def _axes(
 
 
 def _locations(
-    spec: Any, links: Sequence[Link], representations: Sequence[Representation], inputs: Mapping[str, Inputs]
-) -> dict[int, tuple[Link, Location | None]]:
+    spec: Any, links: Sequence[LocationLink], representations: Sequence[Representation], inputs: Mapping[str, Inputs]
+) -> dict[int, tuple[LocationLink, Location | None]]:
     """Return by number of the representation its link, and where it reads and writes (`None`: it is skipped)."""
     if isinstance(spec, tuple) and any(isinstance(one, Location) for one in spec):
         return _ready_made(spec, links)
     axes = _axes(links, representations, inputs)
-    found: dict[int, tuple[Link, Location | None]] = {}
+    found: dict[int, tuple[LocationLink, Location | None]] = {}
     for link, value in zip(links, _by_link(spec, [link.name for link in links]), strict=True):
         addressed = [representations[number].addressed for number in link.sources]
         sources, bases = zip(*(axes[number] for number in link.sources), strict=True)
@@ -227,7 +216,7 @@ def _locations(
     return found
 
 
-def _ready_made(spec: Sequence[Any], links: Sequence[Link]) -> dict[int, tuple[Link, Location | None]]:
+def _ready_made(spec: Sequence[Any], links: Sequence[LocationLink]) -> dict[int, tuple[LocationLink, Location | None]]:
     """Return locations that are made already, by number of the representation, each with its link."""
     count = sum(len(link.sources) for link in links)
     if len(spec) != count or not all(one is None or isinstance(one, Location) for one in spec):

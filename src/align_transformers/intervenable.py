@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import engine, planners, storage
 from ._errors import SpecError, UnknownNameError
+from .binding_cache import BindingCache
 from .compose import Call, Timing, compose
 from .config import IntervenableConfig
 from .engine import Bound, Collected, Inputs, Outcome, Planner
@@ -22,8 +23,7 @@ from .interventions import TrainableIntervention
 from .learning import Alignment, Fitted, Scores, evaluate_call, fit_call
 from .outputs import IntervenableGeneration, IntervenableOutput
 from .positions import read_steps
-from .recent import Recent
-from .represent import represent
+from .representations import represent
 
 
 class IntervenableModel(nn.Module):
@@ -54,7 +54,7 @@ class IntervenableModel(nn.Module):
         self.representations = represent(self.config, model)
         self.interventions = {r.key: r.intervention for r in self.representations}
         self._trained = nn.ModuleList(dict.fromkeys(self.interventions.values()))
-        self._recent = Recent(self.config, self.interventions)
+        self._bindings = BindingCache(self.config, self.interventions)
 
     def forward(
         self,
@@ -339,7 +339,7 @@ class IntervenableModel(nn.Module):
             composed = compose(self.config, self.representations, call, original=original)
             return engine.bind(self.model, composed.plan, composed.inputs, self.interventions, composed.constants)
 
-        return self._recent.bound(self.model, call, original, bind)
+        return self._bindings.bound(self.model, call, original, bind)
 
     def _collected(self, outcome: Outcome) -> list[Collected]:
         return [outcome.collected[key] for key in self.interventions if key in outcome.collected]

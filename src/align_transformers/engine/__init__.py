@@ -2,7 +2,7 @@
 
 from .bind import Bound, bind
 from .generate import generate, generate_plain
-from .inputs import Inputs, batch_size, logits_stack, real_spans, token_axis, without_cache
+from .inputs import Inputs, batch_size, logits_stack, real_spans, token_axis
 from .ledger import Effect, Passed
 from .logits import logits_of
 from .run import Collected, Outcome, execute
@@ -28,5 +28,4 @@ __all__ = [
     "one_by_one",
     "real_spans",
     "token_axis",
-    "without_cache",
 ]

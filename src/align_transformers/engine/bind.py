@@ -82,7 +82,7 @@ class Bound:
     edits: Mapping[str, BoundEdit]
     reads: Mapping[Read, BoundRead]
     generates: bool = False
-    notes: dict[str, Any] = field(default_factory=dict, repr=False)
+    notes: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def count(self, run: Run) -> int:
         """Return how many examples a run works on."""

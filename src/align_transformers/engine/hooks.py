@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..models import Slot, find_leaf, replace_leaf
+from ..models.inside_attention import Visit, Visits, around_attention, attend
+from ..models.inside_experts import around_experts, consult, inside_router
 from ..models.interfaces import Around
-from .attention import Visit, Visits, around_attention, attend
-from .experts import around_experts, consult, inside_router
-from .recurrent import by_cells
+from ..models.recurrent_cells import by_cells
 
 Act = Callable[[Tensor, int], Tensor | None]
 """Called with the tensor at a slot and the number of earlier calls of the module in this pass; returns the new tensor,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from functools import lru_cache
-from inspect import signature
 from typing import Any
 
 import torch
 from jaxtyping import Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._errors import PlanError
 from ..plan import Logits, Run
@@ -166,24 +164,3 @@ def read_columns(name: str, inputs: Inputs, logits: Logits) -> Int64[Tensor, " b
         return torch.tensor(said)
     spans = real_spans(inputs, logits_stack(inputs))
     return None if spans is None else torch.tensor([end - 1 for _, end in spans])
-
-
-def without_cache(model: nn.Module, inputs: Inputs) -> Inputs:
-    """Return an input with which a model makes no cache, where it can be told so and the input says nothing of it.
-
-    Args:
-        model: told by an argument of its own, or by one that it hands on to the model inside it.
-        inputs: its input.
-    """
-    if isinstance(inputs, Tensor) or "use_cache" in inputs:
-        return inputs
-    named, open_ended = _arguments(type(model).forward)
-    told = "use_cache" in named or (open_ended and hasattr(getattr(model, "config", None), "use_cache"))
-    return {**inputs, "use_cache": False} if told else inputs
-
-
-@lru_cache(maxsize=32)
-def _arguments(forward: Callable[..., Any]) -> tuple[frozenset[str], bool]:
-    """Return the names of the arguments of a forward pass, and whether it takes any others."""
-    parameters = signature(forward).parameters
-    return frozenset(parameters), any(p.kind is p.VAR_KEYWORD for p in parameters.values())

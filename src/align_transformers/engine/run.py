@@ -224,8 +224,8 @@ class Results:
         for name, tally in record.tallies.items():
             self._tallies.setdefault(name, {})[owners[name]] = tally
         for one in this.inherited:
-            (tally,) = self._tallies[one.donor].values()
-            self._tallies.setdefault(one.name, {})[owners[one.name]] = PickedTally(tally, one.examples)
+            (made,) = self._tallies[one.donor].values()
+            self._tallies.setdefault(one.name, {})[owners[one.name]] = PickedTally(made, one.examples)
         outputs = self._divided(step, output) if step.wanted else {}
         for name, rows in outputs.items():
             self._outputs.setdefault(name, {})[starts.get(name, 0)] = rows

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ class Pass:
 class Way(ABC):
     """How the parts of a step become one forward pass. A way is a value: all that it does is decided."""
 
-    name: str
+    name: ClassVar[str]
     """What the ledger calls it."""
 
     @abstractmethod

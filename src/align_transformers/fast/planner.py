@@ -12,14 +12,16 @@ from ..engine.step import OutOfMemory, Part, Reply, Step
 from ..plan import Edit, Run
 from .budget import room
 from .contents import same_inputs
+from .copies import Origin, copies_of
 from .depth import START, Depth, blocks_of, depths_of
+from .reasons import why_never
 from .schedule import Facts, Stage, schedule
 from .states import States
+from .unembedding import unembedding_of
 from .ways import (
     Case,
     Full,
     Leaving,
-    Origin,
     Packed,
     Partial,
     PlannedWay,
@@ -27,10 +29,7 @@ from .ways import (
     Together,
     Trials,
     choose,
-    copies_of,
     halves,
-    unembedding_of,
-    why_never,
 )
 
 Room = Callable[[States], float]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,16 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._errors import SiteError
+from ..engine import Bound, token_axis
 from ..engine.hooks import before_call, forwards
-from ..models import Slot, find_leaf, replace_leaf
+from ..engine.inputs import logits_stack
+from ..engine.step import Pass
+from ..models import Slot, find_leaf, find_slot, replace_leaf
+from ..models.resolve import known_map
+from ..sites import Site
+from .reasons import has_hooks
+from .schedule import Stage
 
 
 class FewerLogits:
@@ -71,3 +80,34 @@ class FewerLogits:
 def can_narrow(slot: Slot | None) -> bool:
     """Whether the logits come from a plain linear layer, whose output can be had in parts."""
     return slot is not None and slot.via == "module" and slot.side == "output" and type(slot.module) is nn.Linear
+
+
+def narrowed(made: Pass, unembedding: nn.Module | None, tokens: tuple[int, ...] | None) -> Pass:
+    """Return a pass of which the model computes only the logits that are read.
+
+    Args:
+        made: the pass.
+        unembedding: the layer that gives them; `None`: it is left alone.
+        tokens: ids of the tokens whose logits are computed; `None` for all.
+    """
+    sequence = token_axis(made.inputs, logits_stack(made.inputs))
+    if unembedding is None or made.at is None or sequence is None:
+        return made
+    fewer = FewerLogits(unembedding, *made.at, tokens, (int(sequence.shape[0]), int(sequence.shape[1])))
+    return replace(made, within=[*made.within, fewer.context()], narrowed=fewer.were_given)
+
+
+def unembedding_of(bound: Bound, stage: Stage) -> nn.Module | None:
+    """Return the layer that gives a stage's logits, where it can give some without the others and nobody notices."""
+    unknown = known_map(bound.model) is None  # to find out would take a pass
+    if not stage.wanted or bound.plan.logits is None or bound.generates or unknown:
+        return None
+    try:
+        slot = find_slot(bound.model, Site("logits"))
+    except SiteError:
+        return None
+    if not can_narrow(slot) or has_hooks(slot.module) or bound.model._forward_hooks:
+        return None
+    used = {bound.edits[edit.name].slot.module for run in stage.runs for edit in run.edits}
+    used |= {bound.reads[read].slot.module for read in stage.reads}
+    return None if slot.module in used else slot.module

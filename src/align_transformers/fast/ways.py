@@ -8,41 +8,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from .._errors import SiteError
-from ..engine import Bound, Inputs, batch_size, token_axis, without_cache
-from ..engine.bind import BoundEdit
-from ..engine.edits import Record, apply_edits
+from ..engine import Bound, Inputs, batch_size, token_axis
+from ..engine.edits import Record
 from ..engine.hooks import stopping
-from ..engine.inputs import CACHES, examples_of, logits_stack, own_caches
-from ..engine.step import Inheritance, Part, Pass, Step, Way
-from ..models import find_slot
-from ..models.modules import every_module
-from ..models.resolve import known_map
-from ..plan import Run
-from ..sites import Site
-from .depth import END, INSIDE, OUTPUT, Blocks, Depth
-from .last_block import LastBlock
-from .partial import Join, PartialPass
+from ..engine.inputs import examples_of, own_caches
+from ..engine.step import Part, Pass, Step, Way
+from ..models.arguments import without_cache
+from .copies import Origin, copies_of, joining, tails_of
+from .depth import OUTPUT, Blocks
+from .reasons import SETTINGS, is_by_example, labels_are_input, why_whole
 from .schedule import Stage
 from .states import Recorder, States, is_causal
-from .tails import Copies, Layout, lay_out
-from .unembedding import FewerLogits, can_narrow
+from .tails import lay_out
+from .unembedding import narrowed
 
-_TEXTS = tuple(
-    f"{stack}{name}"
-    for stack in ("", "encoder_", "decoder_")
-    for name in ("input_ids", "attention_mask", "position_ids", "inputs_embeds", "token_type_ids")
-)
-_SETTINGS = ("use_cache", "return_dict")
-_PACKED_INPUTS = {"input_ids", "inputs_embeds", "attention_mask", "position_ids", *_SETTINGS}
-_RECORDS = ("output_hidden_states", "output_attentions", "output_router_logits")
-_RECORDER = "transformers.utils.output_capturing"
+_PACKED_INPUTS = {"input_ids", "inputs_embeds", "attention_mask", "position_ids", *SETTINGS}
 
 
 class Trials(ABC):
@@ -156,7 +141,7 @@ class Full(PlannedWay):
     stop: Stop | None = None
     leaving: Leaving | None = None
     unembedding: nn.Module | None = None
-    name: ClassVar[str] = "full"
+    name = "full"
 
     @staticmethod
     def refuses(case: Case) -> str:
@@ -183,24 +168,16 @@ class Full(PlannedWay):
         made = Pass(_lean(bound, inputs, step.wanted), edits, shape, at)
         if self.leaving is not None:
             made = self.leaving.left(made, States(batch_size(inputs)))
-        return _ended(_narrowed(made, self.unembedding, None), self.stop)
+        return _ended(narrowed(made, self.unembedding, None), self.stop)
 
 
 def _lean(bound: Bound, inputs: Inputs, wanted: bool) -> Inputs:
     """Return an input with which the model makes no cache and no loss where nobody wants them."""
     if bound.generates or (wanted and bound.plan.logits is None):
         return inputs
-    if not isinstance(inputs, Tensor) and not _labels_are_input(bound, inputs):
+    if not isinstance(inputs, Tensor) and not labels_are_input(bound, inputs):
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
     return without_cache(bound.model, inputs)
-
-
-def _labels_are_input(bound: Bound, inputs: Mapping[str, Any]) -> bool:
-    """Whether a decoder's input is made of labels."""
-    said = any(name.startswith("decoder_input") for name in inputs)
-    return (
-        "labels" in inputs and not said and getattr(getattr(bound.model, "config", None), "is_encoder_decoder", False)
-    )
 
 
 def _ended(made: Pass, stop: Stop | None) -> Pass:
@@ -208,67 +185,7 @@ def _ended(made: Pass, stop: Stop | None) -> Pass:
     return made if stop is None else replace(made, within=[*made.within, stopping(stop.module, before=stop.before)])
 
 
-def _narrowed(made: Pass, unembedding: nn.Module | None, tokens: tuple[int, ...] | None) -> Pass:
-    """Return a pass of which the model computes only the logits that are read.
-
-    Args:
-        made: the pass.
-        unembedding: the layer that gives them; `None`: it is left alone.
-        tokens: ids of the tokens whose logits are computed; `None` for all.
-    """
-    sequence = token_axis(made.inputs, logits_stack(made.inputs))
-    if unembedding is None or made.at is None or sequence is None:
-        return made
-    fewer = FewerLogits(unembedding, *made.at, tokens, (int(sequence.shape[0]), int(sequence.shape[1])))
-    return replace(made, within=[*made.within, fewer.context()], narrowed=fewer.were_given)
-
-
-def unembedding_of(bound: Bound, stage: Stage) -> nn.Module | None:
-    """Return the layer that gives a stage's logits, where it can give some without the others and nobody notices."""
-    unknown = known_map(bound.model) is None  # to find out would take a pass
-    if not stage.wanted or bound.plan.logits is None or bound.generates or unknown:
-        return None
-    try:
-        slot = find_slot(bound.model, Site("logits"))
-    except SiteError:
-        return None
-    if not can_narrow(slot) or has_hooks(slot.module) or bound.model._forward_hooks:
-        return None
-    used = {bound.edits[edit.name].slot.module for run in stage.runs for edit in run.edits}
-    used |= {bound.reads[read].slot.module for read in stage.reads}
-    return None if slot.module in used else slot.module
-
-
 # --- from known states on ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Origin:
-    """What a pass starts from.
-
-    Args:
-        blocks: of the model.
-        depths: of the plan's sites.
-        states: those of the donor.
-        starts: for each part how deep it starts.
-        inherited: for each part the edits that the donor made in its place, each with the donor's own.
-    """
-
-    blocks: Blocks
-    depths: Mapping[Site, Depth | None]
-    states: States
-    starts: tuple[Depth, ...]
-    inherited: tuple[tuple[tuple[str, str], ...], ...]
-
-    def of(self, numbers: Sequence[int]) -> Origin:
-        """Return what some of the parts start from."""
-        starts = tuple(self.starts[number] for number in numbers)
-        return replace(self, starts=starts, inherited=tuple(self.inherited[number] for number in numbers))
-
-    def edits(self, bound: Bound, number: int, run: Run) -> list[BoundEdit]:
-        """Return the edits of a part that are still to be made."""
-        done = {name for name, _ in self.inherited[number]}
-        return [bound.edits[edit.name] for edit in run.edits if edit.name not in done]
 
 
 @final
@@ -289,7 +206,7 @@ class Partial(PlannedWay):
     leaving: Leaving | None = None
     unembedding: nn.Module | None = None
     fewer_tokens: bool = False
-    name: ClassVar[str] = "partial"
+    name = "partial"
 
     @staticmethod
     def refuses(case: Case) -> str:
@@ -309,13 +226,13 @@ class Partial(PlannedWay):
         (part,) = step.parts
         copies = copies_of(bound, part, self.origin.states.batch)
         layout = lay_out([copies], int(self.origin.states.main.shape[1]), packed=False)
-        made, first = _joining(bound, step, record, self.origin, layout, moved=part.lines is not None)
+        made, first = joining(bound, step, record, self.origin, layout, moved=part.lines is not None)
         inputs = _lean(bound, examples_of(bound.inputs[part.run.input], part.examples), step.wanted)
         made = replace(made, inputs=inputs)
         if self.leaving is not None:
             made = self.leaving.left(made, self.origin.states.below(first), first)
         tokens = record.tokens if self.fewer_tokens else None
-        return _ended(_narrowed(made, self.unembedding, tokens), self.stop)
+        return _ended(narrowed(made, self.unembedding, tokens), self.stop)
 
 
 @final
@@ -332,7 +249,7 @@ class Together(PlannedWay):
     origin: Origin
     unembedding: nn.Module | None = None
     fewer_tokens: bool = False
-    name: ClassVar[str] = "together"
+    name = "together"
 
     @staticmethod
     def refuses(case: Case) -> str:
@@ -341,7 +258,7 @@ class Together(PlannedWay):
         if bound.plan.logits is None or stage.reads or stage.keep:
             return "whole outputs are wanted, or others need its states"
         for name, value in ({} if isinstance(inputs, Tensor) else inputs).items():
-            if name not in (*_SETTINGS, "labels") and not _by_example(name, value, batch_size(inputs)):
+            if name not in (*SETTINGS, "labels") and not is_by_example(name, value, batch_size(inputs)):
                 return f"its input has {name}, which may not be by example"
         for edit in (edit for run in stage.runs for edit in run.edits):
             if edit.site.path is not None and edit.positions.rows is None:
@@ -361,9 +278,9 @@ class Together(PlannedWay):
         states, inputs = self.origin.states, bound.inputs[step.runs[0].input]
         copies = [copies_of(bound, part, states.batch) for part in step.parts]
         layout = lay_out(copies, int(states.main.shape[1]), packed=False)
-        made, _ = _joining(bound, step, record, self.origin, layout, moved=True)
+        made, _ = joining(bound, step, record, self.origin, layout, moved=True)
         made = replace(made, inputs=_lean(bound, examples_of(inputs, layout.example[:, 0].tolist()), step.wanted))
-        return _narrowed(made, self.unembedding, record.tokens if self.fewer_tokens else None)
+        return narrowed(made, self.unembedding, record.tokens if self.fewer_tokens else None)
 
 
 @final
@@ -382,7 +299,7 @@ class Packed(PlannedWay):
     unembedding: nn.Module | None = None
     fewer_tokens: bool = False
     shortens: bool = False
-    name: ClassVar[str] = "packed"
+    name = "packed"
 
     @staticmethod
     def refuses(case: Case) -> str:
@@ -419,9 +336,9 @@ class Packed(PlannedWay):
             for number, part in enumerate(step.parts)
         ]
         layout = lay_out(copies, int(origin.states.main.shape[1]), packed=True)
-        made, _ = _joining(bound, step, record, origin, layout, moved=True, shortens=self.shortens)
-        made = replace(made, inputs=_lean(bound, _tails(inputs, layout), step.wanted))
-        return _narrowed(made, self.unembedding, record.tokens if self.fewer_tokens else None)
+        made, _ = joining(bound, step, record, origin, layout, moved=True, shortens=self.shortens)
+        made = replace(made, inputs=_lean(bound, tails_of(inputs, layout), step.wanted))
+        return narrowed(made, self.unembedding, record.tokens if self.fewer_tokens else None)
 
 
 BETTER: tuple[type[PlannedWay], ...] = (Partial, Together, Packed)
@@ -437,61 +354,6 @@ def choose(case: Case) -> tuple[type[PlannedWay], dict[str, str]]:
             return taken, {better.name: why for better in reversed(BETTER[number:])}
         taken = way
     return taken, {}
-
-
-# --- why not ----------------------------------------------------------------------------------------------------------
-
-
-def why_never(bound: Bound, blocks: Blocks | None) -> str:
-    """Return why no pass of a model may leave out blocks now; empty if one may."""
-    if blocks is None:
-        return "the order of its blocks is not known"
-    for module in every_module(bound.model):
-        if module.training:
-            return "it is in training mode: dropout may be on"
-        if module is not bound.model and has_hooks(module):
-            return "somebody else's hooks stand in it"
-    return ""
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether hooks of others stand on a module: they may rest on the shapes or the calls of a pass as it was."""
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return any(getattr(hook, "__module__", "") != _RECORDER for hook in hooks)
-
-
-def why_whole(bound: Bound, inputs: Inputs, whole: bool) -> str:
-    """Return why a pass over an input has to run from the first block on; empty if it has not.
-
-    Args:
-        bound: the plan.
-        inputs: the model's.
-        whole: all that the model returns is wanted, with a cache if it makes one.
-    """
-    if isinstance(inputs, Tensor):
-        return ""
-    config = getattr(bound.model, "config", None)
-    for name in CACHES:
-        if inputs.get(name) is not None:
-            return f"{name} is handed in"
-    for name in _RECORDS:
-        value = inputs.get(name, getattr(config, name, False))
-        if value is not None and value is not False:
-            return f"{name} is asked for"
-    if _labels_are_input(bound, inputs):
-        return "the decoder's input is made of labels"
-    if whole and inputs.get("use_cache", getattr(config, "use_cache", False)):
-        return "its output holds a cache of all blocks (use_cache=False would do without)"
-    return ""
-
-
-def _by_example(name: str, value: Any, batch: int) -> bool:
-    """Whether the first axis of an input is that of the examples, or one for all."""
-    if value is None:
-        return True
-    if name not in _TEXTS or not isinstance(value, Tensor) or (name.endswith("position_ids") and value.ndim != 2):
-        return False
-    return value.ndim > 1 and value.shape[0] in (1, batch)
 
 
 # --- where memory runs out --------------------------------------------------------------------------------------------
@@ -517,116 +379,3 @@ def halves(bound: Bound, step: Step) -> tuple[Step, ...]:
         halved = Part(run, range(lines.start, middle)), Part(run, range(middle, lines.stop))
         pieces = [([0], (half,)) for half in halved]
     return tuple(replace(step, parts=tuple(some), way=way.of(numbers)) for numbers, some in pieces)
-
-
-# --- copies -----------------------------------------------------------------------------------------------------------
-
-
-def copies_of(bound: Bound, part: Part, batch: int, edits: Sequence[BoundEdit] = (), *, tails: bool = False) -> Copies:
-    """Return the copies of a part, with the first position of each that is worked on.
-
-    Args:
-        bound: the plan.
-        part: some examples of a run.
-        batch: examples of its input.
-        edits: those that are still to be made.
-        tails: only what follows the first position that is edited or read is worked on.
-    """
-    examples = tuple(range(batch)) if part.examples is None else part.examples
-    if not tails:
-        return Copies(examples, (0,) * len(examples))
-    lines = range(len(examples)) if part.lines is None else part.lines
-    columns = bound.columns(part.run)
-    read = [None] * len(lines) if columns is None else columns[lines.start : lines.stop].tolist()
-    starts = []
-    for line, column in zip(lines, read, strict=True):
-        first = [] if column is None else [column]
-        for edit in edits:
-            rows = edit.edit.positions.rows or ((0,),)
-            first += rows[line if len(rows) > 1 else 0]
-        starts.append(min(first, default=0))
-    return Copies(examples, tuple(starts))
-
-
-def _joining(
-    bound: Bound,
-    step: Step,
-    record: Record,
-    origin: Origin,
-    layout: Layout,
-    *,
-    moved: bool = False,
-    shortens: bool = False,
-) -> tuple[Pass, int]:
-    """Return a pass in which parts join where their first edit is, and the number of the first block that it runs.
-
-    Args:
-        bound: the plan.
-        step: the parts, ordered by depth.
-        record: takes what comes by.
-        origin: what they start from.
-        layout: where their copies lie.
-        moved: they lie elsewhere than in a batch of their own.
-        shortens: of the last block, run only what is read, if no edit needs more.
-    """
-    joins: list[Join] = []
-    hooked: list[BoundEdit] = []
-    inherited: list[Inheritance] = []
-    joined: list[str] = []
-    for number, (part, start) in enumerate(zip(step.parts, origin.starts, strict=True)):
-        block, output = origin.blocks.find(start)
-        edits, rows = origin.edits(bound, number, part.run), layout.rows[number]
-        here = [e for e in edits if origin.depths[e.edit.site] == start and start.point != INSIDE and start < END]
-        at_join = [_moved(edit, layout, number, part, rows.start) if moved else edit for edit in here]
-        joins.append(Join(block, output, rows, partial(apply_edits, record, at_join)))
-        joined += [edit.edit.name for edit in here]
-        hooked += [_moved(edit, layout, number, part, 0) if moved else edit for edit in edits if edit not in here]
-        inherited += [
-            Inheritance(name, made, part.examples or tuple(range(origin.states.batch)))
-            for name, made in origin.inherited[number]
-        ]
-    at = _read_at(bound, step.parts, layout)
-    last = None
-    if at is not None and shortens and _can_be_shortened(origin, hooked, layout):
-        last = LastBlock(origin.blocks.calls[-1], *at)
-    parts = PartialPass(origin.blocks, origin.states, layout, joins, last)
-    shape = int(layout.example.shape[0]), int(layout.example.shape[1])
-    made = Pass({}, hooked, shape, at, [parts.around()], [parts.within()], inherited, joined)
-    return made, parts.first
-
-
-def _read_at(bound: Bound, parts: Sequence[Part], layout: Layout) -> tuple[Tensor, Tensor] | None:
-    """Return the row and the column at which each copy is read; `None` where whole outputs are wanted."""
-    columns = []
-    for part in parts:
-        known = bound.columns(part.run)
-        if known is None:
-            return None
-        columns.append(known if part.lines is None else known[part.lines.start : part.lines.stop])
-    return layout.ends(torch.cat(columns))
-
-
-def _can_be_shortened(origin: Origin, edits: Sequence[BoundEdit], layout: Layout) -> bool:
-    """Whether the last block can be cut down: it attends once, and nothing is done in it or behind it."""
-    last, attended = len(origin.blocks) - 1, origin.states.attended
-    depths = [origin.depths[edit.edit.site] for edit in edits]
-    early = all(depth is not None and depth < END and origin.blocks.find(depth)[0] < last for depth in depths)
-    return early and layout.position.shape[1] > 1 and (last, 0) in attended and (last, 1) not in attended
-
-
-def _moved(edit: BoundEdit, layout: Layout, number: int, part: Part, first_row: int) -> BoundEdit:
-    places = edit.places if part.lines is None else edit.places.of(part.lines)
-    return replace(edit, places=layout.places(places, number, first_row), lines=part.lines)
-
-
-def _tails(inputs: Inputs, layout: Layout) -> Inputs:
-    """Return what the model is called with where only tails are run: the input's tokens where the layout has them."""
-    assert isinstance(inputs, Mapping)
-    name = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
-    tokens, positions = inputs[name], inputs.get("position_ids")
-    at = layout.example.to(tokens.device), layout.position.to(tokens.device)
-    placed = at[1] if positions is None else positions.expand(batch_size(inputs), -1)[at]
-    others = {setting: value for setting, value in inputs.items() if setting in _SETTINGS}
-    if "attention_mask" in inputs:  # who sees whom is settled where attention is computed
-        others["attention_mask"] = torch.ones_like(layout.position, device=tokens.device)
-    return {name: tokens[at], "position_ids": placed, **others}

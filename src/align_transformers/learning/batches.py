@@ -34,12 +34,13 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import PositionError, SpecError, UnknownNameError
-from ..compose import Call, Representation, axes_of
+from ..compose import Call, axes_of
 from ..config import IntervenableConfig
 from ..engine import Inputs
 from ..locations import Addressed, Axis, Location
 from ..models import uncompiled
 from ..positions import EVERYWHERE, Positions, Rows
+from ..representations import Representation
 
 Batch = Mapping[str, Any]
 """What a data loader (or the collator behind it) gives."""

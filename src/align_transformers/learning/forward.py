@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import SpecError
-from ..compose import Call, Composed, Representation, compose
+from ..compose import Call, Composed, compose
 from ..config import IntervenableConfig
-from ..engine import Inputs, batch_size, bind, execute, logits_of, without_cache
+from ..engine import Inputs, batch_size, bind, execute, logits_of
 from ..interventions import Intervention
 from ..models import resolve, uncompiled
+from ..models.arguments import without_cache
 from ..plan import Logits
 from ..planners import HAS_FAST
+from ..representations import Representation
 from .batches import Batch, read_batch
 from .columns import ColumnRule, LogitColumns, Readout, columns_of, labels_at, rows_of
 from .held import frozen

@@ -7,9 +7,12 @@ it stands in no model, has no weights of its own, and is called once a step wher
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -132,3 +135,71 @@ def cells_of(fused: nn.RNNBase, path: str = "") -> nn.ModuleList:
     if fused not in _cells:
         _cells[fused] = nn.ModuleList(RecurrentCell(points) for _ in range(fused.num_layers))
     return _cells[fused]
+
+
+@contextmanager
+def by_cells(fused: nn.Module) -> Iterator[None]:
+    """Let a fused module run cell by cell while the context is open; it is as before on every exit.
+
+    Args:
+        fused: one whose steps a slot is at.
+    """
+    before = vars(fused).get("forward")
+    fused.forward = _unfused(fused, cells_of(fused))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        del fused.forward
+        if before is not None:
+            fused.forward = before
+
+
+def _unfused(fused: nn.RNNBase, cells: nn.ModuleList) -> Callable[..., Any]:
+    """Return a forward pass that gives what the fused one gives."""
+
+    def forward(input: Any, hx: Any = None) -> Any:  # as PyTorch names them
+        if not isinstance(input, Tensor) or input.ndim != 3:
+            found = f"shape {tuple(input.shape)}" if isinstance(input, Tensor) else type(input).__name__
+            raise SiteError(
+                f"a {type(fused).__name__} is run by its cells on a batch of sequences, one tensor with three axes; "
+                f"found {found}"
+            )
+        sequence = input.transpose(0, 1) if fused.batch_first else input
+        ends = []
+        for layer, cell in enumerate(cells):
+            if layer:
+                sequence = F.dropout(sequence, fused.dropout, fused.training)
+            sequence, state = _run_layer(cell, sequence, _start(fused, hx, sequence, layer), _weights(fused, layer))
+            ends.append(state)
+        last = tuple(torch.stack(states) for states in zip(*ends, strict=True))
+        output = sequence.transpose(0, 1) if fused.batch_first else sequence
+        return output, last if isinstance(fused, nn.LSTM) else last[0]
+
+    return forward
+
+
+def _run_layer(
+    cell: nn.Module, sequence: Tensor, state: tuple[Tensor, ...], weights: Weights
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the hidden states `(steps, batch, hidden)` of one layer, and its last state."""
+    hidden = []
+    for x in sequence:
+        state = cell(x, state, weights)
+        hidden.append(state[0])
+    return torch.stack(hidden), state
+
+
+def _start(fused: nn.RNNBase, hx: Any, sequence: Tensor, layer: int) -> tuple[Tensor, ...]:
+    """Return the state that a layer starts from: what was handed in, or zeros."""
+    count = 2 if isinstance(fused, nn.LSTM) else 1
+    if hx is None:
+        return (sequence.new_zeros(sequence.shape[1], fused.hidden_size),) * count
+    return tuple(state[layer] for state in ((hx,) if count == 1 else hx))
+
+
+def _weights(fused: nn.RNNBase, layer: int) -> Weights:
+    """Return the weights and biases of a layer, input's and hidden state's, as they are now."""
+    into, along = getattr(fused, f"weight_ih_l{layer}"), getattr(fused, f"weight_hh_l{layer}")
+    if not fused.bias:
+        return into, along, None, None
+    return into, along, getattr(fused, f"bias_ih_l{layer}"), getattr(fused, f"bias_hh_l{layer}")

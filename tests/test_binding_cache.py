@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from tests.helpers import new_model, padded_tokens, tokens
 
-from align_transformers import IntervenableModel, VanillaIntervention
+from align_transformers import AlignError, IntervenableModel, Positions, VanillaIntervention, resolve
 from align_transformers import intervenable as face
+from align_transformers.locations import Location
 
 PLACES = {"sources->base": ([[[2], [3]]], [[[2], [3]]])}
 
@@ -111,3 +113,50 @@ def test_a_model_put_in_its_place_is_seen(swap):
     assert len(bindings) == 2
     fresh = IntervenableModel({"layer": 1, "component": "block_output"}, model=made.model)
     assert torch.equal(found, fresh(base, source, PLACES)[1].logits)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (np.array([2, 3]), np.array([[2], [3]])),  # the same bytes: both examples at 2 and 3, or one at each
+        (np.array([2, 3]), np.array([2, 0, 3, 0], dtype=np.int32)),
+        (torch.tensor([2, 3]), torch.tensor([[2], [3]])),
+        (1, True),
+    ],
+)
+def test_arrays_of_another_form_are_other_places(first, second):
+    config = {"layer": 1, "component": "block_output", "max_number_of_units": 2}
+    model = new_model("gpt2")
+    base, source = tokens(2, 5), tokens(2, 5, seed=1)
+
+    def called(made, where):
+        try:
+            return made(base, source, {"sources->base": (where, where)})[1].logits
+        except AlignError as error:
+            return str(error)
+
+    made = IntervenableModel(config, model=model)
+    called(made, first)
+    found, expected = called(made, second), called(IntervenableModel(config, model=model), second)
+    assert found == expected if isinstance(expected, str) else torch.equal(found, expected)
+
+
+def test_overrides_that_are_said_later_are_heeded():
+    model = new_model("gpt2")
+    made = IntervenableModel({"layer": 1, "component": "mlp_output"}, model=model)
+    base, source = tokens(2, 5), tokens(2, 5, seed=1)
+    before = made(base, source, {"sources->base": (2, 2)})[1].logits
+    resolve(model, overrides={"mlp_output": ("attn", "output")})
+    after = made(base, source, {"sources->base": (2, 2)})[1].logits
+    fresh = IntervenableModel({"layer": 1, "component": "mlp_output"}, model=model)
+    assert torch.equal(after, fresh(base, source, {"sources->base": (2, 2)})[1].logits)
+    assert not torch.equal(after, before)
+
+
+def test_ready_made_locations_are_bound_once(swap):
+    made, bindings = swap
+    at = Positions(((2,), (3,)))
+    for _ in range(2):
+        found = made(tokens(2, 5), tokens(2, 5, seed=1), (Location(Positions(((2,), (3,))), at),))[1].logits
+    assert len(bindings) == 1
+    assert torch.equal(found, made(tokens(2, 5), tokens(2, 5, seed=1), PLACES)[1].logits)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import marshal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,35 +14,38 @@ from .compose import Call, inputs_of
 from .config import IntervenableConfig
 from .engine import Bound, Inputs
 from .interventions import Intervention
-from .models import uncompiled
+from .locations import Location
+from .models import ComponentMap, uncompiled
 from .models.resolve import known_map
 
 _MASKS = ("attention_mask", "decoder_attention_mask")
 
-_Step = tuple[Mapping[str, nn.Module | None], str, nn.Module]
+_PathStep = tuple[Mapping[str, nn.Module | None], str, nn.Module]
 """The modules below a module, the name of one of them, and that one."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Kept:
+class _CachedBinding:
     """A binding with what it was made for.
 
     Args:
-        arguments: the locations, subspaces and times of the call, as bytes.
+        words: the locations, subspaces and times of the call.
         shapes: of the inputs' tensors, by input and name.
         masks: a copy of each attention mask, which says where the padding is.
-        way: every step on the way from the model to the sites and to its blocks.
+        map: of the model's components.
+        path: every step on the way from the model to the sites and to its blocks.
         bound: the binding.
     """
 
-    arguments: bytes
+    words: Hashable
     shapes: Mapping[str, Any]
     masks: Mapping[tuple[str, str], Tensor]
-    way: Sequence[_Step]
+    map: ComponentMap | None
+    path: Sequence[_PathStep]
     bound: Bound
 
 
-class Recent:
+class BindingCache:
     """Remembers one binding.
 
     Args:
@@ -53,10 +55,10 @@ class Recent:
 
     def __init__(self, config: IntervenableConfig, interventions: Mapping[str, Intervention]) -> None:
         self._config, self._interventions = config, interventions
-        self._kept: _Kept | None = None
+        self._cached: _CachedBinding | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Recent:
-        return Recent(self._config, deepcopy(self._interventions, memo))
+    def __deepcopy__(self, memo: dict[int, Any]) -> BindingCache:
+        return BindingCache(self._config, deepcopy(self._interventions, memo))
 
     def bound(self, model: nn.Module, call: Call, original: bool, bind: Callable[[], Bound]) -> Bound:
         """Return the last binding with the inputs of this call if nothing that it rests on has changed, else a new one.
@@ -67,40 +69,42 @@ class Recent:
             original: whether the base also runs without edits.
             bind: makes a new one.
         """
-        arguments = None if call.source_representations is not None else _arguments(call, original)
-        inputs, kept = inputs_of(self._config, call), self._kept
-        if kept is not None and arguments == kept.arguments and self._fits(kept, model, inputs):
-            return replace(kept.bound, inputs=inputs)
+        words = None if call.source_representations is not None else _words(call, original)
+        inputs, cached = inputs_of(self._config, call), self._cached
+        if cached is not None and words == cached.words and self._fits(cached, model, inputs):
+            return replace(cached.bound, inputs=inputs)
         bound = bind()
-        way = None if arguments is None else _way(bound)
-        if arguments is None or way is None:
-            self._kept = None
-        else:
-            self._kept = _Kept(arguments, _shapes(inputs), _masks(inputs), way, replace(bound, inputs={}))
+        path = None if words is None else _path(bound)
+        self._cached = None
+        if path is not None:
+            emptied = replace(bound, inputs={})
+            found = known_map(bound.model)
+            self._cached = _CachedBinding(words, _shapes(inputs), _masks(inputs), found, path, emptied)
         return bound
 
-    def _fits(self, kept: _Kept, model: nn.Module, inputs: Mapping[str, Inputs]) -> bool:
+    def _fits(self, cached: _CachedBinding, model: nn.Module, inputs: Mapping[str, Inputs]) -> bool:
         """Whether a binding is good for this model and these inputs."""
-        same = uncompiled(model) is kept.bound.model and _shapes(inputs) == kept.shapes
-        return same and _same_masks(inputs, kept.masks) and self._holds(kept)
+        model = uncompiled(model)
+        same = model is cached.bound.model and known_map(model) is cached.map and _shapes(inputs) == cached.shapes
+        return same and _same_masks(inputs, cached.masks) and self._holds(cached)
 
-    def _holds(self, kept: _Kept) -> bool:
+    def _holds(self, cached: _CachedBinding) -> bool:
         """Whether interventions and modules are those that were bound."""
-        for name, edit in kept.bound.edits.items():
+        for name, edit in cached.bound.edits.items():
             intervention = edit.intervention
             if self._interventions.get(name) is not intervention:
                 return False
             if edit.constant is not intervention.source_representation:
                 return False
-        return all(below.get(name) is module for below, name, module in kept.way)
+        return all(below.get(name) is module for below, name, module in cached.path)
 
 
-def _way(bound: Bound) -> list[_Step] | None:
+def _path(bound: Bound) -> list[_PathStep] | None:
     """Return every step on the way to the sites and the blocks; `None` if one is not found that way."""
-    steps: dict[tuple[int, str], _Step] = {}
+    steps: dict[tuple[int, str], _PathStep] = {}
     slots = [*(edit.slot for edit in bound.edits.values()), *(read.slot for read in bound.reads.values())]
-    found = known_map(bound.model)
-    blocks = [] if found is None else [block for stack in found.stacks.values() for block in stack]
+    components = known_map(bound.model)
+    blocks = [] if components is None else [block for stack in components.stacks.values() for block in stack]
     outputs = (block.slots.get("block_output") for block in blocks)
     for slot in [*slots, *(slot for slot in outputs if slot is not None)]:
         module = bound.model
@@ -115,13 +119,34 @@ def _way(bound: Bound) -> list[_Step] | None:
     return list(steps.values())
 
 
-def _arguments(call: Call, original: bool) -> bytes | None:
-    """Return the plain arguments of a call as bytes; `None` if they hold more than numbers, texts and lists."""
+class _NotPlain(Exception):
+    """Something that cannot be told from others by its value; never seen by a user."""
+
+
+def _words(call: Call, original: bool) -> Hashable | None:
+    """Return the plain arguments of a call; `None` if they hold more than numbers, texts, lists and arrays of these."""
     timing = None if call.timing is None else (call.timing.on_prompt, call.timing.steps)
     try:
-        return marshal.dumps((call.unit_locations, call.subspaces, timing, original), 2)  # 2: equal values, equal bytes
-    except ValueError:
+        return _frozen(call.unit_locations), _frozen(call.subspaces), timing, original
+    except _NotPlain:
         return None
+
+
+def _frozen(value: Any) -> Hashable:
+    """Return nested containers and arrays as tuples of what cannot change."""
+    if value is None or type(value) in (int, str) or isinstance(value, Location):
+        return value
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple | range):
+        return tuple(map(_frozen, value))
+    if isinstance(value, Mapping):
+        return "mapping", tuple((_frozen(key), _frozen(item)) for key, item in value.items())
+    if isinstance(value, slice):
+        return "slice", _frozen(value.start), _frozen(value.stop), _frozen(value.step)
+    if isinstance(value, int | float | str):
+        return type(value), value
+    raise _NotPlain
 
 
 def _shapes(inputs: Mapping[str, Inputs]) -> dict[str, Any]:

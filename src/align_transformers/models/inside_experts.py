@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..models.interfaces import Around, around_interface
-from .attention import Visit, Visits
+from .inside_attention import Visit, Visits
+from .interfaces import Around, around_interface
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import SiteError
-from ..models.interfaces import Around, around_interface
+from .interfaces import Around, around_interface
 
 Visit = Callable[[Any], Any]
 """Given a tensor `(batch, length, channels)`, returns it, or a new one."""

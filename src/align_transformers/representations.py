@@ -1,17 +1,27 @@
-"""From the representations of a configuration to sites that were found and interventions that are built."""
+"""The representations of a configuration, ready for use: their sites found, their interventions built."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from .compose import Representation
 from .config import IntervenableConfig, RepresentationConfig
 from .interventions import Intervention, build_intervention
 from .locations import Addressed
 from .models import Slot, find_slot
 from .sites import Site
+
+
+@dataclass(frozen=True, eq=False)
+class Representation:
+    """One intervention of a configuration, ready for use: its key, its site, its module and how it is addressed."""
+
+    key: str
+    site: Site
+    intervention: Intervention
+    addressed: Addressed
 
 
 def represent(config: IntervenableConfig, model: nn.Module) -> list[Representation]:

@@ -1,0 +1,31 @@
+"""What a model's forward pass can be told by its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from inspect import signature
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def without_cache(model: nn.Module, inputs: Mapping[str, Any] | Tensor) -> Mapping[str, Any] | Tensor:
+    """Return an input with which a model makes no cache, where it can be told so and the input says nothing of it.
+
+    Args:
+        model: told by an argument of its own, or by one that it hands on to the model inside it.
+        inputs: its input.
+    """
+    if isinstance(inputs, Tensor) or "use_cache" in inputs:
+        return inputs
+    named, open_ended = _arguments(type(model).forward)
+    told = "use_cache" in named or (open_ended and hasattr(getattr(model, "config", None), "use_cache"))
+    return {**inputs, "use_cache": False} if told else inputs
+
+
+@lru_cache(maxsize=32)
+def _arguments(forward: Callable[..., Any]) -> tuple[frozenset[str], bool]:
+    """Return the names of the arguments of a forward pass, and whether it takes any others."""
+    parameters = signature(forward).parameters
+    return frozenset(parameters), any(p.kind is p.VAR_KEYWORD for p in parameters.values())
