@@ -316,9 +316,11 @@ def test_collecting_comes_back_step_by_step(model, prompt, use_cache):
     (values,) = got.collected_activations
     assert len(values) == NEW, "the prompt, and every generated token but the last, which is never processed"
     at_prompt = torch.stack([seen[0][n, columns] for n, columns in enumerate(write)])
-    torch.testing.assert_close(values[0], at_prompt)
+    # The loop has a cache: a pass over one column sums in another order than one over all, in proportion to the values.
+    close = {"rtol": 0, "atol": 1e-5 * max(1.0, *(float(whole.abs().max()) for whole in seen))}
+    torch.testing.assert_close(values[0], at_prompt, **close)
     for value, whole in zip(values[1:], seen[1:], strict=True):
-        torch.testing.assert_close(value, whole)
+        torch.testing.assert_close(value, whole, **close)
     assert (got.effects[0].fired, got.effects[0].change) == (NEW, 0.0)
 
 
