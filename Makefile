@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# The commit that `bench-before` compares with: the one whose figures are the column *before* of the benchmark.
+BEFORE ?= 8a9b573
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
@@ -14,11 +16,11 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check arch truth bench format clean
+.PHONY: help demo test check arch truth bench bench-before format clean
 
 help: ## list the targets
 	@echo "align-transformers: make TARGET"
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  \1	/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  \1	/' | expand -t 17
 	@echo "Another Python: make TARGET PYTHON=python3.12.  A part of the tests: make test ARGS='tests/test_plan.py -k cycle'."
 
 demo: $(VENV)/.installed-demo ## Madrid becomes Rome: trace a real language model, write out/
@@ -43,6 +45,11 @@ truth: $(VENV)/.installed-dev ## learn what is known to be true, print the numbe
 bench: bench/venvs/ours/.installed bench/venvs/pyvene/.installed bench/venvs/nnsight/.installed bench/venvs/lens/.installed ## measure against the peers and the physical limit (20 minutes), write bench/results.md
 	@HF_HUB_OFFLINE=1 bench/venvs/ours/bin/python bench/run.py $(ARGS)
 	@bench/venvs/ours/bin/python bench/rotations.py --peer bench/venvs/pyvene/bin/python
+
+bench-before: bench/venvs/ours/.installed ## measure this library against itself at the commit BEFORE (4 minutes)
+	@rm -rf bench/venvs/before && mkdir -p bench/venvs/before
+	@git archive $(BEFORE) src | tar -x -C bench/venvs/before
+	@HF_HUB_OFFLINE=1 bench/venvs/ours/bin/python bench/before.py bench/venvs/before/src $(ARGS)
 
 format: $(VENV)/.installed-dev ## let ruff put the code in form
 	$(BIN)/ruff check --fix .

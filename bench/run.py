@@ -15,14 +15,14 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from statistics import median
 from typing import Any
 
 import work
 from driver import FOLDER, QUIET, Bench
-from work import HEADS, LAYERS, POSITIONS
+from work import HEADS, LAYERS, POSITIONS, SMOLLM2, Shape
 
 import report
 
@@ -108,12 +108,19 @@ def grid_agreement(values: dict[str, list[float]], width: int) -> dict[str, str]
     return same
 
 
-def token_layer(bench: Bench, positions: int = POSITIONS) -> float:
-    """Return what one token costs in one block at full batch, in seconds: the cheapest of three sizes of batch."""
+def token_layer(bench: Bench, shape: Shape = SMOLLM2, **options: Any) -> float:
+    """Return what one token costs in one block at full batch, in seconds: the cheapest of three sizes of batch.
+
+    Args:
+        bench: the processes.
+        shape: of the model.
+        **options: the `task`, if it is not SmolLM2's; or `positions`, if prompts are of so many tokens.
+    """
+    positions = options.get("positions") or options.get("task", {}).get("positions", POSITIONS)
     sizes = [max(1, tokens // positions) for tokens in (400, 1200, 4000)]
-    works = {str(rows): ("hooks", "token_layers", {"rows": rows, "positions": positions}) for rows in sizes}
+    works = {str(rows): ("hooks", "token_layers", {"rows": rows, **options}) for rows in sizes}
     answers = bench.turns(works, 1 if bench.quick else 3)
-    return min(seconds(answers[str(rows)]) / (rows * positions * LAYERS) for rows in sizes)
+    return min(seconds(answers[str(rows)]) / (rows * positions * shape.layers) for rows in sizes)
 
 
 def unavoidable(layers: int, positions: int) -> int:
@@ -191,11 +198,11 @@ def pairs(bench: Bench) -> list[Row]:
     """The block grid over 32 prompt pairs in one call, against one pair."""
     many = 4 if bench.quick else 32
     row = Row(f"block_output grid over {many} prompt pairs", "s a pair")
-    works = {n: ("ours", "pairs_grid", {"pairs": n}) for n in (1, many)}
+    works = {n: ("ours", "block_grid", {"pairs": n}) for n in (1, many)}
     answers = bench.turns({str(n): one for n, one in works.items()}, 1)
     if str(many) in answers:
         row.figures = {"one pair": seconds(answers["1"]), "ours": seconds(answers[str(many)]) / many}
-        memory = bench.alone("ours", "pairs_grid", {"pairs": 1, "layers": [29]}, {"pairs": many})
+        memory = bench.alone("ours", "block_grid", {"pairs": 1, "layers": [29]}, {"pairs": many})
         row.work += f" (peak {(memory['peak'] - memory['before']) / 2**20:.0f} MiB above the loaded model)"
         sample = cells([7, 22], range(POSITIONS))
         truth = [bench.ask("hooks", "block_grid", cells=sample, pair=pair)["values"] for pair in (0, many - 1)]
@@ -204,7 +211,7 @@ def pairs(bench: Bench) -> list[Row]:
         row.agreement = {"ours": agreement("ours", mine, [*truth[0], *truth[1]])}
     row.limit = token_layer(bench) * unavoidable(LAYERS, POSITIONS)
     row.goals = [at_most("one pair", 1.0)]
-    return [finished(bench, row, "pairs_grid", pairs=2)]
+    return [finished(bench, row, "block_grid", pairs=2)]
 
 
 def training(bench: Bench) -> list[Row]:
@@ -220,9 +227,9 @@ def training(bench: Bench) -> list[Row]:
         row.limit = 1e3 * seconds(answers.pop("floor"))
         row.figures = {name: 1e3 * seconds(one) for name, one in answers.items()}
         row.goals = [faster("pyvene", factor)]
-        if what != "boundless":  # no formula of the mask is common to all
-            truth = answers["hooks"][0]["values"]
-            row.agreement = {n: agreement(n, a[0]["values"], truth) for n, a in answers.items() if n != "hooks"}
+        truth = answers["hooks"][0]["values"]
+        same = ["ours"] if what == "boundless" else [name for name in answers if name != "hooks"]  # masks differ
+        row.agreement = {name: agreement(name, answers[name][0]["values"], truth) for name in same}
         rows.append(finished(bench, row, what, **args))
     return rows
 
@@ -265,7 +272,8 @@ def overhead(bench: Bench) -> list[Row]:
     """Time of the framework in one interchange call on a tiny model."""
     rows = []
     for edits in (1, 12, 100):
-        by_hand, ours = (median(c) for c in zip(*(a["values"] for a in _overheads(bench, edits)), strict=True))
+        rounds = [bench.ask("ours", "overhead", edits=edits)["microseconds"] for _ in range(bench.repeat)]
+        by_hand, ours = (median(one[name] for one in rounds) for name in ("hooks", "ours"))
         row = Row(f"framework time of a call with {edits} edit{'s' * (edits > 1)}, tiny model", "us")
         row.figures = {"hooks": by_hand, "call": ours, "ours": ours - by_hand, "allowed": 60 + 4.0 * edits}
         row.goals = [at_most("allowed", 1.0)]
@@ -273,22 +281,18 @@ def overhead(bench: Bench) -> list[Row]:
     return rows
 
 
-def _overheads(bench: Bench, edits: int) -> list[dict[str, Any]]:
-    return [bench.ask("ours", "overhead", edits=edits) for _ in range(bench.repeat)]
-
-
 def growth(bench: Bench) -> list[Row]:
     """How the cost of a cell grows with layers and positions, on random models of SmolLM2's widths."""
     rows = []
     for positions in (5, 20) if bench.quick else (5, 20, 80):
-        cost = token_layer(bench, positions)
+        cost = token_layer(bench, positions=positions)
         for layers in (6, 12) if bench.quick else (6, 12, 30):
-            size = {"layers": layers, "positions": positions}
+            task = {"shape": asdict(replace(SMOLLM2, layers=layers, vocab=8192)), "positions": positions}
             sample = cells([layers // 4, layers - 2], [0, positions // 2, positions - 1])
             big = layers * positions >= 900
             works = {
-                "hooks": ("hooks", "random_grid", {**size, "cells": sample}),
-                "ours": ("ours", "random_grid", size),
+                "hooks": ("hooks", "block_grid", {"task": task, "cells": sample}),
+                "ours": ("ours", "block_grid", {"task": task}),
             }
             if big:
                 answers = {label: [bench.ask(name, what, **args)] for label, (name, what, args) in works.items()}
