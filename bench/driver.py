@@ -77,12 +77,13 @@ class Contestant:
 
 @dataclass
 class Bench:
-    """The processes, started at their first use, and how thorough the run is."""
+    """The processes, started at their first use, how thorough the run is, and what was measured for several rows."""
 
     repeat: int
     quick: bool
     stack: ExitStack
     running: dict[str, Contestant] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
 
     def ask(self, name: str, what: str, task: Mapping[str, Any] | None = None, **args: Any) -> dict[str, Any]:
         """Have a contestant do a work once; a task is that of another model than SmolLM2, see `server.py`."""
