@@ -9,7 +9,8 @@ marked SLOWER if its ratio is above 1 by more than the noise and `best` is above
 standard errors of the median, or what a second process of the old version shows (`--control`, half as long again),
 whichever is most. Such a row is measured once more at the end, and only what is SLOWER twice counts. A row is marked
 DIFFERENT if the values of the two are further apart than `work.allowed` says. Ends with status 1 if any row is marked,
-or could not be run.
+or could not be run. Memory is measured once, in fresh processes; two of the same version gave 21 and 28 MiB, so only
+twice as much is marked LARGER.
 
 The machine should be idle. Where it is not: `OMP_NUM_THREADS=1`, since two threads wait for each other, and `--cpu`,
 the processor time instead of the seconds.
@@ -24,7 +25,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,7 +34,7 @@ import torch
 import work
 from driver import QUIET, STEADY, Contestant
 
-LEAST = 0.02  # what two processes of the same program may differ by for no reason that matters
+LEAST = 0.02  # of a time; see Quick.least
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,24 @@ class Quick:
         work: name of a work of ours.
         args: of the work.
         task: the model, where it is not SmolLM2.
+        memory: measure the peak of the resident set above the loaded model, in a process of its own, not the time.
     """
 
     label: str
     work: str
     args: Mapping[str, Any] = field(default_factory=dict)
     task: Mapping[str, Any] | None = None
+    memory: bool = False
+
+    @property
+    def unit(self) -> str:
+        """Of the figures; none for a ratio."""
+        return "MiB" if self.memory else "" if self.work == "overhead" else "ms"
+
+    @property
+    def least(self) -> float:
+        """What two processes of the same program may differ by for no reason that matters."""
+        return 1.0 if self.memory else LEAST
 
     @property
     def dtype(self) -> str:
@@ -62,6 +75,11 @@ def wide(positions: int = 40) -> dict[str, Any]:
     """Return the task of the 4-layer model of width 1,024 in bfloat16."""
     sizes = {"positions": positions, "pairs": 8, "batch": 4, "place": positions // 2}
     return {"shape": asdict(work.WIDE), "dtype": "bfloat16", **sizes}
+
+
+def grown(layers: int, positions: int) -> dict[str, Any]:
+    """Return the task of a model of SmolLM2's widths with so many layers, and prompts of so many tokens."""
+    return {"shape": asdict(replace(work.SMOLLM2, layers=layers, vocab=8192)), "positions": positions}
 
 
 EVERY_THIRD, EVERY_SECOND = list(range(0, 30, 3)), list(range(1, 20, 2))
@@ -78,6 +96,12 @@ SECTIONS: dict[str, list[Quick]] = {
     ],
     "interchange": [Quick("one interchange, batch 4", "interchange", {"batch": 4})],
     "generation": [Quick("16 tokens with an addition", "generate", {"tokens": 16})],
+    "memory": [Quick("block grid, 30 x 20: peak memory", "block_grid", memory=True)],
+    "growth": [
+        Quick("growth: 6 layers x 5 positions", "block_grid", {}, grown(6, 5)),
+        Quick("growth: 6 layers x 40 positions", "block_grid", {}, grown(6, 40)),
+        Quick("growth: 24 layers x 5 positions", "block_grid", {}, grown(24, 5)),
+    ],
     "overhead": [
         *(Quick(f"tiny call, {n} edit{'s' * (n > 1)}: ours / hooks", "overhead", {"edits": n, "repeat": 12})
           for n in (1, 12, 100)),
@@ -91,6 +115,25 @@ SECTIONS: dict[str, list[Quick]] = {
         Quick("wide bfloat16: one interchange, batch 4", "interchange", {}, wide()),
     ],
 }  # fmt: skip
+
+
+class Version(Contestant):
+    """The process of a version.
+
+    Args:
+        label: its name.
+        source: where its package is.
+        environment: variables of its own.
+
+    Raises:
+        SystemExit: it found the library somewhere else.
+    """
+
+    def __init__(self, label: str, source: Path, environment: Mapping[str, str]) -> None:
+        super().__init__("ours", {**environment, "PYTHONPATH": str(source)}, sys.executable, label)
+        self.source, found = source, Path(self.ask("", file="align_transformers")["file"])
+        if source not in found.parents:
+            sys.exit(f"bench: {label} was to come from {source}, but Python found {found}")
 
 
 @dataclass
@@ -115,7 +158,7 @@ class Row:
         middle = median(ratios)
         spread = 1.4826 * median(abs(one - middle) for one in ratios)
         control = abs(median(self.ratios("control")) - 1) if "control" in self.figures else 0.0
-        return max(LEAST, 2.5 * 1.2533 * spread / len(ratios) ** 0.5, control)
+        return max(self.quick.least, 2.5 * 1.2533 * spread / len(ratios) ** 0.5, control)
 
     @property
     def apart(self) -> float:
@@ -135,17 +178,17 @@ class Row:
         """Return what is wrong."""
         if self.failed:
             return [f"{version} {text}" for version, text in self.failed.items()]
-        slower = median(self.ratios()) - 1 > self.noise and self.best - 1 > LEAST
-        return ["SLOWER"] * slower + ["DIFFERENT"] * (not self.apart <= self.allowed)
+        slower = median(self.ratios()) - 1 > self.noise and self.best - 1 > self.quick.least
+        return ["LARGER" if self.quick.memory else "SLOWER"] * slower + ["DIFFERENT"] * (not self.apart <= self.allowed)
 
     def line(self) -> str:
         """Return the row for the terminal."""
         if self.failed:
             return f"{self.quick.label:46} {'; '.join(self.marks())}"
-        scale, unit = (1, "  ") if self.quick.work == "overhead" else (1e3, "ms")
+        scale = 1e3 if self.quick.unit == "ms" else 1
         old, new = (scale * median(self.figures[name]) for name in ("before", "now"))
         ratios = self.ratios()
-        text = f"{self.quick.label:46} {old:9.4g} {new:9.4g} {unit} {median(ratios):7.3f}"
+        text = f"{self.quick.label:46} {old:9.4g} {new:9.4g} {self.quick.unit:3} {median(ratios):6.3f}"
         text += f" ({min(ratios):.2f}..{max(ratios):.2f})  best {self.best:.3f}"
         if "control" in self.figures:
             text += f"  control {median(self.ratios('control')):.3f}"
@@ -159,10 +202,12 @@ def _short(passes: Mapping[str, int] | None) -> str:
     return "+".join(f"{count} {way}" for way, count in (passes or {}).items() if count) or "none"
 
 
-def measured(quick: Quick, processes: Mapping[str, Contestant], rounds: int, clock: str) -> Row:
+def measured(quick: Quick, processes: Mapping[str, Version], rounds: int, clock: str) -> Row:
     """Return what came of one row: a round that does not count, then the rounds in which the versions take turns."""
     row = Row(quick, {name: [] for name in processes}, {}, {}, 0.0)
     request = {"task": quick.task, "args": dict(quick.args)}
+    if quick.memory:
+        return in_memory(row, {name: process.source for name, process in processes.items()})
     for name, process in processes.items():
         try:
             process.ask(quick.work, **request)
@@ -184,6 +229,21 @@ def measured(quick: Quick, processes: Mapping[str, Contestant], rounds: int, clo
     return row
 
 
+def in_memory(row: Row, sources: Mapping[str, Path]) -> Row:
+    """Fill a row with the memory of a work, after a small one, in a fresh process with the ordinary allocator."""
+    for name, source in sources.items():
+        one = Version(f"{name}-memory", source, {})
+        try:
+            one.ask(row.quick.work, args={"layers": [29], "places": [18, 19]})
+            answer = one.ask(row.quick.work, args=dict(row.quick.args), memory=True)
+        finally:
+            one.close()
+        row.figures[name] = [(answer["peak"] - answer["before"]) / 2**20]
+        row.values[name], row.passes[name] = answer["values"], answer.get("passes")
+    row.allowed = work.allowed("float32", (0.0, 0.0))
+    return row
+
+
 def allowed(quick: Quick, process: Contestant) -> float:
     """Return by how much the values of two versions may differ."""
     if quick.dtype == "float32":
@@ -198,19 +258,6 @@ def shown(row: Row) -> Row:
     """Print a row and return it."""
     print(row.line(), flush=True)
     return row
-
-
-def started(label: str, source: Path) -> Contestant:
-    """Return the process of a version.
-
-    Raises:
-        SystemExit: it found the library somewhere else.
-    """
-    one = Contestant("ours", {**STEADY, "PYTHONPATH": str(source)}, sys.executable, label)
-    found = Path(one.ask("", file="align_transformers")["file"])
-    if source not in found.parents:
-        sys.exit(f"bench: {label} was to come from {source}, but Python found {found}")
-    return one
 
 
 def main() -> None:
@@ -240,7 +287,7 @@ def main() -> None:
     with ExitStack() as stack:
         processes = {}
         for name, source in sources.items():
-            processes[name] = started(name, source)
+            processes[name] = Version(name, source, STEADY)
             stack.callback(processes[name].close)
         print(f"{'':46} {'before':>9} {'now':>9}      now/before", flush=True)
         clock = "cpu" if options.cpu else "seconds"
