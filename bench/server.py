@@ -2,10 +2,12 @@
 
     python bench/server.py NAME
 
-A request is `{"work": name, "args": {...}}`; with `"memory": true` the answer also has the resident set before the work
+A request is `{"work": name, "args": {...}}`; with `"task": {...}` the work is one of a model with random weights (see
+`work.random_task`), not of SmolLM2; with `"memory": true` the answer also has the resident set before the work
 and at its highest, in bytes; with `"profile": true` the functions in which the time went. A contestant is a module of
 `peers` (or `ours`) with a dict `WORKS`: each value is called once with the task, and gives a function that does the
-work and returns the values by which the results are compared.
+work and returns the values by which the results are compared (or these and a dict
+of what else goes into the answer). `{"file": module}` asks where a module was found.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +47,15 @@ class Contestant:
 
     def __init__(self, works: Mapping[str, Callable[[work.Task], Callable[..., Any]]], task: work.Task) -> None:
         self.works, self.task = works, task
-        self.ready: dict[str, Callable[..., Any]] = {}
+        self.tasks: dict[str, work.Task] = {"": task}
+        self.ready: dict[tuple[str, str], Callable[..., Any]] = {}
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return what came of one request; errors are part of the answer."""
         try:
-            once = self._ready(request["work"])
+            if "file" in request:
+                return {"file": importlib.import_module(request["file"]).__file__}
+            once = self._ready(request["work"], request.get("task"))
             return self._run(once, request)
         except work.Pending as missing:
             return {"pending": str(missing)}
@@ -57,24 +63,27 @@ class Contestant:
             traceback.print_exc()
             return {"error": f"{type(error).__name__}: {error}"}
 
-    def _ready(self, name: str) -> Callable[..., Any]:
+    def _ready(self, name: str, facts: Mapping[str, Any] | None) -> Callable[..., Any]:
         if name not in self.works:
             raise work.Pending(f"has no work {name!r}")
-        if name not in self.ready:
-            self.ready[name] = self.works[name](self.task)
-        return self.ready[name]
+        task = json.dumps(facts, sort_keys=True) if facts else ""
+        if task not in self.tasks:
+            self.tasks[task] = work.random_task(**(facts or {}))
+        if (name, task) not in self.ready:
+            self.ready[name, task] = self.works[name](self.tasks[task])
+        return self.ready[name, task]
 
     def _run(self, once: Callable[..., Any], request: Mapping[str, Any]) -> dict[str, Any]:
         before = _resident("VmRSS")
         if request.get("memory"):
             Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is resident now
         profile = cProfile.Profile() if request.get("profile") else None
-        start = time.perf_counter()
-        if profile is None:
-            values = once(**request.get("args", {}))
-        else:
-            values = profile.runcall(once, **request.get("args", {}))
-        answer = {"seconds": time.perf_counter() - start, "values": torch.as_tensor(values).tolist()}
+        call = once if profile is None else partial(profile.runcall, once)
+        used = time.process_time()
+        seconds, values = work.timed(partial(call, **request.get("args", {})), self.tasks[""].device)
+        used = time.process_time() - used
+        values, notes = values if isinstance(values, tuple) else (values, {})
+        answer = {"seconds": seconds, "cpu": used, "values": torch.as_tensor(values).tolist(), **notes}
         if request.get("memory"):
             answer |= {"before": before, "peak": _resident("VmHWM")}
         return answer if profile is None else answer | {"profile": _top(profile)}

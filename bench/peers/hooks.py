@@ -7,25 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from typing import Any
 
 import torch
 import work
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
-from work import BATCH, HALF, NEW_TOKENS, PLACE, POSITIONS, RANK, Task
-
-
-def load(task: Task) -> Any:
-    """Return the model, in eval mode, with nothing to train; one for all works of a process."""
-    return _load(task.checkpoint)
-
-
-@cache
-def _load(checkpoint: str) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    return work.settled(model).requires_grad_(False)
+from work import NEW_TOKENS, Task, load
 
 
 @contextmanager
@@ -46,16 +33,15 @@ def capture(model: Any, modules: Sequence[nn.Module], tokens: Tensor) -> list[Te
     return [kept[n] for n in range(len(modules))]
 
 
-def placed(output: Tensor, place: int, value: Tensor) -> Tensor:
-    """Return the output with another value `(batch, width)` at one position."""
+def placed(output: Tensor, place: Any, value: Tensor) -> Tensor:
+    """Return the output with another value `(batch, width)` at one position (`(batch, n, width)` at n of them)."""
     output = output.clone()
     output[:, place] = value
     return output
 
 
-def swapped(model: Any, layer: int, place: int, bases: Tensor, sources: Tensor) -> Tensor:
+def swapped(model: Any, block: nn.Module, place: int, bases: Tensor, sources: Tensor) -> Tensor:
     """Return the base's logits with the source's block output at one place: one source pass, one patched pass."""
-    block = model.model.layers[layer]
     (value,) = capture(model, [block], sources)
     with hooked((block, lambda output: placed(output, place, value[:, place]))):
         return model(bases).logits
@@ -64,21 +50,22 @@ def swapped(model: Any, layer: int, place: int, bases: Tensor, sources: Tensor) 
 def block_grid(task: Task) -> Callable[..., Tensor]:
     """A source pass and a patched pass for every cell (layer, position)."""
     model = load(task)
+    blocks = work.blocks(task, model)
 
     @torch.no_grad()
     def once(cells: list[tuple[int, int]], pair: int = 0) -> Tensor:
         base, source = task.bases[pair : pair + 1], task.sources[pair : pair + 1]
-        return torch.tensor(
-            [task.difference(swapped(model, layer, place, base, source)).item() for layer, place in cells]
-        )
+        logits = (swapped(model, blocks[layer], place, base, source) for layer, place in cells)
+        return torch.tensor([task.difference(one).item() for one in logits])
 
     return once
 
 
 def head_grid(task: Task) -> Callable[..., Tensor]:
     """One source pass in all, then a patched pass for every cell (layer, head), at the last token."""
-    model = load(task)
-    projections = [block.self_attn.o_proj for block in model.model.layers]
+    model, path = load(task), work.PATHS[task.shape.family][1]
+    projections = [block.get_submodule(path) for block in work.blocks(task, model)]
+    width = task.shape.width // task.shape.heads
 
     @torch.no_grad()
     def once(cells: list[tuple[int, int]]) -> Tensor:
@@ -93,7 +80,7 @@ def head_grid(task: Task) -> Callable[..., Tensor]:
         return torch.tensor([patched(layer, head, values[layer]).item() for layer, head in cells])
 
     def patched(layer: int, head: int, value: Tensor) -> Tensor:
-        channels = slice(head * 64, head * 64 + 64)
+        channels = slice(head * width, head * width + width)
 
         def put(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             heads = args[0].clone()
@@ -108,54 +95,81 @@ def head_grid(task: Task) -> Callable[..., Tensor]:
     return once
 
 
-def interchange(task: Task) -> Callable[[], Tensor]:
-    """One interchange in a batch of 16, at block 15 and position 12."""
+def interchange(task: Task) -> Callable[..., Tensor]:
+    """One interchange in a batch, at the middle block (15 of SmolLM2) and one position."""
     model = load(task)
+    block = work.blocks(task, model)[task.middle]
 
     @torch.no_grad()
-    def once() -> Tensor:
-        return task.difference(swapped(model, 15, PLACE, task.bases[:BATCH], task.turned[:BATCH]))
+    def once(batch: int = task.batch) -> Tensor:
+        return task.difference(swapped(model, block, task.place, task.bases[:batch], task.turned[:batch]))
 
     return once
 
 
 class Rotation(nn.Module):
-    """Orthonormal columns, kept orthonormal by PyTorch's parametrisation, as pyvene does it."""
+    """Orthonormal columns, kept orthonormal by PyTorch's parametrisation, as pyvene does it; in float32.
 
-    def __init__(self, columns: int) -> None:
+    Args:
+        columns: `(width, k)`, from which the training starts.
+        swap: the first so many coordinates are taken from the source; `None`: as many as a learned boundary says.
+    """
+
+    def __init__(self, columns: Tensor, swap: int | None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(work.rotation(columns))
+        self.swap, self.boundary = swap, nn.Parameter(torch.tensor(0.5, device=columns.device))
+        self.weight = nn.Parameter(columns)
         nn.utils.parametrizations.orthogonal(self)
-        self.weight = work.rotation(columns)
+        self.weight = columns
 
-    def forward(self, base: Tensor, source: Tensor, swap: int) -> Tensor:
-        """Return the base with the source's first `swap` coordinates in the rotated space."""
-        columns = self.weight[:, :swap]
-        return base + (source - base) @ columns @ columns.T
+    def forward(self, base: Tensor, source: Tensor) -> Tensor:
+        """Return the base with coordinates of the source in the rotated space."""
+        columns = self.weight[:, : self.swap]
+        change = (source.to(columns) - base.to(columns)) @ columns
+        if self.swap is None:
+            width = len(columns)
+            index = torch.arange(width, device=columns.device)
+            change = change * torch.sigmoid((self.boundary.clamp(1e-3, 1) * width - index) / (width / 16))
+        return (base + change @ columns.T).to(base.dtype)
+
+    def penalty(self) -> Tensor | float:
+        """Return what is added to the loss: the boundary, where there is one."""
+        return self.boundary.clamp(1e-3, 1) if self.swap is None else 0.0
 
 
-def training(columns: int, swap: int) -> Callable[[Task], Callable[..., float]]:
-    """Return the work of one training step: source pass, edited pass, backwards, Adam."""
+def training(kind: str) -> Callable[[Task], Callable[..., float]]:
+    """Return the work of one training step: source pass, edited pass, backwards, Adam.
+
+    Args:
+        kind: `das`, the low-rank rotation; `rotation`, a full one of which half is swapped; `boundless`.
+    """
 
     def prepare(task: Task) -> Callable[..., float]:
-        model = load(task)
-        rotations = {layer: Rotation(columns) for layer in (15, 27)}
-        adam = {layer: torch.optim.Adam(one.parameters(), lr=1e-3) for layer, one in rotations.items()}
-        bases, sources = task.bases[:BATCH], task.turned[:BATCH]
+        model, width = load(task), task.shape.width
+        columns, swap = {"das": (task.rank, task.rank), "rotation": (width, width // 2), "boundless": (width, None)}[
+            kind
+        ]
+        bases, sources = task.bases[: task.batch], task.turned[: task.batch]
+        steps: dict[int, tuple[Rotation, Any]] = {}
+
+        def start(layer: int) -> tuple[Rotation, Any]:
+            rotation = Rotation(task.rotation(columns), swap)
+            return rotation, torch.optim.Adam(rotation.parameters(), lr=1e-3)
 
         def once(layer: int) -> float:
-            block = model.model.layers[layer]
+            rotation, adam = steps[layer] if layer in steps else steps.setdefault(layer, start(layer))
+            block = work.blocks(task, model)[layer]
             with torch.no_grad():
                 (value,) = capture(model, [block], sources)
 
             def edit(output: Tensor) -> Tensor:
-                return placed(output, PLACE, rotations[layer](output[:, PLACE], value[:, PLACE], swap))
+                return placed(output, task.place, rotation(output[:, task.place], value[:, task.place]))
 
-            adam[layer].zero_grad()
+            adam.zero_grad()
             with hooked((block, edit)):
-                loss = task.loss(model(bases).logits)
+                loss = task.loss(model(bases).logits) + rotation.penalty()
             loss.backward()
-            adam[layer].step()
+            adam.step()
             return loss.item()
 
         return once
@@ -166,48 +180,56 @@ def training(columns: int, swap: int) -> Callable[[Task], Callable[..., float]]:
 def training_floor(task: Task) -> Callable[..., float]:
     """What a training step cannot avoid: blocks above the edit, positions from the edit on, forwards and backwards."""
     model = load(task)
+    norm = model.get_submodule(work.PATHS[task.shape.family][2])
 
     def once(layer: int) -> float:
-        torch.manual_seed(0)
-        hidden = torch.randn(BATCH, POSITIONS - PLACE, work.WIDTH, requires_grad=True)
-        tables = model.model.rotary_emb(hidden, torch.arange(PLACE, POSITIONS)[None])
+        generator = torch.Generator().manual_seed(0)
+        hidden = torch.randn(task.batch, task.positions - task.place, task.shape.width, generator=generator)
+        hidden = hidden.to(task.device, getattr(torch, task.dtype)).requires_grad_()
+        rest = {}
+        if task.shape.family != "gpt2":
+            at = torch.arange(task.place, task.positions, device=task.device)[None]
+            rest = {"position_embeddings": model.model.rotary_emb(hidden, at)}
         states = hidden
-        for block in model.model.layers[layer + 1 :]:
-            states = block(states, attention_mask=None, position_embeddings=tables)
-        task.loss(model.lm_head(model.model.norm(states[:, -1:]))).backward()
+        for block in work.blocks(task, model)[layer + 1 :]:
+            states = block(states, attention_mask=None, **rest)
+        task.loss(model.lm_head(norm(states[:, -1:]))).backward()
         return hidden.grad.norm().item()
 
     return once
 
 
-def generation(edited: bool) -> Callable[[Task], Callable[[], Tensor]]:
-    """Return the work of generating 64 tokens, plainly or with a direction added after block 15 at every step."""
+def generation(edited: bool) -> Callable[[Task], Callable[..., Tensor]]:
+    """Return the work of generating tokens, plainly or with a direction added after the middle block at every step."""
 
-    def prepare(task: Task) -> Callable[[], Tensor]:
-        model, vector = load(task), work.direction()
+    def prepare(task: Task) -> Callable[..., Tensor]:
+        model, vector = load(task), task.direction()
+        block = work.blocks(task, model)[task.middle]
 
         def add(output: Tensor) -> Tensor | None:
             return output + vector if output.shape[1] == 1 else None  # the prompt is left alone
 
-        def once() -> Tensor:
-            with hooked(*([(model.model.layers[15], add)] if edited else [])):
-                return model.generate(task.bases[:1], **GENERATION)[0, POSITIONS:]
+        def once(tokens: int = NEW_TOKENS) -> Tensor:
+            with hooked(*([(block, add)] if edited else [])):
+                return model.generate(task.bases[:1], **greedy(tokens))[0, task.positions :]
 
         return once
 
     return prepare
 
 
-GENERATION = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 2}
+def greedy(tokens: int) -> dict[str, Any]:
+    """Return the arguments of `generate` for so many tokens."""
+    return {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 2}
 
 
 def one_pass(task: Task) -> Callable[..., Tensor]:
-    """One full-batch pass: row i of 20 is the base with the source's value at position i after a block; all logits."""
+    """One full-batch pass: row i is the base with the source's value at position i after a block; all logits."""
     model = load(task)
 
     @torch.no_grad()
-    def once(layer: int, positions: int = POSITIONS) -> Tensor:
-        block, rows = model.model.layers[layer], torch.arange(positions)
+    def once(layer: int, positions: int = task.positions) -> Tensor:
+        block, rows = work.blocks(task, model)[layer], torch.arange(positions, device=task.device)
         (value,) = capture(model, [block], task.sources[:1, :positions])
 
         def put(output: Tensor) -> Tensor:
@@ -221,26 +243,52 @@ def one_pass(task: Task) -> Callable[..., Tensor]:
     return once
 
 
-def token_layers(task: Task) -> Callable[..., Tensor]:
-    """All 30 blocks on `rows` x `positions` tokens, nothing else; the driver divides by the token-layers."""
+def batching(task: Task) -> Callable[..., Tensor]:
+    """How far the values of cells are from themselves when they are computed as rows of a batch, and their size.
+
+    This is what no way of sharing passes can avoid: in bfloat16 a matrix product of other rows is rounded otherwise.
+    """
+    model = load(task)
+    blocks = work.blocks(task, model)
 
     @torch.no_grad()
-    def once(rows: int, positions: int = POSITIONS) -> Tensor:
-        hidden = torch.randn(rows, positions, work.WIDTH, generator=torch.Generator().manual_seed(0))
-        return load(task).model(inputs_embeds=hidden, use_cache=False).last_hidden_state[0, 0, 0]
+    def differences(layer: int, places: list[int]) -> Tensor:
+        (value,) = capture(model, [blocks[layer]], task.sources[:1])
+        rows, at = torch.arange(len(places)), torch.tensor(places)
+
+        def put(output: Tensor) -> Tensor:
+            output = output.clone()
+            output[rows, at] = value[0, at]
+            return output
+
+        with hooked((blocks[layer], put)):
+            return task.difference(model(task.bases[:1].expand(len(places), -1)).logits).float().cpu()
+
+    def once(cells: list[tuple[int, int]]) -> Tensor:
+        by_layer: dict[int, list[int]] = {}
+        for layer, place in cells:
+            by_layer.setdefault(layer, []).append(place)
+        worst = size = torch.zeros(())
+        for layer, places in by_layer.items():
+            alone = torch.cat([differences(layer, [place]) for place in places])
+            for rows in (2, 3, 8, len(places)):  # every size of batch is another product
+                batched = [differences(layer, places[n : n + rows]) for n in range(0, len(places), rows)]
+                worst = torch.maximum(worst, (torch.cat(batched) - alone).abs().max())
+            size = torch.maximum(size, alone.abs().max())
+        return torch.stack([worst, size])
 
     return once
 
 
-def random_grid(_task: Task) -> Callable[..., Tensor]:
-    """Cells of the block grid on a random model of so many layers and a prompt of so many tokens."""
+def token_layers(task: Task) -> Callable[..., Tensor]:
+    """All blocks on `rows` x `positions` tokens, nothing else; the driver divides by the token-layers."""
 
     @torch.no_grad()
-    def once(layers: int, positions: int, cells: list[tuple[int, int]]) -> Tensor:
-        model = work.random_llama(layers)
-        base, source = work.random_pair(positions)
-        logits = [swapped(model, layer, place, base, source)[0, -1] for layer, place in cells]
-        return torch.tensor([(one[1] - one[2]).item() for one in logits])
+    def once(rows: int, positions: int = task.positions) -> Tensor:
+        model, generator = load(task), torch.Generator().manual_seed(0)
+        hidden = torch.randn(rows, positions, task.shape.width, generator=generator)
+        hidden = hidden.to(task.device, getattr(torch, task.dtype))
+        return model.base_model(inputs_embeds=hidden, use_cache=False).last_hidden_state[0, 0, 0]
 
     return once
 
@@ -249,12 +297,13 @@ WORKS = {
     "block_grid": block_grid,
     "head_grid": head_grid,
     "interchange": interchange,
-    "das": training(RANK, RANK),
-    "rotation": training(work.WIDTH, HALF),
+    "das": training("das"),
+    "rotation": training("rotation"),
+    "boundless": training("boundless"),
     "training_floor": training_floor,
     "generate": generation(edited=True),
     "generate_plain": generation(edited=False),
     "one_pass": one_pass,
+    "batching": batching,
     "token_layers": token_layers,
-    "random_grid": random_grid,
 }

@@ -13,12 +13,17 @@ import torch
 import work
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from work import BATCH, HALF, PLACE, RANK, Task
+from work import Task
+
+
+def load(task: Task) -> Any:
+    """Return the model."""
+    return work.load(task) if task.checkpoint is None else _from_checkpoint(task.checkpoint)
 
 
 @cache
-def load(checkpoint: str) -> Any:
-    """Return the model; transformers 4 looks for the rotary base where transformers 5 does not write it."""
+def _from_checkpoint(checkpoint: str) -> Any:
+    """Return the checkpoint's model; transformers 4 looks for the rotary base where transformers 5 writes none."""
     rope = json.loads(Path(checkpoint, "config.json").read_text())["rope_parameters"]["rope_theta"]
     return work.settled(AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, rope_theta=rope))
 
@@ -28,7 +33,7 @@ def intervenable(task: Task, layer: int, kind: type, **options: Any) -> Any:
     config = pv.IntervenableConfig(
         representations=[pv.RepresentationConfig(layer, "block_output", "pos", 1, **options)], intervention_types=kind
     )
-    model = pv.IntervenableModel(config, load(task.checkpoint))
+    model = pv.IntervenableModel(config, load(task))
     model.disable_model_gradients()
     return model
 
@@ -51,26 +56,33 @@ def block_grid(task: Task) -> Callable[..., Tensor]:
     return once
 
 
-def training(kind: type, swap: int | None = None, **options: Any) -> Callable[[Task], Callable[..., float]]:
-    """Return the work of one training step: one call, backwards, Adam."""
+def training(kind: type, columns: str, swapped_half: bool = False) -> Callable[[Task], Callable[..., float]]:
+    """Return the work of one training step: one call, backwards, Adam.
+
+    Args:
+        kind: of the intervention.
+        columns: `rank` or `width`: how many columns the rotation has.
+        swapped_half: swap half of the coordinates.
+    """
 
     def prepare(task: Task) -> Callable[..., float]:
         steps: dict[int, tuple[Any, Any]] = {}
+        low = {"low_rank_dimension": task.rank} if columns == "rank" else {}
 
         def once(layer: int) -> float:
             model, adam = steps[layer] if layer in steps else steps.setdefault(layer, start(layer))
             adam.zero_grad()
-            loss = task.loss(swapped(model, PLACE, task.bases[:BATCH], task.turned[:BATCH]))
+            loss = task.loss(swapped(model, task.place, task.bases[: task.batch], task.turned[: task.batch]))
             loss.backward()
             adam.step()
             return loss.item()
 
         def start(layer: int) -> tuple[Any, Any]:
-            model = intervenable(task, layer, kind, **options)
+            model = intervenable(task, layer, kind, **low)
             (intervention,) = model.interventions.values()
-            intervention.rotate_layer.weight = work.rotation(options.get("low_rank_dimension") or work.WIDTH)
-            if swap is not None:
-                intervention.set_interchange_dim(swap)
+            intervention.rotate_layer.weight = task.rotation(task.rank if low else task.shape.width)
+            if swapped_half:
+                intervention.set_interchange_dim(task.shape.width // 2)
             return model, torch.optim.Adam(intervention.parameters(), lr=1e-3)
 
         return once
@@ -80,7 +92,7 @@ def training(kind: type, swap: int | None = None, **options: Any) -> Callable[[T
 
 WORKS = {
     "block_grid": block_grid,
-    "das": training(pv.LowRankRotatedSpaceIntervention, low_rank_dimension=RANK),
-    "rotation": training(pv.RotatedSpaceIntervention, swap=HALF),
-    "boundless": training(pv.BoundlessRotatedSpaceIntervention),
+    "das": training(pv.LowRankRotatedSpaceIntervention, "rank"),
+    "rotation": training(pv.RotatedSpaceIntervention, "width", swapped_half=True),
+    "boundless": training(pv.BoundlessRotatedSpaceIntervention, "width"),
 }
