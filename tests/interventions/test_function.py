@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from align_transformers import FunctionIntervention, SpecError
+from align_transformers import FunctionIntervention, SpecError, VanillaIntervention
 
 BASE, SOURCE = torch.ones(2, 1, 3), torch.full((2, 1, 3), 5.0)
 
@@ -110,3 +110,8 @@ def test_a_module_brings_its_parameters():
     one = FunctionIntervention(linear)
     assert torch.equal(one(BASE), linear(BASE))
     assert len(list(one.parameters())) == 2
+
+
+def test_what_need_not_be_made_twice():
+    assert VanillaIntervention.repeatable
+    assert not FunctionIntervention.repeatable

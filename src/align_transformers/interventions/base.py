@@ -55,6 +55,9 @@ class Intervention(nn.Module, ABC):
     joins_units: ClassVar[bool] = False
     """True if a configuration with `max_number_of_units` over 1 hands over the units of an example as one vector: the
     class is constructed with `keep_last_dim=False`, and `embed_dim` is the width of all units together."""
+    repeatable: ClassVar[bool] = True
+    """True if the same base and source always give the same value, so that an equal edit of an equal run need not be
+    made twice."""
     tensor_arguments: ClassVar[tuple[str, ...]] = ("source_representation",)
     """Constructor arguments that are kept in the state dict, not in `arguments`."""
 

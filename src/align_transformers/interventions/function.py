@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class FunctionIntervention(Intervention):
     >>> FunctionIntervention(lambda base: base * 3)(torch.ones(1, 1, 1)).tolist()
     [[[3.0]]]
     """
+
+    repeatable: ClassVar[bool] = False  # a function may count its calls, or draw numbers
 
     def __init__(self, function: Callable[..., Tensor | None], **kwargs: Any) -> None:
         super().__init__(**kwargs)
