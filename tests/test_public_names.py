@@ -71,6 +71,7 @@ NAMES = [
     "SourcelessIntervention",
     "SpecError",
     "StackedLowRankRotatedSpaceIntervention",
+    "SubspaceIntervention",
     "SubtractionIntervention",
     "Table",
     "TrainableIntervention",
@@ -105,11 +106,13 @@ NAMES = [
     "label_difference",
     "load_model",
     "logit_difference",
+    "operations",
     "precompute",
     "probability",
     "progress_bar",
     "rank",
     "resolve",
+    "subspaces",
 ]
 
 

@@ -1,5 +1,6 @@
 """Interventions on the internals of neural networks."""
 
+from . import operations, subspaces
 from ._errors import (
     AlignError,
     ArtifactError,
@@ -47,6 +48,7 @@ from .interventions import (
     SkipIntervention,
     SourcelessIntervention,
     StackedLowRankRotatedSpaceIntervention,
+    SubspaceIntervention,
     SubtractionIntervention,
     TrainableIntervention,
     VanillaIntervention,
@@ -165,6 +167,7 @@ __all__ = [
     "SourcelessIntervention",
     "SpecError",
     "StackedLowRankRotatedSpaceIntervention",
+    "SubspaceIntervention",
     "SubtractionIntervention",
     "Table",
     "TrainableIntervention",
@@ -199,9 +202,11 @@ __all__ = [
     "label_difference",
     "load_model",
     "logit_difference",
+    "operations",
     "precompute",
     "probability",
     "progress_bar",
     "rank",
     "resolve",
+    "subspaces",
 ]

@@ -24,6 +24,7 @@ from align_transformers.interventions import LowRankRotatedSpaceIntervention, Va
 from align_transformers.storage import load, save
 
 MODEL = mlp()
+HUGE = 10**15
 
 
 class Harm:
@@ -93,6 +94,55 @@ def test_nothing_is_imported(kept, monkeypatch):
 # --- Pickles ---------------------------------------------------------------------------------------------------------
 
 
+PAIR = {
+    "operation": {"class": "Swap", "arguments": {}},
+    "subspace": {"class": "Rotation", "arguments": {"width": WIDTH, "k": 2, "stack": None}},
+}
+
+
+def nested(depth: int) -> Any:
+    inner: Any = {"class": "Whole", "arguments": {"width": WIDTH}}
+    for _ in range(depth):
+        inner = {"class": "Mask", "arguments": {"over": inner}}
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"operation": {"class": "os.system", "arguments": {}}}, "unknown class 'os.system'"),
+        ({"operation": {"class": "Function", "arguments": {"function": "os.system"}}}, "unknown class 'Function'"),
+        ({"operation": {"class": "Rotation", "arguments": {"width": 2, "k": 1}}}, "unknown class 'Rotation'"),
+        ({"operation": {"class": "Swap", "arguments": {"evil": 1}}}, "cannot be constructed"),
+        ({"operation": {"class": "Swap"}}, "has 'class' and 'arguments'"),
+        ({"operation": {"class": ["Swap"], "arguments": {}}}, "'class' is a name"),
+        ({"operation": "Swap"}, "cannot be constructed"),
+        ({"operation": {"class": "Mean", "arguments": {"size": HUGE}}}, f"size is {HUGE}"),
+        ({"subspace": {"class": "Subspace", "arguments": {"width": 2}}}, "unknown class 'Subspace'"),
+        ({"subspace": {"class": "Basis", "arguments": {"width": 2}}}, "unknown class 'Basis'"),
+        ({"subspace": {"class": "Rotation", "arguments": {"width": HUGE, "k": 1}}}, f"width is {HUGE}"),
+        ({"subspace": {"class": "Rotation", "arguments": {"width": WIDTH, "k": 2, "stack": HUGE}}}, f"stack is {HUGE}"),
+        ({"subspace": {"class": "Rotation", "arguments": {"width": WIDTH, "k": 3}}}, r"\(6, 2\).*\(6, 3\)"),
+        ({"subspace": {"class": "Dictionary", "arguments": {"width": WIDTH, "latents": 2**24}}}, "latents is"),
+        ({"subspace": nested(2)}, "is a mask already"),
+        ({"subspace": nested(200)}, "not so deep"),
+        ({"subspace": {"class": "Mask", "arguments": {"over": 3}}}, "cannot be constructed"),
+    ],
+)
+def test_a_pair_names_what_the_tables_have_and_nothing_else(change, match, kept, monkeypatch):
+    def never(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("imported by name")
+
+    weights = load_file(kept / "weights.safetensors")
+    save_file({"0.subspace.free": weights["0.rotate_layer.free"]}, kept / "weights.safetensors")
+    given = {"class": "SubspaceIntervention", "arguments": dict(PAIR), "frozen": [], "orders": {}}
+    edit(kept, lambda record: record["interventions"][0].update(given))
+    assert load(kept, model=MODEL).config.representations[0].intervention.subspace.size == 2
+    monkeypatch.setattr("importlib.import_module", never)
+    edit(kept, lambda record: record["interventions"][0]["arguments"].update(change))
+    refused(kept, match)
+
+
 @pytest.mark.parametrize("write", [pickle.dumps, lambda harm: b"\x80\x04" + pickle.dumps(harm)])
 def test_a_pickle_in_the_place_of_the_weights(write, kept, tmp_path):
     mark = tmp_path / "harm"
@@ -153,8 +203,6 @@ def test_names_of_tensors_are_numbers_and_names(name, kept):
 
 
 # --- Sizes -----------------------------------------------------------------------------------------------------------
-
-HUGE = 10**15
 
 
 @pytest.mark.parametrize(
