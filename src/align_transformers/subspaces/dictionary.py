@@ -36,7 +36,8 @@ class Dictionary(Subspace):
     decoder `W_dec` makes of it, so its reconstruction error is kept. Made by hand its weights are random;
     `from_saelens` and `from_state_dict` read trained ones.
 
-    A transcoder (`inputs`) reads the latents off a module's input, and its decoder writes to the module's output.
+    A transcoder (`inputs`) reads the latents off a module's input, and its decoder writes to the module's output. In a
+    model both are of one width; an intervention that is called by hand may have two.
 
     Args:
         width: coordinates of the vectors; of a transcoder, of the module's output.
