@@ -2,6 +2,7 @@
 
 from .base import Subspace, describe, restore
 from .basis import Basis, Coordinates, uncast
+from .concepts import Eraser, difference_of_means, inlp, leace, logistic_regression
 from .dictionary import Dictionary, Latents
 from .direction import Concept, Direction
 from .mask import Boundary, Mask, Masked, annealed, boundary_mask, clamp_inward, hard_boundary
@@ -21,6 +22,7 @@ __all__ = [
     "Coordinates",
     "Dictionary",
     "Direction",
+    "Eraser",
     "Latents",
     "Mask",
     "Masked",
@@ -34,7 +36,11 @@ __all__ = [
     "clamp_inward",
     "coordinate_mask",
     "describe",
+    "difference_of_means",
     "hard_boundary",
+    "inlp",
+    "leace",
+    "logistic_regression",
     "orthonormal",
     "principal_components",
     "read_dictionary",
