@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -48,15 +49,16 @@ def edited(
     other = None if absent else who.given(base, source)
     if own is not None:
         new = operation.new(base, own.promoted(base) if operation.reads_vector else other)
-        return who.within(base, new.to(base.dtype), choice)
-    linear = basis if isinstance(basis, Basis) and operation.relative else None
-    at = basis.read(base) if linear is None else linear.zeros(base)
-    if operation.reads_vector:
-        other = base.to(at.dtype)
-    elif other is not None:
-        other = basis.read(other) if linear is None else linear.difference(base, other)
-    new = operation.new(at, other)
-    return _moved(who, basis, base, new - at if linear is None else new, at, choice, gate)
+        return who.within(base, new if new.dtype == base.dtype else new.to(base.dtype), choice)
+    if isinstance(basis, Basis) and operation.relative:
+        other = None if other is None else basis.difference(base, other)
+        at = basis.zeros(base) if other is None else torch.zeros_like(other)
+        change = operation.new(at, base.to(at.dtype) if operation.reads_vector else other)
+    else:
+        at = basis.read(base)
+        other = None if other is None else basis.read(other)
+        change = operation.new(at, base.to(at.dtype) if operation.reads_vector else other) - at
+    return _moved(who, basis, base, change, at, choice, gate)
 
 
 def transcoded(
