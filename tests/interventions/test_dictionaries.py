@@ -205,7 +205,7 @@ def test_a_transcoder_reads_the_modules_input_and_writes_its_output(name, tmp_pa
     names, cfg = TRANSCODERS[name]
     state = weights(*names)
     one = Dictionary.from_saelens(write(tmp_path, state, **{**cfg, "d_out": WIDTH}))
-    assert (one.inputs, one.width, one.reads_module_input) == (WIDTH, WIDTH, True)
+    assert (one.inputs, one.width, one.size) == (WIDTH, WIDTH, LATENTS)
     model, base, source = Block(), torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     read = model.read(base)
     (f, whole), (g, _) = by_hand(state, cfg, read), by_hand(state, cfg, model.read(source))

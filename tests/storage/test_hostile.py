@@ -20,8 +20,14 @@ from tests.storage.kit import WIDTH, Scale, contents, intervene, mlp
 
 from align_transformers import AlignError
 from align_transformers._errors import ArtifactError
-from align_transformers.interventions import LowRankRotatedSpaceIntervention, VanillaIntervention
+from align_transformers.interventions import (
+    LowRankRotatedSpaceIntervention,
+    SubspaceIntervention,
+    VanillaIntervention,
+)
+from align_transformers.operations import Mean
 from align_transformers.storage import load, save
+from align_transformers.subspaces import Mask, Rotation
 
 MODEL = mlp()
 HUGE = 10**15
@@ -271,7 +277,8 @@ WRONG = st.sampled_from([None, True, -1, 1.5, "os.system", "../..", [], {}, [[]]
 @given(data=st.data())
 def test_any_value_replaced_by_another_is_an_error_of_ours_or_harmless(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wrong") / "kept"
-    made = [LowRankRotatedSpaceIntervention(embed_dim=WIDTH, low_rank_dimension=2), VanillaIntervention()]
+    pair = SubspaceIntervention(Mean(torch.zeros(2)), Mask(Rotation(WIDTH, 2)), coordinates=[1])
+    made = [LowRankRotatedSpaceIntervention(embed_dim=WIDTH, low_rank_dimension=2), VanillaIntervention(), pair]
     save(contents(intervene(made, MODEL), metrics={"iia": 0.5}), folder)
     record = json.loads((folder / "intervention.json").read_text())
     path = data.draw(st.sampled_from([path for path in _paths(record) if path]))

@@ -72,7 +72,7 @@ class DictionaryIntervention(Intervention):
         self.limit_partition(count)
         self.latent_dim, self.operation, self.value = count, operation, value
         self.latents = None if latents is None else sorted({int(latent) for latent in latents})
-        self.usual = None if self.latents is None else tuple(self.latents)
+        self._usual = None if self.latents is None else tuple(self.latents)
         self.include_error, self.subtract_decoder_bias = include_error, subtract_decoder_bias
         self.source_kind: SourceKind = "run" if operation == "swap" else "none"
         self.dictionary = Dictionary(

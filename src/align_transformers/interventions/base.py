@@ -57,7 +57,7 @@ class Intervention(nn.Module, ABC):
     made twice."""
     tensor_arguments: ClassVar[tuple[str, ...]] = ("source_representation",)
     """Constructor arguments that are kept in the state dict, not in `arguments`."""
-    usual: tuple[int, ...] | None = None
+    _usual: tuple[int, ...] | None = None
     """The coordinates that a call works in when it chooses no subspace, where they are not the first so many."""
 
     def __init__(
@@ -162,7 +162,7 @@ class Intervention(nn.Module, ABC):
                 f"{name}: the source {tuple(value.shape)} does not fit the base {tuple(base.shape)}"
             ) from None
 
-    def fitted(self, what: str, names: Iterable[str], how: str) -> list[Tensor]:
+    def _fitted(self, what: str, names: Iterable[str], how: str) -> list[Tensor]:
         """Return buffers that are empty until something is fitted or loaded.
 
         Raises:
@@ -210,8 +210,8 @@ class Intervention(nn.Module, ABC):
             if len(choice) != base.shape[0]:
                 raise SpecError(f"subspaces name {len(choice)} examples, but the batch has {base.shape[0]}")
             mask = coordinate_mask(choice, self.partition, width)
-        elif self.usual is not None:
-            mask = coordinate_mask(((0,),), Partition((self.usual,)), width)
+        elif self._usual is not None:
+            mask = coordinate_mask(((0,),), Partition((self._usual,)), width)
         elif self.interchange_dim is not None:
             mask = (torch.arange(width) < self.interchange_dim).unsqueeze(0)
         else:

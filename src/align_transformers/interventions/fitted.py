@@ -85,7 +85,7 @@ class DirectionIntervention(Intervention):
         Raises:
             SpecError: it has not been fitted.
         """
-        (vector,) = self._fitted("vector")
+        (vector,) = self._kept_vectors("vector")
         return vector / vector.norm()
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
@@ -95,15 +95,15 @@ class DirectionIntervention(Intervention):
 
     def _made(self, basis: Basis, base: Tensor) -> Operation:
         """Return what is done to the coordinate along the direction, in the precision of `base`."""
-        vector, mean = self._fitted("vector", "mean")
+        vector, mean = self._kept_vectors("vector", "mean")
         if self.operation == "swap":
             return SWAP
         if self.operation == "add":
             return Shift(self.strength * vector.norm().to(base))
         return Mean(basis.read(mean.to(base))) if self.keep_mean else Zero()
 
-    def _fitted(self, *names: str) -> list[Tensor]:
-        return self.fitted("direction", names, "fit(activations, labels)")
+    def _kept_vectors(self, *names: str) -> list[Tensor]:
+        return self._fitted("direction", names, "fit(activations, labels)")
 
     @classmethod
     @abstractmethod
@@ -198,7 +198,7 @@ class LinearProbeIntervention(DirectionIntervention):
         Raises:
             SpecError: it has not been fitted.
         """
-        (threshold,) = self.fitted("threshold", ["threshold"], "fit(activations, labels)")
+        (threshold,) = self._fitted("threshold", ["threshold"], "fit(activations, labels)")
         direction = self.direction
         return activations.to(direction.dtype) @ direction > threshold
 
@@ -284,5 +284,5 @@ class ErasureIntervention(SourcelessIntervention):
         Raises:
             SpecError: it has not been fitted.
         """
-        eraser = Eraser(*self.fitted("eraser", _ERASER, "fit(activations, labels)"))
+        eraser = Eraser(*self._fitted("eraser", _ERASER, "fit(activations, labels)"))
         return edited(self, _ZERO, eraser.basis(), base, source, subspaces)

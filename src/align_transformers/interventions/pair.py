@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import operations, subspaces
 from .._errors import SpecError
 from ..operations import Add, Function, Operation, SourceKind, Subtract
-from ..subspaces import Basis, Choice, Coordinates, Dictionary, Subspace, describe, restore
+from ..subspaces import Basis, Choice, Coordinates, Subspace, describe, restore
 from .base import Intervention
 from .trainable import TrainableIntervention
 
@@ -168,7 +168,7 @@ class SubspaceIntervention(TrainableIntervention):
         if size is not None:
             self.limit_partition(size)
         if coordinates is not None:
-            self.usual = _checked(coordinates, size)
+            self._usual = _checked(coordinates, size)
         self.source_kind: SourceKind = "run" if self.reads_module_input else self.operation.source_kind
         self.temperature_schedule = self.subspace.temperature_schedule
         if self.temperature_schedule is not None:
@@ -186,20 +186,20 @@ class SubspaceIntervention(TrainableIntervention):
 
     @property
     def reads_module_input(self) -> bool:  # type: ignore[override]  # a fact of the pair, not of the class
-        """Whether the subspace does: whether it is a transcoder's."""
-        return self.subspace.reads_module_input
+        """Whether the subspace is a transcoder's."""
+        return self.subspace.inputs is not None
 
     @property
     def coordinates(self) -> list[int] | None:
         """The coordinates that are edited when a call chooses no subspaces."""
-        return None if self.usual is None else list(self.usual)
+        return None if self._usual is None else list(self._usual)
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return the base with its coordinates in the subspace as the operation makes them."""
         space = self.subspace
         chosen = None if space.takes_choice else subspaces
         if self.reads_module_input:
-            inputs = self.given(base, source, _inputs(space))
+            inputs = self.given(base, source, space.inputs)
             return transcoded(self, self.operation, space.basis(inputs), base, inputs, chosen, space.gate())
         return edited(self, self.operation, space.basis(base, subspaces), base, source, chosen, space.gate())
 
@@ -244,18 +244,12 @@ class SubspaceIntervention(TrainableIntervention):
         return frozen
 
 
-def _inputs(space: Subspace) -> int | None:
-    """Return the width of what a transcoder reads, under a mask or not."""
-    inner = space.over if isinstance(space, subspaces.Masked) else space
-    return inner.inputs if isinstance(inner, Dictionary) else None
-
-
 def _check(operation: Operation, subspace: Subspace) -> None:
     """Refuse an operation that cannot be made in a subspace."""
     name = f"{type(operation).__name__} in {type(subspace).__name__}"
     if operation.size is not None and subspace.size is not None and operation.size != subspace.size:
         raise SpecError(f"{name}: it is for {operation.size} coordinates, and the subspace has {subspace.size}")
-    if subspace.reads_module_input and operation.source_kind != "none" and not isinstance(operation, Add | Subtract):
+    if subspace.inputs is not None and operation.source_kind != "none" and not isinstance(operation, Add | Subtract):
         raise SpecError(
             f"{name}: a transcoder reads one input only, and this needs those of base and source: Add the latents of "
             "the source and Subtract those of the base, as two edits"

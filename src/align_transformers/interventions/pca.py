@@ -87,7 +87,7 @@ class PCARotatedSpaceIntervention(Intervention):
         Raises:
             SpecError: it has not been fitted.
         """
-        return Components(*self.fitted("components", _FITTED, "fit(activations, k)"))
+        return Components(*self._fitted("components", _FITTED, "fit(activations, k)"))
 
     def basis(self) -> Basis:
         """Return the components as a basis of the activations."""

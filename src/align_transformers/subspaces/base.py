@@ -37,8 +37,8 @@ class Subspace(nn.Module, ABC):
 
     takes_choice: bool = False
     """True if an example's choice of subspaces says which member of it is meant, rather than which coordinates."""
-    reads_module_input: bool = False
-    """True if coordinates are read off the module's input and lifted to its output."""
+    inputs: int | None = None
+    """The width of the module's input, if coordinates are read off that and lifted to its output: of a transcoder."""
     temperature_schedule: Schedule | None = None
     """The temperature that a fit starts and ends with; `None` where nothing is soft."""
     temperature: float

@@ -95,7 +95,6 @@ class Dictionary(Subspace):
             raise SpecError("only a transcoder has a skip connection: give the width of its inputs")
         self.activation, self.k, self.normalise, self.inputs, self.skip = activation, k, normalise, inputs, skip
         self.subtract_decoder_bias, self.include_error = subtract_decoder_bias, include_error
-        self.reads_module_input = inputs is not None
         columns = nn.functional.normalize(torch.randn(latents, width), dim=-1)
         rows = columns if inputs is None else nn.functional.normalize(torch.randn(latents, inputs), dim=-1)
         self.register_buffer("W_enc", rows.T.contiguous())
@@ -160,7 +159,7 @@ class Dictionary(Subspace):
 
     def basis(self, base: Tensor | None = None, choice: Choice | None = None) -> Latents:
         """Return the latents; of a transcoder `base` is what the module reads."""
-        return Latents(self, base if self.reads_module_input else None)
+        return Latents(self, None if self.inputs is None else base)
 
     def encode(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... latents"]:
         """Return the latents of `x`, in the precision of the dictionary or that of `x`, whichever is higher.

@@ -113,7 +113,7 @@ class Masked(Subspace):
             raise SpecError(f"a mask needs to know how many coordinates there are: give {type(over).__name__} a width")
         super().__init__(over.width, over.size)
         self.over, self.sparsity, self.hard = over, sparsity, hard
-        self.takes_choice, self.reads_module_input = over.takes_choice, over.reads_module_input
+        self.takes_choice, self.inputs = over.takes_choice, over.inputs
         self.temperature_schedule, self.temperature = annealed(schedule, temperature)
 
     @abstractmethod
