@@ -1,5 +1,6 @@
 """Interventions on the internals of neural networks."""
 
+from . import operations, subspaces
 from ._errors import (
     AlignError,
     ArtifactError,
@@ -49,6 +50,7 @@ from .interventions import (
     SkipIntervention,
     SourcelessIntervention,
     StackedLowRankRotatedSpaceIntervention,
+    SubspaceIntervention,
     SubtractionIntervention,
     TrainableIntervention,
     VanillaIntervention,
@@ -171,6 +173,7 @@ __all__ = [
     "SpecError",
     "StackedLowRankRotatedSpaceIntervention",
     "Step",
+    "SubspaceIntervention",
     "SubtractionIntervention",
     "Table",
     "TrainableIntervention",
@@ -206,10 +209,12 @@ __all__ = [
     "load_model",
     "logit_difference",
     "one_by_one",
+    "operations",
     "planned",
     "precompute",
     "probability",
     "progress_bar",
     "rank",
     "resolve",
+    "subspaces",
 ]

@@ -207,5 +207,5 @@ def test_nothing_to_erase():
         ErasureIntervention.fit(*labelled(), subspace_partition=[[0, 2]])
     with pytest.raises(SpecError, match="l2 is above 0"):
         logistic_regression(*labelled(), l2=0.0)
-    with pytest.raises(SpecError, match=r"threshold yet: make it with .fit\("):
+    with pytest.raises(SpecError, match=r"threshold yet: make it with LinearProbeIntervention.fit\("):
         LinearProbeIntervention(embed_dim=2).predict(torch.zeros(2))

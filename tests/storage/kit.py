@@ -31,12 +31,15 @@ from align_transformers.interventions import (
     SigmoidMaskRotatedSpaceIntervention,
     SkipIntervention,
     StackedLowRankRotatedSpaceIntervention,
+    SubspaceIntervention,
     SubtractionIntervention,
     TrainableIntervention,
     VanillaIntervention,
     ZeroIntervention,
 )
+from align_transformers.operations import Mean, Noise, Swap
 from align_transformers.storage import Artifact, Contents, load, save
+from align_transformers.subspaces import Dictionary, Mask, Rotation
 
 WIDTH = 6
 PARTS = [[0, 2], [2, 4]]
@@ -150,6 +153,11 @@ def examples() -> dict[str, list[Intervention]]:
         [LinearProbeIntervention.fit(states, labels), LinearProbeIntervention.fit(
             states, labels, operation="add", strength=0.5)],
         [ErasureIntervention.fit(states, labels), ErasureIntervention.fit(states, labels, method="inlp")],
+        [
+            SubspaceIntervention(Swap()),
+            SubspaceIntervention(Noise(), Mask(Rotation(WIDTH, 4), temperature=0.3), subspace_partition=PARTS),
+            SubspaceIntervention(Mean(torch.arange(9.0)), Dictionary(WIDTH, 9, activation="gated"), coordinates=[5]),
+        ],
     ]  # fmt: skip
     return {type(group[0]).__name__: [shaken(one) for one in group] for group in listed}
 

@@ -20,10 +20,17 @@ from tests.storage.kit import WIDTH, Scale, contents, intervene, mlp
 
 from align_transformers import AlignError
 from align_transformers._errors import ArtifactError
-from align_transformers.interventions import LowRankRotatedSpaceIntervention, VanillaIntervention
+from align_transformers.interventions import (
+    LowRankRotatedSpaceIntervention,
+    SubspaceIntervention,
+    VanillaIntervention,
+)
+from align_transformers.operations import Mean
 from align_transformers.storage import load, save
+from align_transformers.subspaces import Mask, Rotation
 
 MODEL = mlp()
+HUGE = 10**15
 
 
 class Harm:
@@ -93,6 +100,55 @@ def test_nothing_is_imported(kept, monkeypatch):
 # --- Pickles ---------------------------------------------------------------------------------------------------------
 
 
+PAIR = {
+    "operation": {"class": "Swap", "arguments": {}},
+    "subspace": {"class": "Rotation", "arguments": {"width": WIDTH, "k": 2, "stack": None}},
+}
+
+
+def nested(depth: int) -> Any:
+    inner: Any = {"class": "Whole", "arguments": {"width": WIDTH}}
+    for _ in range(depth):
+        inner = {"class": "Mask", "arguments": {"over": inner}}
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"operation": {"class": "os.system", "arguments": {}}}, "unknown class 'os.system'"),
+        ({"operation": {"class": "Function", "arguments": {"function": "os.system"}}}, "unknown class 'Function'"),
+        ({"operation": {"class": "Rotation", "arguments": {"width": 2, "k": 1}}}, "unknown class 'Rotation'"),
+        ({"operation": {"class": "Swap", "arguments": {"evil": 1}}}, "cannot be constructed"),
+        ({"operation": {"class": "Swap"}}, "has 'class' and 'arguments'"),
+        ({"operation": {"class": ["Swap"], "arguments": {}}}, "'class' is a name"),
+        ({"operation": "Swap"}, "cannot be constructed"),
+        ({"operation": {"class": "Mean", "arguments": {"size": HUGE}}}, f"size is {HUGE}"),
+        ({"subspace": {"class": "Subspace", "arguments": {"width": 2}}}, "unknown class 'Subspace'"),
+        ({"subspace": {"class": "Basis", "arguments": {"width": 2}}}, "unknown class 'Basis'"),
+        ({"subspace": {"class": "Rotation", "arguments": {"width": HUGE, "k": 1}}}, f"width is {HUGE}"),
+        ({"subspace": {"class": "Rotation", "arguments": {"width": WIDTH, "k": 2, "stack": HUGE}}}, f"stack is {HUGE}"),
+        ({"subspace": {"class": "Rotation", "arguments": {"width": WIDTH, "k": 3}}}, r"\(6, 2\).*\(6, 3\)"),
+        ({"subspace": {"class": "Dictionary", "arguments": {"width": WIDTH, "latents": 2**24}}}, "latents is"),
+        ({"subspace": nested(2)}, "is a mask already"),
+        ({"subspace": nested(200)}, "not so deep"),
+        ({"subspace": {"class": "Mask", "arguments": {"over": 3}}}, "cannot be constructed"),
+    ],
+)
+def test_a_pair_names_what_the_tables_have_and_nothing_else(change, match, kept, monkeypatch):
+    def never(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("imported by name")
+
+    weights = load_file(kept / "weights.safetensors")
+    save_file({"0.subspace.free": weights["0.rotate_layer.free"]}, kept / "weights.safetensors")
+    given = {"class": "SubspaceIntervention", "arguments": dict(PAIR), "frozen": [], "orders": {}}
+    edit(kept, lambda record: record["interventions"][0].update(given))
+    assert load(kept, model=MODEL).config.representations[0].intervention.subspace.size == 2
+    monkeypatch.setattr("importlib.import_module", never)
+    edit(kept, lambda record: record["interventions"][0]["arguments"].update(change))
+    refused(kept, match)
+
+
 @pytest.mark.parametrize("write", [pickle.dumps, lambda harm: b"\x80\x04" + pickle.dumps(harm)])
 def test_a_pickle_in_the_place_of_the_weights(write, kept, tmp_path):
     mark = tmp_path / "harm"
@@ -153,8 +209,6 @@ def test_names_of_tensors_are_numbers_and_names(name, kept):
 
 
 # --- Sizes -----------------------------------------------------------------------------------------------------------
-
-HUGE = 10**15
 
 
 @pytest.mark.parametrize(
@@ -223,7 +277,8 @@ WRONG = st.sampled_from([None, True, -1, 1.5, "os.system", "../..", [], {}, [[]]
 @given(data=st.data())
 def test_any_value_replaced_by_another_is_an_error_of_ours_or_harmless(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wrong") / "kept"
-    made = [LowRankRotatedSpaceIntervention(embed_dim=WIDTH, low_rank_dimension=2), VanillaIntervention()]
+    pair = SubspaceIntervention(Mean(torch.zeros(2)), Mask(Rotation(WIDTH, 2)), coordinates=[1])
+    made = [LowRankRotatedSpaceIntervention(embed_dim=WIDTH, low_rank_dimension=2), VanillaIntervention(), pair]
     save(contents(intervene(made, MODEL), metrics={"iia": 0.5}), folder)
     record = json.loads((folder / "intervention.json").read_text())
     path = data.draw(st.sampled_from([path for path in _paths(record) if path]))

@@ -16,6 +16,7 @@ from .masked import (
     SigmoidMaskIntervention,
     SigmoidMaskRotatedSpaceIntervention,
 )
+from .pair import SubspaceIntervention
 from .pca import PCARotatedSpaceIntervention
 from .reft import DireftIntervention, LoreftIntervention
 from .rotated import (
@@ -62,6 +63,7 @@ __all__ = [
     "SkipIntervention",
     "SourcelessIntervention",
     "StackedLowRankRotatedSpaceIntervention",
+    "SubspaceIntervention",
     "SubtractionIntervention",
     "TrainableIntervention",
     "VanillaIntervention",

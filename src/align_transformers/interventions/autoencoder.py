@@ -7,16 +7,21 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, final, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .._errors import SpecError
-from ..subspaces import Choice, Dictionary, Partition, coordinate_mask, read_dictionary, read_saelens
-from .base import Intervention, SourceKind
+from ..operations import Clamp, Operation, Shift, SourceKind, Zero
+from ..subspaces import Choice, Dictionary
+from ..subspaces.dictionary import Activation
+from .base import Intervention
+from .pair import edited
+from .static import SWAP
 
 LatentOperation = Literal["swap", "add", "ablate", "clamp"]
 """What is done to a latent: it becomes the source's, `value` is added, it becomes zero, it becomes `value`."""
+
+_ZERO = Zero()
 
 Self = TypeVar("Self", bound="DictionaryIntervention")
 
@@ -67,18 +72,20 @@ class DictionaryIntervention(Intervention):
         self.limit_partition(count)
         self.latent_dim, self.operation, self.value = count, operation, value
         self.latents = None if latents is None else sorted({int(latent) for latent in latents})
+        self._usual = None if self.latents is None else tuple(self.latents)
         self.include_error, self.subtract_decoder_bias = include_error, subtract_decoder_bias
         self.source_kind: SourceKind = "run" if operation == "swap" else "none"
         self.dictionary = Dictionary(
             embed_dim,
             count,
-            thresholds=self.activation() == "jumprelu",
+            activation=self.activation(),
             subtract_decoder_bias=subtract_decoder_bias,
+            include_error=include_error,
         )
 
     @classmethod
     @abstractmethod
-    def activation(cls) -> str:
+    def activation(cls) -> Activation:
         """Return what its latents are made with: `relu` or `jumprelu`."""
 
     @classmethod
@@ -93,18 +100,15 @@ class DictionaryIntervention(Intervention):
         Raises:
             SpecError: something is missing or too much, or shapes do not fit.
         """
-        found = read_dictionary(state)
-        jumps = cls.activation() == "jumprelu"
-        if ("threshold" in found) != jumps:
+        found = Dictionary.from_state_dict(state)
+        if found.activation != cls.activation():
+            jumps = cls.activation() == "jumprelu"
             raise SpecError(
                 f"{cls.__name__} has {'a' if jumps else 'no'} threshold, the state dict has "
-                f"{'one' if 'threshold' in found else 'none'}: JumpReLUAutoencoderIntervention has one, "
-                "AutoencoderIntervention has none"
+                f"{'none' if jumps else 'one'}: JumpReLUAutoencoderIntervention has one, AutoencoderIntervention has "
+                "none; SubspaceIntervention(operation, Dictionary.from_state_dict(state)) takes any"
             )
-        width, latents = found["W_enc"].shape
-        one = cls(embed_dim=width, latent_dim=latents, **options)
-        one.dictionary.load_state_dict(found, assign=True)
-        return one
+        return cls._of(found, options)
 
     @classmethod
     def from_saelens(cls: type[Self], folder: str | os.PathLike[str], **options: Any) -> Self:
@@ -117,43 +121,41 @@ class DictionaryIntervention(Intervention):
         Raises:
             SpecError: a file is missing, or the autoencoder is of another kind.
         """
-        settings, tensors = read_saelens(folder)
-        if settings["activation"] != cls.activation():
+        found = Dictionary.from_saelens(folder)
+        if (found.activation, found.normalise, found.inputs) != (cls.activation(), "none", None):
+            what = "transcoder" if found.inputs else "dictionary"
             raise SpecError(
-                f"{folder} holds a dictionary with {settings['activation']}; {cls.__name__} has {cls.activation()}"
+                f"{folder} holds a {what} with {found.activation} and normalisation {found.normalise!r}; "
+                f"{cls.__name__} has {cls.activation()} and 'none': "
+                "SubspaceIntervention(operation, Dictionary.from_saelens(folder)) takes any"
             )
-        return cls.from_state_dict(tensors, **{"subtract_decoder_bias": settings["subtract_decoder_bias"], **options})
+        return cls._of(found, {"subtract_decoder_bias": found.subtract_decoder_bias, **options})
+
+    @classmethod
+    def _of(cls: type[Self], found: Dictionary, options: Mapping[str, Any]) -> Self:
+        one = cls(embed_dim=found.width, latent_dim=found.size, **options)
+        one.dictionary.load_state_dict(found.state_dict(), assign=True)
+        return one
 
     def encode(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... latents"]:
         """Return the latents of `x`."""
-        return self.dictionary.read(x)
+        return self.dictionary.encode(x)
 
     def decode(self, latents: Float[Tensor, "... latents"]) -> Float[Tensor, "... width"]:
         """Return what the decoder makes of latents."""
-        return self.dictionary.write(latents)
-
-    def chosen(self, base: Tensor, subspaces: Choice | None) -> Tensor | None:
-        """Mark the latents that a call edits: those of its subspaces, or else `latents`."""
-        if subspaces is None and self.latents is not None:
-            mask = coordinate_mask(((0,),), Partition((tuple(self.latents),)), base.shape[-1])
-            return mask.to(base.device).expand_as(base)
-        return super().chosen(base, subspaces)
+        return self.dictionary.decode(latents)
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return the base with its chosen latents edited."""
-        latents = self.encode(base)
-        change = self.restricted(self._edited(latents, base, source) - latents, subspaces)
-        if not self.include_error:
-            return self.decode(latents + change).to(base.dtype)
-        return (base.to(change.dtype) + self.dictionary.write(change, bias=False)).to(base.dtype)
+        return edited(self, self._made(), self.dictionary.basis(), base, source, subspaces)
 
-    def _edited(self, latents: Tensor, base: Tensor, source: Tensor | None) -> Tensor:
-        """Return all latents as the operation makes them."""
+    def _made(self) -> Operation:
+        """Return what is done to the latents."""
         if self.operation == "swap":
-            return self.encode(self.given(base, source))
-        if self.operation == "add":
-            return latents + self.value
-        return torch.full_like(latents, self.value if self.operation == "clamp" else 0.0)
+            return SWAP
+        if self.operation == "ablate":
+            return _ZERO
+        return Shift(self.value) if self.operation == "add" else Clamp(self.value)
 
 
 @final
@@ -163,6 +165,7 @@ class AutoencoderIntervention(DictionaryIntervention):
     The arguments are those of `DictionaryIntervention`; without `from_state_dict` or `from_saelens` its weights are
     random. Cunningham et al.: arXiv:2309.08600.
 
+    >>> import torch
     >>> sae = AutoencoderIntervention(embed_dim=2, latent_dim=4)
     >>> base = torch.randn(1, 1, 2)
     >>> torch.equal(sae(base, base), base)
@@ -170,7 +173,7 @@ class AutoencoderIntervention(DictionaryIntervention):
     """
 
     @classmethod
-    def activation(cls) -> str:
+    def activation(cls) -> Activation:
         """Return `relu`."""
         return "relu"
 
@@ -182,12 +185,13 @@ class JumpReLUAutoencoderIntervention(DictionaryIntervention):
     A latent is zero up to a threshold of its own. The arguments are those of `DictionaryIntervention`; without
     `from_state_dict` or `from_saelens` its weights are random.
 
+    >>> import torch
     >>> steer = JumpReLUAutoencoderIntervention(embed_dim=2, latent_dim=4, operation="clamp", value=3.0, latents=[1])
     >>> steer(torch.randn(1, 1, 2)).shape
     torch.Size([1, 1, 2])
     """
 
     @classmethod
-    def activation(cls) -> str:
+    def activation(cls) -> Activation:
         """Return `jumprelu`."""
         return "jumprelu"

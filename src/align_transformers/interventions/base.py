@@ -6,18 +6,15 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
 from .._errors import SpecError
+from ..operations import SourceKind
 from ..subspaces import Choice, Partition, coordinate_mask
-
-SourceKind = Literal["run", "constant", "none", "optional"]
-"""What an intervention needs: `run`: a source, from a run or a constant; `constant`: a constant, never read from a run;
-`none`: no source (it gets a constant if one is given); `optional`: what a run or a constant has, if there is one."""
 
 
 class Intervention(nn.Module, ABC):
@@ -47,7 +44,7 @@ class Intervention(nn.Module, ABC):
     """
 
     source_kind: SourceKind = "run"
-    """Where the source comes from."""
+    """Where the source comes from; see `SourceKind`."""
     writes: ClassVar[bool] = True
     """False for interventions that only look."""
     reads_module_input: ClassVar[bool] = False
@@ -60,6 +57,8 @@ class Intervention(nn.Module, ABC):
     made twice."""
     tensor_arguments: ClassVar[tuple[str, ...]] = ("source_representation",)
     """Constructor arguments that are kept in the state dict, not in `arguments`."""
+    _usual: tuple[int, ...] | None = None
+    """The coordinates that a call works in when it chooses no subspace, where they are not the first so many."""
 
     def __init__(
         self,
@@ -137,8 +136,13 @@ class Intervention(nn.Module, ABC):
                 f"subspace_partition names coordinate {self.partition.end - 1}, but the vector has {coordinates}"
             )
 
-    def given(self, base: Tensor, source: Tensor | None) -> Tensor:
+    def given(self, base: Tensor, source: Tensor | None, width: int | None = None) -> Tensor:
         """Return the source, or else the constant that the intervention carries, in the shape and dtype of `base`.
+
+        Args:
+            base: `(batch, ..., width)`.
+            source: broadcastable to it; `None` for the constant.
+            width: of the source's vectors, where it is not that of the base.
 
         Raises:
             SpecError: there is neither, or it does not fit the base.
@@ -148,13 +152,27 @@ class Intervention(nn.Module, ABC):
             raise SpecError(f"{name} needs a source: pass one, or construct it with source_representation=")
         if value.dtype != base.dtype or value.device != base.device:
             value = value.to(base)
-        if value.shape == base.shape:
+        shape = base.shape if width is None else (*base.shape[:-1], width)
+        if value.shape == shape:
             return value
         try:
-            return value.expand_as(base)
+            return value.expand(shape)
         except RuntimeError:
-            found = f"{tuple(value.shape)} does not fit the base {tuple(base.shape)}"
-            raise SpecError(f"{name}: the source {found}") from None
+            raise SpecError(
+                f"{name}: the source {tuple(value.shape)} does not fit the base {tuple(base.shape)}"
+            ) from None
+
+    def _fitted(self, what: str, names: Iterable[str], how: str) -> list[Tensor]:
+        """Return buffers that are empty until something is fitted or loaded.
+
+        Raises:
+            SpecError: one is empty; the message says `what` there is none of, and `how` it is made.
+        """
+        found = [self._buffers[name] for name in names]
+        if any(value is None for value in found):
+            name = type(self).__name__
+            raise SpecError(f"{name} has no {what} yet: make it with {name}.{how}, or load a state dict")
+        return [value for value in found if value is not None]
 
     @classmethod
     def takes_subspaces(cls) -> bool:
@@ -192,6 +210,8 @@ class Intervention(nn.Module, ABC):
             if len(choice) != base.shape[0]:
                 raise SpecError(f"subspaces name {len(choice)} examples, but the batch has {base.shape[0]}")
             mask = coordinate_mask(choice, self.partition, width)
+        elif self._usual is not None:
+            mask = coordinate_mask(((0,),), Partition((self._usual,)), width)
         elif self.interchange_dim is not None:
             mask = (torch.arange(width) < self.interchange_dim).unsqueeze(0)
         else:

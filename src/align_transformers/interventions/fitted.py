@@ -10,16 +10,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._errors import SpecError
+from ..operations import Mean, Operation, Shift, SourceKind, Zero
 from ..subspaces import Basis, Choice
-from ..subspaces.concepts import class_numbers, difference_of_means, inlp, leace, logistic_regression, two_classes
-from .base import Intervention, SourceKind, SourcelessIntervention
-from .rotated import swap_in
+from ..subspaces.concepts import (
+    Eraser,
+    class_numbers,
+    difference_of_means,
+    inlp,
+    leace,
+    logistic_regression,
+    two_classes,
+)
+from .base import Intervention, SourcelessIntervention
+from .pair import edited
+from .static import SWAP
 
 DirectionOperation = Literal["add", "swap", "ablate"]
 """What is done along a direction: `strength` times the vector is added; what the base has along it becomes what the
 source has; what the base has along it becomes zero, or the mean."""
 
 ErasureMethod = Literal["leace", "inlp"]
+_ERASER = ("mean", "into", "back")
+_ZERO = Zero()
 
 Self = TypeVar("Self", bound="DirectionIntervention")
 
@@ -73,27 +85,25 @@ class DirectionIntervention(Intervention):
         Raises:
             SpecError: it has not been fitted.
         """
-        vector = self._fitted()[0]
+        (vector,) = self._kept_vectors("vector")
         return vector / vector.norm()
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return the base edited along the direction."""
-        vector, mean = self._fitted()
         basis = Basis.orthonormal(self.direction.unsqueeze(1))
-        if self.operation == "swap":
-            return swap_in(self, basis, base, source, subspaces)
-        coordinate = basis.read(base)
-        if self.operation == "add":
-            change = torch.full_like(coordinate, self.strength) * vector.norm().to(coordinate)
-        else:
-            change = (basis.read(mean.to(base.device)) if self.keep_mean else 0.0) - coordinate
-        return basis.moved(base, self.restricted(change, subspaces))
+        return edited(self, self._made(basis, basis.promoted(base)), basis, base, source, subspaces)
 
-    def _fitted(self) -> tuple[Tensor, Tensor]:
-        if self.vector is None or self.mean is None:
-            name = type(self).__name__
-            raise SpecError(f"{name} has no direction yet: make it with {name}.fit(activations, labels)")
-        return self.vector, self.mean
+    def _made(self, basis: Basis, base: Tensor) -> Operation:
+        """Return what is done to the coordinate along the direction, in the precision of `base`."""
+        vector, mean = self._kept_vectors("vector", "mean")
+        if self.operation == "swap":
+            return SWAP
+        if self.operation == "add":
+            return Shift(self.strength * vector.norm().to(base))
+        return Mean(basis.read(mean.to(base))) if self.keep_mean else Zero()
+
+    def _kept_vectors(self, *names: str) -> list[Tensor]:
+        return self._fitted("direction", names, "fit(activations, labels)")
 
     @classmethod
     @abstractmethod
@@ -188,10 +198,9 @@ class LinearProbeIntervention(DirectionIntervention):
         Raises:
             SpecError: it has not been fitted.
         """
-        if self.threshold is None:
-            raise SpecError("LinearProbeIntervention has no threshold yet: make it with .fit(activations, labels)")
+        (threshold,) = self._fitted("threshold", ["threshold"], "fit(activations, labels)")
         direction = self.direction
-        return activations.to(direction.dtype) @ direction > self.threshold
+        return activations.to(direction.dtype) @ direction > threshold
 
 
 @final
@@ -225,7 +234,7 @@ class ErasureIntervention(SourcelessIntervention):
         if method not in get_args(ErasureMethod):
             raise SpecError(f"method is one of {', '.join(get_args(ErasureMethod))}; found {method!r}")
         self.method = method
-        for name in ("mean", "into", "back"):
+        for name in _ERASER:
             self.register_buffer(name, None)
 
     @classmethod
@@ -265,7 +274,7 @@ class ErasureIntervention(SourcelessIntervention):
         if found.into.shape[1] == 0:
             raise SpecError("the activations tell nothing linear about the labels: there is nothing to erase")
         one.limit_partition(found.into.shape[1])
-        for name in ("mean", "into", "back"):
+        for name in _ERASER:
             one.register_buffer(name, _kept(getattr(found, name), activations))
         return one
 
@@ -275,7 +284,5 @@ class ErasureIntervention(SourcelessIntervention):
         Raises:
             SpecError: it has not been fitted.
         """
-        if self.mean is None or self.into is None or self.back is None:
-            raise SpecError("ErasureIntervention has nothing to erase yet: make it with .fit(activations, labels)")
-        basis = Basis(len(self.mean), self.into, self.back)
-        return basis.moved(base, self.restricted(-basis.read(basis.lift(base) - self.mean.to(base.device)), subspaces))
+        eraser = Eraser(*self._fitted("eraser", _ERASER, "fit(activations, labels)"))
+        return edited(self, _ZERO, eraser.basis(), base, source, subspaces)

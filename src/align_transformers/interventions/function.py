@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, final
+from collections.abc import Callable
+from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._errors import SpecError
+from ..operations.function import arity
 from ..subspaces import Choice
 from .base import Intervention
-
-_NAMES = ("base", "source", "subspaces")
 
 
 @final
@@ -35,12 +33,12 @@ class FunctionIntervention(Intervention):
     [[[3.0]]]
     """
 
-    repeatable: ClassVar[bool] = False  # a function may count its calls, or draw numbers
+    repeatable = False  # a function may count its calls, or draw numbers
 
     def __init__(self, function: Callable[..., Tensor | None], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.function = function
-        self.arity = _arity(function)
+        self.arity = arity(function)
         self.source_kind = "none" if self.arity == 1 else "optional"
 
     def arguments(self) -> dict[str, Any]:
@@ -63,30 +61,3 @@ class FunctionIntervention(Intervention):
             return base
         mask = None if self.arity == 3 else self.chosen(base, subspaces)
         return new if mask is None else torch.where(mask, new, base)
-
-
-def _arity(function: Callable[..., Any]) -> int:
-    """Count the arguments that `function` is to be called with; `*args` stands for all three."""
-    called = function.forward if isinstance(function, nn.Module) else function
-    try:
-        parameters = inspect.signature(called).parameters.values()
-    except ValueError:
-        raise SpecError(f"{function!r} does not tell its arguments: write lambda base: ... around it") from None
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return 3
-    count = len(list(_taken(parameters)))
-    if not 1 <= count <= 3:
-        raise SpecError(
-            f"an intervention function takes (base), (base, source) or (base, source, subspaces); {function!r} takes "
-            f"{count} positional arguments"
-        )
-    return count
-
-
-def _taken(parameters: Any) -> Iterator[inspect.Parameter]:
-    """Yield the positional parameters up to the first that has a default and is not one of ours."""
-    for parameter in parameters:
-        positional = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-        if not positional or (parameter.default is not parameter.empty and parameter.name not in _NAMES):
-            return
-        yield parameter

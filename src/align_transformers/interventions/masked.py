@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .._errors import SpecError
-from ..subspaces import Basis, Choice, Rotation, boundary_mask, clamp_inward, hard_boundary
-from .rotated import swap_in
-from .trainable import Schedule, TrainableIntervention
+from ..subspaces import Basis, Choice, Rotation, annealed, boundary_mask, clamp_inward, hard_boundary
+from .pair import edited
+from .static import SWAP
+from .trainable import TrainableIntervention
 
 
 class MaskedIntervention(TrainableIntervention):
@@ -50,19 +50,7 @@ class MaskedIntervention(TrainableIntervention):
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return the base with the masked coordinates from the source."""
         mask = self.hard_mask().float() if self.hard else self.soft_mask()
-        return swap_in(self, self.basis(), base, source, subspaces, mask)
-
-
-def _annealed(schedule: Sequence[float], temperature: float | None) -> tuple[Schedule, float]:
-    """Return a schedule and the temperature to begin with.
-
-    Raises:
-        SpecError: there are not two temperatures above 0.
-    """
-    if len(schedule) != 2 or not all(value > 0 for value in (*schedule, temperature or schedule[0])):
-        raise SpecError(f"temperature_schedule is (start, end), both above 0; found {tuple(schedule)}, {temperature}")
-    start, end = (float(value) for value in schedule)
-    return (start, end), start if temperature is None else float(temperature)
+        return edited(self, SWAP, self.basis(), base, source, subspaces, mask)
 
 
 @final
@@ -109,7 +97,7 @@ class BoundlessRotatedSpaceIntervention(MaskedIntervention):
         super().__init__(embed_dim=embed_dim, **kwargs)
         self.limit_partition(embed_dim)
         start = embed_dim / 16
-        self.temperature_schedule, self.temperature = _annealed(
+        self.temperature_schedule, self.temperature = annealed(
             temperature_schedule or (start, min(0.1, start)), temperature
         )
         self.sparsity, self.boundary_rate, self.hard = sparsity, boundary_rate, hard
@@ -123,7 +111,7 @@ class BoundlessRotatedSpaceIntervention(MaskedIntervention):
 
     def basis(self) -> Basis:
         """Return the rotated coordinates."""
-        return Basis.orthonormal(self.rotation)
+        return self.rotate_layer.basis()
 
     def share(self) -> Float[Tensor, ""]:
         """Return B: the share of the coordinates below the boundary."""
@@ -162,7 +150,7 @@ class SigmoidMasked(MaskedIntervention):
     ) -> None:
         super().__init__(embed_dim=embed_dim, **kwargs)
         self.limit_partition(embed_dim)
-        self.temperature_schedule, self.temperature = _annealed(temperature_schedule, temperature)
+        self.temperature_schedule, self.temperature = annealed(temperature_schedule, temperature)
         self.sparsity, self.hard = sparsity, hard
         self.mask = nn.Parameter(torch.zeros(embed_dim))
 
@@ -214,7 +202,7 @@ class SigmoidMaskRotatedSpaceIntervention(SigmoidMasked):
 
     def basis(self) -> Basis:
         """Return the rotated coordinates."""
-        return Basis.orthonormal(self.rotation)
+        return self.rotate_layer.basis()
 
 
 @final

@@ -8,9 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._errors import SpecError
-from ..subspaces import Basis, Choice, principal_components
+from ..subspaces import Basis, Choice, Components, principal_components
 from .base import Intervention
-from .rotated import swap_in
+from .pair import edited
+from .static import SWAP
+
+_FITTED = ("mean", "scale", "directions", "explained")
 
 
 @final
@@ -49,7 +52,7 @@ class PCARotatedSpaceIntervention(Intervention):
             raise SpecError(f"vectors of width {embed_dim} have 1 to {embed_dim} components, not {low_rank_dimension}")
         self.limit_partition(low_rank_dimension)
         self.standardise = standardise
-        for name in ("mean", "scale", "directions", "explained"):
+        for name in _FITTED:
             self.register_buffer(name, None)
 
     @classmethod
@@ -69,34 +72,27 @@ class PCARotatedSpaceIntervention(Intervention):
         """
         found = principal_components(activations, k, standardise=standardise)
         one = cls(embed_dim=activations.shape[1], low_rank_dimension=k, standardise=standardise, **kwargs)
-        one.register_buffer("mean", found.mean)
-        one.register_buffer("scale", found.scale)
-        one.register_buffer("directions", found.directions)
-        one.register_buffer("explained", found.share)
+        for name, value in zip(_FITTED, (found.mean, found.scale, found.directions, found.share), strict=True):
+            one.register_buffer(name, value)
         return one
 
     @property
     def rotation(self) -> Float[Tensor, "width k"]:
         """V: orthonormal columns, on the scale of the fit."""
-        return self._fitted()[1]
+        return self.components().directions
 
-    def basis(self) -> Basis:
-        """Return the components as a basis of the activations.
+    def components(self) -> Components:
+        """Return the components.
 
         Raises:
             SpecError: it has not been fitted.
         """
-        scale, directions = self._fitted()
-        return Basis(len(scale), directions / scale.unsqueeze(1), (directions * scale.unsqueeze(1)).T)
+        return Components(*self._fitted("components", _FITTED, "fit(activations, k)"))
+
+    def basis(self) -> Basis:
+        """Return the components as a basis of the activations."""
+        return self.components().basis()
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return the base with its chosen components from the source."""
-        return swap_in(self, self.basis(), base, source, subspaces)
-
-    def _fitted(self) -> tuple[Tensor, Tensor]:
-        if self.scale is None or self.directions is None:
-            raise SpecError(
-                "PCARotatedSpaceIntervention has no components yet: make it with "
-                "PCARotatedSpaceIntervention.fit(activations, k), or load a state dict"
-            )
-        return self.scale, self.directions
+        return edited(self, SWAP, self.basis(), base, source, subspaces)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..subspaces import Basis, Choice, Rotation, uncast
+from ..operations import Learned
+from ..subspaces import Choice, Rotation
 from .base import SourcelessIntervention
+from .pair import edited
 from .trainable import TrainableIntervention
 
 
@@ -25,6 +26,9 @@ class ReftIntervention(SourcelessIntervention, TrainableIntervention):
         SpecError: there are no subspaces of so many dimensions; as for `Intervention`.
     """
 
+    adds: ClassVar[bool]
+    """Whether what the base has in the subspace is kept and added to."""
+
     def __init__(self, *, embed_dim: int, low_rank_dimension: int, **kwargs: Any) -> None:
         super().__init__(embed_dim=embed_dim, low_rank_dimension=low_rank_dimension, **kwargs)
         self.rotate_layer = Rotation(embed_dim, low_rank_dimension)
@@ -36,20 +40,10 @@ class ReftIntervention(SourcelessIntervention, TrainableIntervention):
         """R transposed: orthonormal columns."""
         return self.rotate_layer.weight
 
-    @abstractmethod
-    def change(self, basis: Basis, base: Tensor) -> Tensor:
-        """Return what is added to the base's coordinates in the subspace."""
-
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return the base with its change along R, in the chosen coordinates."""
-        basis = Basis.orthonormal(self.rotation)
-        return basis.moved(base, self.restricted(self.change(basis, base), subspaces))
-
-    def learned(self, basis: Basis, base: Tensor) -> Tensor:
-        """Return `W base + b`, in the precision of the basis."""
-        x, layer = basis.lift(base), self.learned_source
-        with uncast(x):
-            return nn.functional.linear(x, layer.weight.to(x), layer.bias.to(x))
+        learned = Learned(self.learned_source, adds=self.adds)
+        return edited(self, learned, self.rotate_layer.basis(), base, source, subspaces)
 
 
 @final
@@ -72,9 +66,7 @@ class LoreftIntervention(ReftIntervention):
     torch.Size([1, 1, 4])
     """
 
-    def change(self, basis: Basis, base: Tensor) -> Tensor:
-        """Return `W base + b - R base`."""
-        return self.learned(basis, base) - basis.read(base)
+    adds = False
 
 
 @final
@@ -97,6 +89,4 @@ class DireftIntervention(ReftIntervention):
     torch.Size([1, 1, 4])
     """
 
-    def change(self, basis: Basis, base: Tensor) -> Tensor:
-        """Return `W base + b`."""
-        return self.learned(basis, base)
+    adds = True

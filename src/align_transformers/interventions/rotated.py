@@ -4,38 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .._errors import SpecError
-from ..subspaces import Basis, Choice, Rotation, uncast
-from .base import Intervention
+from ..subspaces import Choice, Rotation
+from .pair import edited
+from .static import SWAP
 from .trainable import TrainableIntervention
-
-
-def swap_in(
-    who: Intervention,
-    basis: Basis,
-    base: Tensor,
-    source: Tensor | None,
-    subspaces: Choice | None,
-    share: Tensor | None = None,
-) -> Tensor:
-    """Return `base` with its chosen coordinates in a basis taken from the source.
-
-    It moves the base by a difference, so a source equal to the base changes nothing, bit for bit.
-
-    Args:
-        who: the intervention: it knows its constant source and its partition.
-        basis: whose coordinates are swapped.
-        base: `(batch, ..., width)`.
-        source: of the same shape or broadcastable to it; `None` for the constant.
-        subspaces: one tuple of parts for each example; `None` for all coordinates.
-        share: `(k,)`, how much of each coordinate is swapped, 0 to 1; `None` for all of each.
-    """
-    change = basis.read(basis.lift(who.given(base, source)) - basis.lift(base))
-    return basis.moved(base, who.restricted(change if share is None else change * share.to(change), subspaces))
 
 
 @final
@@ -54,6 +30,7 @@ class RotatedSpaceIntervention(TrainableIntervention):
     Raises:
         SpecError: as for `Intervention`.
 
+    >>> import torch
     >>> das = RotatedSpaceIntervention(embed_dim=4, subspace_partition=[[0, 2], [2, 4]])
     >>> das(torch.zeros(2, 1, 4), torch.ones(2, 1, 4), ((0,), (1,))).shape
     torch.Size([2, 1, 4])
@@ -73,7 +50,7 @@ class RotatedSpaceIntervention(TrainableIntervention):
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return the base with its chosen rotated coordinates from the source."""
-        return swap_in(self, Basis.orthonormal(self.rotation), base, source, subspaces)
+        return edited(self, SWAP, self.rotate_layer.basis(), base, source, subspaces)
 
 
 @final
@@ -92,6 +69,7 @@ class LowRankRotatedSpaceIntervention(TrainableIntervention):
     Raises:
         SpecError: there are no subspaces of so many dimensions; as for `Intervention`.
 
+    >>> import torch
     >>> das = LowRankRotatedSpaceIntervention(embed_dim=4, low_rank_dimension=1)
     >>> das(torch.zeros(1, 1, 4), torch.ones(1, 1, 4)).shape
     torch.Size([1, 1, 4])
@@ -111,7 +89,7 @@ class LowRankRotatedSpaceIntervention(TrainableIntervention):
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return `base + (source @ R - base @ R) @ R.T`, in the chosen coordinates."""
-        return swap_in(self, Basis.orthonormal(self.rotation), base, source, subspaces)
+        return edited(self, SWAP, self.rotate_layer.basis(), base, source, subspaces)
 
 
 @final
@@ -131,6 +109,7 @@ class StackedLowRankRotatedSpaceIntervention(TrainableIntervention):
     Raises:
         SpecError: there is no member, or a partition or `interchange_dim` is given; as for the low-rank rotation.
 
+    >>> import torch
     >>> seeds = StackedLowRankRotatedSpaceIntervention(embed_dim=4, low_rank_dimension=1, members=3)
     >>> seeds(torch.zeros(2, 1, 4), torch.ones(2, 1, 4), ((2,), (0,))).shape
     torch.Size([2, 1, 4])
@@ -138,8 +117,6 @@ class StackedLowRankRotatedSpaceIntervention(TrainableIntervention):
 
     def __init__(self, *, embed_dim: int, low_rank_dimension: int, members: int, **kwargs: Any) -> None:
         super().__init__(embed_dim=embed_dim, low_rank_dimension=low_rank_dimension, **kwargs)
-        if members < 1:
-            raise SpecError(f"a stack has members; asked for {members}")
         if self.partition is not None or self.interchange_dim is not None:
             raise SpecError(
                 "subspaces choose the members of a stack: it takes no subspace_partition or interchange_dim"
@@ -158,15 +135,7 @@ class StackedLowRankRotatedSpaceIntervention(TrainableIntervention):
         Raises:
             SpecError: an example chooses no member, several, or one that does not exist.
         """
-        columns = self.rotation[self._chosen_members(base, subspaces)]
-        if base.shape[-1] != columns.shape[1]:
-            raise SpecError(f"the stack is one of width {columns.shape[1]}; the vectors have {base.shape[-1]}")
-        columns = columns.to(base.device, torch.promote_types(base.dtype, columns.dtype))
-        values, other = base.to(columns.dtype), self.given(base, source).to(columns.dtype)
-        difference = (other - values).reshape(len(base), -1, base.shape[-1])
-        with uncast(base):
-            step = difference @ columns @ columns.mT
-        return (values + step.view_as(values)).to(base.dtype)
+        return edited(self, SWAP, self.rotate_layer.basis(base, subspaces), base, source, None)
 
     def member(self, number: int) -> LowRankRotatedSpaceIntervention:
         """Return one member as an intervention of its own."""
@@ -178,15 +147,3 @@ class StackedLowRankRotatedSpaceIntervention(TrainableIntervention):
         )
         one.rotate_layer.set_weight(self.rotation.detach()[number])
         return one
-
-    def _chosen_members(self, base: Tensor, subspaces: Choice | None) -> Tensor:
-        """Return the number of each example's member."""
-        choice = [tuple(parts) for parts in subspaces or ()]
-        fits = len(choice) == len(base) and all(len(parts) == 1 for parts in choice)
-        numbers = [int(part) for parts in choice for part in parts]
-        if not fits or any(not 0 <= number < self.members for number in numbers):
-            raise SpecError(
-                f"each of the {len(base)} examples chooses one of {self.members} members by subspaces, from 0; "
-                f"found {subspaces!r}"
-            )
-        return torch.tensor(numbers, dtype=torch.long, device=self.rotate_layer.free.device)

@@ -4,64 +4,71 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, final
 
-import torch
 from torch import Tensor
 
-from .._errors import SpecError
-from ..subspaces import Choice
-from .base import ConstantSourceIntervention, Intervention, SourceKind, SourcelessIntervention
+from ..operations import Add, Collect, Mean, Noise, SourceKind, Subtract, Swap, Zero
+from ..subspaces import WHOLE, Choice
+from .base import ConstantSourceIntervention, Intervention, SourcelessIntervention
+from .pair import edited
+
+SWAP = Swap()
+_ADD, _SUBTRACT, _ZERO, _COLLECT = Add(), Subtract(), Zero(), Collect()
 
 
 @final
 class VanillaIntervention(Intervention):
     """Interchange intervention: the base's value becomes the source's (Geiger et al. 2020, arXiv:2004.14623).
 
+    >>> import torch
     >>> VanillaIntervention()(torch.zeros(1, 1, 2), torch.ones(1, 1, 2)).tolist()
     [[[1.0, 1.0]]]
     """
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return `source`."""
-        return self.within(base, self.given(base, source), subspaces)
+        return edited(self, SWAP, WHOLE, base, source, subspaces)
 
 
 @final
 class AdditionIntervention(Intervention):
     """Add the source to the base (steering vectors).
 
+    >>> import torch
     >>> AdditionIntervention(source_representation=torch.ones(2))(torch.zeros(1, 1, 2)).tolist()
     [[[1.0, 1.0]]]
     """
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return `base + source`."""
-        return self.within(base, base + self.given(base, source), subspaces)
+        return edited(self, _ADD, WHOLE, base, source, subspaces)
 
 
 @final
 class SubtractionIntervention(Intervention):
     """Subtract the source from the base.
 
+    >>> import torch
     >>> SubtractionIntervention()(torch.ones(1, 1, 2), torch.ones(1, 1, 2)).tolist()
     [[[0.0, 0.0]]]
     """
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return `base - source`."""
-        return self.within(base, base - self.given(base, source), subspaces)
+        return edited(self, _SUBTRACT, WHOLE, base, source, subspaces)
 
 
 @final
 class ZeroIntervention(ConstantSourceIntervention):
     """Zero ablation.
 
+    >>> import torch
     >>> ZeroIntervention(subspace_partition=[[0, 1], [1, 3]])(torch.ones(1, 1, 3), subspaces=((1,),)).tolist()
     [[[1.0, 0.0, 0.0]]]
     """
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return zeros."""
-        return self.within(base, torch.zeros_like(base), subspaces)
+        return edited(self, _ZERO, WHOLE, base, source, subspaces)
 
 
 @final
@@ -73,6 +80,7 @@ class MeanIntervention(ConstantSourceIntervention):
             `source_representation`, `(width,)`, here or in the call.
         **kwargs: as for `Intervention`.
 
+    >>> import torch
     >>> MeanIntervention(activations=torch.tensor([[0.0, 2.0], [2.0, 4.0]]))(torch.zeros(1, 1, 2)).tolist()
     [[[1.0, 3.0]]]
     """
@@ -83,11 +91,11 @@ class MeanIntervention(ConstantSourceIntervention):
     def __init__(self, *, activations: Tensor | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if activations is not None:
-            self.set_source_representation(activations.reshape(-1, activations.shape[-1]).mean(0))
+            self.set_source_representation(Mean.of(activations).values)
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return the mean."""
-        return self.within(base, self.given(base, source), subspaces)
+        return edited(self, SWAP, WHOLE, base, source, subspaces)
 
 
 @final
@@ -104,6 +112,7 @@ class NoiseIntervention(SourcelessIntervention):
         seed: of the noise.
         **kwargs: as for `Intervention`.
 
+    >>> import torch
     >>> noise = NoiseIntervention(noise_level=3.0, std=0.1, seed=1)
     >>> torch.equal(noise(torch.zeros(1, 2, 4)), noise(torch.zeros(1, 5, 4))[:, :2])
     True
@@ -115,37 +124,36 @@ class NoiseIntervention(SourcelessIntervention):
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return `base + noise_level * std * noise`."""
-        generator = torch.Generator().manual_seed(self.seed)
-        units = base[0].numel() // max(base.shape[-1], 1) if len(base) else 0
-        drawn = [torch.randn(base.shape[-1], generator=generator) for _ in range(units)]
-        noise = torch.stack(drawn).view(base.shape[1:]) if drawn else torch.zeros(base.shape[1:])
-        return self.within(base, base + (noise * (self.noise_level * self.std)).to(base), subspaces)
+        noise = Noise(self.noise_level, self.std, self.seed)
+        return edited(self, noise, WHOLE, base, source, subspaces)
 
 
 @final
 class SkipIntervention(Intervention):
     """Skip the module: its output becomes the input that it had on the source run.
 
+    >>> import torch
     >>> SkipIntervention()(torch.zeros(1, 1, 2), torch.ones(1, 1, 2)).tolist()
     [[[1.0, 1.0]]]
     """
 
-    reads_module_input: ClassVar[bool] = True
+    reads_module_input = True
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return `source`, which the engine read at the module's input."""
-        return self.within(base, self.given(base, source), subspaces)
+        return edited(self, SWAP, WHOLE, base, source, subspaces)
 
 
 @final
 class CollectIntervention(SourcelessIntervention):
     """Look, do not touch: the value comes back in `collected_activations`.
 
+    >>> import torch
     >>> CollectIntervention(subspace_partition=[[0, 1], [1, 3]])(torch.ones(1, 1, 3), subspaces=((1,),)).shape
     torch.Size([1, 1, 2])
     """
 
-    writes: ClassVar[bool] = False
+    writes = False
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return `base`, or its chosen coordinates side by side, in ascending order.
@@ -153,10 +161,4 @@ class CollectIntervention(SourcelessIntervention):
         Raises:
             SpecError: the examples' subspaces differ in size.
         """
-        mask = self.chosen(base, subspaces)
-        if mask is None:
-            return base
-        sizes = sorted(set(mask.sum(-1).flatten().tolist()))
-        if len(sizes) > 1:
-            raise SpecError(f"subspaces of {sizes} coordinates cannot be collected in one call: choose equal sizes")
-        return base[mask].view(*base.shape[:-1], sizes[0] if sizes else 0)
+        return edited(self, _COLLECT, WHOLE, base, source, subspaces)

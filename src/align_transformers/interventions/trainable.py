@@ -10,10 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._errors import SpecError
+from ..subspaces.base import Schedule
 from .base import Intervention
-
-Schedule = tuple[float, float]
-"""The temperature at the start and at the end of a fit."""
 
 
 class TrainableIntervention(Intervention):

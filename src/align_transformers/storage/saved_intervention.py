@@ -20,6 +20,7 @@ _INTERVENTION: Mapping[str, Kinds] = {
 MOST_COORDINATES = 2**24
 """Of a vector, and of all parts of a partition together: ranges are short to write, and are made into coordinates."""
 
+_DEEPEST = 6  # a subspace, its arguments, one inside, its arguments; and two more for what may come
 _FEW = 2**16  # what a size may be, however few weights there are
 
 
@@ -131,10 +132,14 @@ def _check_shapes(made: Intervention, state: Mapping[str, Tensor], where: str) -
             )
 
 
-def _check_sizes(arguments: Mapping[str, Any], elements: int, where: str) -> None:
+def _check_sizes(arguments: Mapping[str, Any], elements: int, where: str, inside: int = 0) -> None:
     """Refuse numbers that ask for far more than the file holds."""
+    if inside > _DEEPEST:
+        raise ArtifactError(f"{where}: operations and subspaces are not so deep in each other")
     for name, value in arguments.items():
-        most = MOST_COORDINATES if name in ("embed_dim", "interchange_dim") else max(elements, _FEW)
+        if isinstance(value, Mapping):  # an operation or a subspace, or its arguments
+            _check_sizes(value, elements, f"{where}.{name}", inside + 1)
+        most = MOST_COORDINATES if name in ("embed_dim", "width", "interchange_dim") else max(elements, _FEW)
         if type(value) is int and abs(value) > most and name != "seed":
             raise ArtifactError(f"{where}.arguments.{name} is {value}; with {elements} weights it is at most {most}")
 

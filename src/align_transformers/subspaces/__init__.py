@@ -1,26 +1,50 @@
-"""Subspaces: the coordinates an intervention works in."""
+"""Subspaces: the coordinates that an operation works in."""
 
-from .base import Choice, Partition, coordinate_mask
-from .basis import Basis, uncast
-from .dictionary import Dictionary, read_dictionary, read_saelens
-from .mask import boundary_mask, clamp_inward, hard_boundary
-from .pca import Components, principal_components
+from .base import Subspace, describe, restore
+from .basis import Basis, Coordinates, uncast
+from .concepts import Eraser, difference_of_means, inlp, leace, logistic_regression
+from .dictionary import Dictionary, Latents
+from .direction import Concept, Direction
+from .mask import Boundary, Mask, Masked, annealed, boundary_mask, clamp_inward, hard_boundary
+from .partition import Choice, Partition, coordinate_mask
+from .pca import Components, PrincipalComponents, principal_components
 from .rotation import Rotation, orthonormal
+from .saelens import read_dictionary, read_saelens
+from .whole import WHOLE, Whole
 
 __all__ = [
+    "WHOLE",
     "Basis",
+    "Boundary",
     "Choice",
     "Components",
+    "Concept",
+    "Coordinates",
     "Dictionary",
+    "Direction",
+    "Eraser",
+    "Latents",
+    "Mask",
+    "Masked",
     "Partition",
+    "PrincipalComponents",
     "Rotation",
+    "Subspace",
+    "Whole",
+    "annealed",
     "boundary_mask",
     "clamp_inward",
     "coordinate_mask",
+    "describe",
+    "difference_of_means",
     "hard_boundary",
+    "inlp",
+    "leace",
+    "logistic_regression",
     "orthonormal",
     "principal_components",
     "read_dictionary",
     "read_saelens",
+    "restore",
     "uncast",
 ]

@@ -1,137 +1,123 @@
-"""In which coordinates: a partition of a vector's coordinates, and the parts chosen for each example."""
+"""What a subspace is: coordinates of a vector, and what a change of them changes in it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
-from dataclasses import dataclass
-from functools import lru_cache
-from operator import index
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from .._errors import SpecError
+from .._errors import SpecError, UnknownNameError, near_misses
+from .basis import Coordinates
+from .partition import Choice
 
-Choice = tuple[tuple[int, ...], ...]
-"""The parts chosen for each example: `choice[example]` is a tuple of part numbers."""
+Schedule = tuple[float, float]
+"""The temperature at the start and at the end of a fit."""
+
+Self = TypeVar("Self", bound="Subspace")
 
 
-@dataclass(frozen=True)
-class Partition:
-    """Named parts of the coordinates of a vector.
+class Subspace(nn.Module, ABC):
+    """In which coordinates an operation works: `read` them off a vector, `lift` a change of them back to it.
+
+    A new one is one file: say how many coordinates there are, what they are in a call (`basis`), and which constructor
+    arguments make one of the same shapes (`arguments`).
 
     Args:
-        parts: one tuple of coordinate numbers a part, from 0.
+        width: of the vectors; `None` for any.
+        size: how many coordinates there are; `None` for as many as a vector has.
 
-    Raises:
-        SpecError: there is no part, or one is empty, negative, or names a coordinate twice.
-
-    >>> Partition.of([[0, 2], [2, 3, 5]]).parts
-    ((0, 1), (2, 3, 5))
+    >>> from align_transformers.subspaces import Rotation
+    >>> Rotation(4, 2).read(torch.zeros(1, 1, 4)).shape
+    torch.Size([1, 1, 2])
     """
 
-    parts: tuple[tuple[int, ...], ...]
+    takes_choice: bool = False
+    """True if an example's choice of subspaces says which member of it is meant, rather than which coordinates."""
+    inputs: int | None = None
+    """The width of the module's input, if coordinates are read off that and lifted to its output: of a transcoder."""
+    temperature_schedule: Schedule | None = None
+    """The temperature that a fit starts and ends with; `None` where nothing is soft."""
+    temperature: float
+    hard: bool = False
+    """Whether what is soft while it is learned is hard."""
 
-    def __post_init__(self) -> None:
-        if not self.parts:
-            raise SpecError("a subspace partition needs at least one part; found none")
-        for number, part in enumerate(self.parts):
-            if not part or min(part) < 0 or len(set(part)) < len(part):
-                raise SpecError(f"part {number} of the subspace partition is {list(part)}: distinct coordinates from 0")
+    def __init__(self, width: int | None, size: int | None) -> None:
+        super().__init__()
+        self.width, self.size = width, size
 
-    @classmethod
-    def of(cls, spec: Iterable[Any] | Partition) -> Partition:
-        """Read a partition as users write it.
+    @abstractmethod
+    def basis(self, base: Tensor | None = None, choice: Choice | None = None) -> Coordinates:
+        """Return the coordinates as they are now: what is built of parameters is built once for a call.
 
         Args:
-            spec: one entry a part. A list or tuple of exactly two integers is a half-open range `[low, high]`, a list
-                or tuple of such pairs the ranges one after the other; any other list, a set, a `range`, an array or a
-                tensor names the coordinates one by one. An array or tensor instead of the outer list is read as a list
-                of lists: `(n_parts, 2)` is `n_parts` ranges. A partition is returned as it is.
-
-        Raises:
-            SpecError: an entry is not made of integers, or as for the class.
+            base: the vectors of the call, `(batch, ..., width)`.
+            choice: what each example chooses; only looked at with `takes_choice`.
         """
-        if isinstance(spec, cls):
-            return spec
-        entries = spec.tolist() if hasattr(spec, "tolist") else spec
-        if isinstance(entries, str) or not isinstance(entries, Iterable):
-            raise SpecError(f"a subspace partition is a list with an entry for each part; found {spec!r}")
-        return cls(tuple(_coordinates(entry) for entry in entries))
+
+    def read(self, x: Float[Tensor, ...], choice: Choice | None = None) -> Float[Tensor, ...]:
+        """Return the coordinates of `x`, `(..., width)`, as `(..., size)`."""
+        return self.basis(x, choice).read(x)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what `empty` makes one of the same shapes of: numbers, texts and lists; or another subspace."""
+        return {"width": self.width}
+
+    @classmethod
+    def empty(cls: type[Self], *args: Any, **arguments: Any) -> Self:
+        """Return one into which a state dict can be loaded."""
+        return cls(*args, **arguments)
+
+    def gate(self) -> Float[Tensor, " size"] | None:
+        """Return how much of each coordinate's change is made, from 0 to 1; `None` for all of each."""
+        return None
 
     @property
-    def end(self) -> int:
-        """One more than the largest coordinate named."""
-        return 1 + max(max(part) for part in self.parts)
+    def dimensions(self) -> int | None:
+        """How many coordinates the hard version works in; `None` where that is not what is learned."""
+        return None
 
-    def as_lists(self) -> list[list[Any]]:
-        """Return the parts as lists of integers that `of` reads back, for JSON.
+    def penalty(self) -> Float[Tensor, ""]:
+        """Return what a fit adds to its loss."""
+        return torch.zeros(())
 
-        >>> Partition.of([[0, 3], {0, 4}, [3, 1, 2]]).as_lists()
-        [[0, 3], [[0, 1], [4, 5]], [3, 1, 2]]
-        """
-        return [_as_list(part) for part in self.parts]
-
-
-def _as_list(part: tuple[int, ...]) -> list[Any]:
-    """Return one part as a range where it is one; two other coordinates are two ranges, as `[a, b]` would be one."""
-    if part == tuple(range(part[0], part[0] + len(part))) and len(part) > 1:
-        return [part[0], part[-1] + 1]
-    return [[c, c + 1] for c in part] if len(part) == 2 else list(part)
+    def rates(self) -> dict[str, float]:
+        """Return parameters by name that learn at another rate than the rest, in rates of the rest."""
+        return {}
 
 
-def _coordinates(entry: Any) -> tuple[int, ...]:
-    """Return the coordinates of one part."""
-    values = entry.tolist() if hasattr(entry, "tolist") else entry
-    try:
-        if isinstance(entry, list | tuple) and entry and all(isinstance(one, list | tuple) for one in entry):
-            return tuple(coordinate for one in entry for coordinate in _range(one))
-        numbers = tuple(index(value) for value in values)
-    except TypeError as error:
-        raise SpecError(f"a part of a subspace partition is made of integers; found {entry!r}") from error
-    if isinstance(entry, Set):
-        return tuple(sorted(numbers))
-    return _range(entry) if isinstance(entry, list | tuple) and len(numbers) == 2 else numbers
+def describe(part: nn.Module) -> dict[str, Any]:
+    """Return a subspace or an operation as plain data: its class's name, and its arguments.
+
+    >>> from align_transformers.subspaces import Rotation
+    >>> describe(Rotation(4, 2))
+    {'class': 'Rotation', 'arguments': {'width': 4, 'k': 2, 'stack': None}}
+    """
+    arguments: dict[str, Any] = part.arguments()  # type: ignore[operator]  # of Subspace and Operation
+    plain = {name: describe(value) if isinstance(value, nn.Module) else value for name, value in arguments.items()}
+    return {"class": type(part).__name__, "arguments": plain}
 
 
-def _range(entry: Any) -> tuple[int, ...]:
-    """Return the coordinates of a half-open range `[low, high]`."""
-    if len(entry) != 2:
-        raise SpecError(f"a range of a subspace partition is [low, high]; found {list(entry)}")
-    low, high = (index(value) for value in entry)
-    if low >= high:
-        raise SpecError(f"subspace range {list(entry)} is empty: write [low, high] with low < high")
-    return tuple(range(low, high))
-
-
-@lru_cache(maxsize=256)
-def coordinate_mask(choice: Choice, partition: Partition | None, width: int) -> Bool[Tensor, "batch width"]:
-    """Mark the chosen coordinates of each example.
+def restore(description: Any, table: Mapping[str, Any]) -> Any:
+    """Return what `describe` described: of the right class and shapes, to load a state dict into.
 
     Args:
-        choice: part numbers for each example; without a partition each coordinate is a part of its own.
-        partition: the parts, or `None`.
-        width: number of coordinates.
-
-    Returns:
-        True where a coordinate belongs to a chosen part. Cached: do not write into it.
+        description: as `describe` returns it.
+        table: the classes that it may name. Nothing else is looked up anywhere.
 
     Raises:
-        SpecError: a part number or a coordinate lies outside.
-
-    >>> coordinate_mask(((0,), (1,)), Partition.of([[0, 2], [2, 3]]), 3).int().tolist()
-    [[1, 1, 0], [0, 0, 1]]
+        SpecError: it is no description.
+        UnknownNameError: it names a class that is not in the table.
     """
-    if partition is not None and partition.end > width:
-        raise SpecError(f"the subspace partition names coordinate {partition.end - 1}, but there are only {width}")
-    with torch.inference_mode(False):  # the cached mask may be used under autograd later
-        mask = torch.zeros(len(choice), width, dtype=torch.bool)
-    count = width if partition is None else len(partition.parts)
-    for example, numbers in enumerate(choice):
-        for number in numbers:
-            if not 0 <= number < count:
-                raise SpecError(f"subspace {number} of example {example} does not exist: there are {count}, from 0")
-            mask[example, list(partition.parts[number]) if partition else number] = True
-    return mask
+    if not isinstance(description, Mapping) or set(description) != {"class", "arguments"}:
+        raise SpecError(f"a description has 'class' and 'arguments'; found {str(description)[:80]}")
+    name, arguments = description["class"], description["arguments"]
+    if not isinstance(name, str) or not isinstance(arguments, Mapping):
+        raise SpecError(f"'class' is a name and 'arguments' a dict; found {str(description)[:80]}")
+    if name not in table:
+        raise UnknownNameError(f"unknown class {name[:80]!r}; {near_misses(name, list(table))}")
+    inner = {key: restore(value, table) if isinstance(value, Mapping) else value for key, value in arguments.items()}
+    return table[name].empty(**inner)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._errors import SpecError
+from .basis import Basis
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,10 @@ class Eraser:
     mean: Float[Tensor, " width"]
     into: Float[Tensor, "width rank"]
     back: Float[Tensor, "rank width"]
+
+    def basis(self) -> Basis:
+        """Return the coordinates that are taken away."""
+        return Basis(len(self.mean), self.into, self.back, self.mean)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .._errors import SpecError
+from .base import Subspace
+from .basis import Basis
+from .partition import Choice
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +30,11 @@ class Components:
     scale: Float[Tensor, " width"]
     directions: Float[Tensor, "width k"]
     share: Float[Tensor, " k"]
+
+    def basis(self) -> Basis:
+        """Return the coordinates `((x - mean) / scale) @ directions`, and what a change of them changes."""
+        columns = self.scale.unsqueeze(1)
+        return Basis(len(self.scale), self.directions / columns, (self.directions * columns).T, self.mean)
 
 
 def principal_components(activations: Float[Tensor, "n width"], k: int, *, standardise: bool = True) -> Components:
@@ -64,3 +73,36 @@ def principal_components(activations: Float[Tensor, "n width"], k: int, *, stand
     columns = columns * torch.where(largest < 0, -1.0, 1.0)
     kept = torch.promote_types(activations.dtype, torch.float32)
     return Components(mean.to(kept), scale.to(kept), columns.to(kept).contiguous(), share[:k].to(kept))
+
+
+@final
+class PrincipalComponents(Subspace):
+    """The coordinates of fitted principal components; coordinate 0 is the one of the most variance.
+
+    A coordinate of 0 is the mean: zeroing a component replaces what the vector has of it by its mean.
+
+    Args:
+        components: as `principal_components` fits them.
+
+    >>> pca = PrincipalComponents(principal_components(torch.tensor([[0.0, 0.0], [0.0, 2.0]]), 1))
+    >>> pca.read(torch.tensor([[5.0, 3.0]])).tolist()
+    [[2.0]]
+    """
+
+    def __init__(self, components: Components) -> None:
+        super().__init__(*components.directions.shape)
+        for field in fields(components):
+            self.register_buffer(field.name, getattr(components, field.name).detach().clone())
+
+    def arguments(self) -> dict[str, Any]:
+        """Return `width` and `k`."""
+        return {"width": self.width, "k": self.size}
+
+    @classmethod
+    def empty(cls, *, width: int, k: int) -> PrincipalComponents:
+        """Return one without directions, into which a state dict can be loaded."""
+        return cls(Components(torch.zeros(width), torch.ones(width), torch.zeros(width, k), torch.zeros(k)))
+
+    def basis(self, base: Tensor | None = None, choice: Choice | None = None) -> Basis:
+        """Return the components as a basis."""
+        return Components(**{field.name: getattr(self, field.name) for field in fields(Components)}).basis()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._errors import SpecError
+from .base import Subspace
+from .basis import Basis
+from .partition import Choice
 
 
 def orthonormal(free: Float[Tensor, "*stack width k"]) -> Float[Tensor, "*stack width k"]:
@@ -30,11 +33,12 @@ def orthonormal(free: Float[Tensor, "*stack width k"]) -> Float[Tensor, "*stack 
 
 
 @final
-class Rotation(nn.Module):
-    """A learned matrix with orthonormal columns, or a stack of them.
+class Rotation(Subspace):
+    """A learned matrix with orthonormal columns (DAS; Geiger et al. 2023, arXiv:2303.02536), or a stack of them.
 
     The parameter `free` is any matrix of full rank; `weight` is `orthonormal(free)`. Orthogonality thus holds at
-    every step of any optimiser. Without gradients the factor is built once for each value of the parameter.
+    every step of any optimiser. Without gradients the factor is built once for each value of the parameter. Of a stack
+    each example says by its subspaces which member is meant.
 
     Args:
         width: rows: coordinates of the vectors.
@@ -42,7 +46,7 @@ class Rotation(nn.Module):
         stack: how many of them; `None` for a single matrix.
 
     Raises:
-        SpecError: `k` is not between 1 and `width`.
+        SpecError: `k` is not between 1 and `width`; a stack has no members.
 
     >>> weight = Rotation(4, 2).weight
     >>> torch.allclose(weight.T @ weight, torch.eye(2), atol=1e-6)
@@ -50,15 +54,16 @@ class Rotation(nn.Module):
     """
 
     def __init__(self, width: int, k: int, stack: int | None = None) -> None:
-        super().__init__()
+        super().__init__(width, k)
         if not 1 <= k <= width:
             raise SpecError(f"a subspace of vectors of {width} coordinates has 1 to {width} dimensions; asked for {k}")
+        if stack is not None and stack < 1:
+            raise SpecError(f"a stack has members; asked for {stack}")
+        self.stack, self.takes_choice = stack, stack is not None
         self.free = nn.Parameter(torch.empty(*(() if stack is None else (stack,)), width, k))
         for matrix in self.free if stack is not None else [self.free]:
             nn.init.orthogonal_(matrix)
-        # An alias of the parameter, the version of its values, and their factor. The alias keeps the memory from being
-        # used for another tensor, so that equal addresses mean the same values.
-        self._built: tuple[Tensor, int, Tensor] | None = None
+        self._built: tuple[Tensor, Tensor] | None = None  # a copy of the parameter, and its factor
 
     @property
     def weight(self) -> Float[Tensor, "*stack width k"]:
@@ -68,15 +73,32 @@ class Rotation(nn.Module):
     def forward(self) -> Float[Tensor, "*stack width k"]:
         """Return the orthonormal matrix."""
         free = self.free
-        if (torch.is_grad_enabled() and free.requires_grad) or free.is_inference():
+        if (torch.is_grad_enabled() and free.requires_grad) or free.is_inference() or free.is_meta:
             return orthonormal(free)
-        built = self._built
-        if built is None or built[0].data_ptr() != free.data_ptr() or built[1] != free._version:
+        # The values are compared: they may be written through `.data`, which no counter of versions sees.
+        known = self._built
+        like = known is not None and (known[0].dtype, known[0].device) == (free.dtype, free.device)
+        if known is None or not like or not torch.equal(known[0], free):
             # Built outside inference mode: it may be used under autograd later.
             with torch.inference_mode(False), torch.no_grad():
-                built = free.detach(), free._version, orthonormal(free)
-            self._built = built
-        return built[2]
+                known = self._built = free.detach().clone(), orthonormal(free)
+        return known[1]
+
+    def basis(self, base: Tensor | None = None, choice: Choice | None = None) -> Basis:
+        """Return the columns; of a stack those of the member that each example chooses.
+
+        Raises:
+            SpecError: an example chooses no member, several, or one that does not exist.
+        """
+        if self.stack is None:
+            return Basis.orthonormal(self.weight)
+        if base is not None and base.shape[-1] != self.width:
+            raise SpecError(f"the stack is one of width {self.width}; the vectors have {base.shape[-1]}")
+        return Basis.orthonormal(self.weight[self._members(base, choice)])
+
+    def arguments(self) -> dict[str, Any]:
+        """Return `width`, `k` and `stack`."""
+        return {"width": self.width, "k": self.size, "stack": self.stack}
 
     @torch.no_grad()
     def set_weight(self, columns: Float[Tensor, "*stack width k"]) -> None:
@@ -91,3 +113,16 @@ class Rotation(nn.Module):
         this every hundred steps or so where that matters.
         """
         self.free.copy_(orthonormal(self.free))
+
+    def _members(self, base: Tensor | None, choice: Choice | None) -> Tensor:
+        """Return the number of each example's member."""
+        chosen = [tuple(parts) for parts in choice or ()]
+        count = len(chosen) if base is None else len(base)
+        numbers = [int(part) for parts in chosen for part in parts]
+        fits = len(chosen) == count and all(len(parts) == 1 for parts in chosen)
+        if not fits or any(not 0 <= number < (self.stack or 0) for number in numbers):
+            raise SpecError(
+                f"each of the {count} examples chooses one of {self.stack} members by subspaces, from 0; "
+                f"found {choice!r}"
+            )
+        return torch.tensor(numbers, dtype=torch.long, device=self.free.device)

@@ -1,0 +1,137 @@
+"""In which coordinates: a partition of a vector's coordinates, and the parts chosen for each example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+from functools import lru_cache
+from operator import index
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from .._errors import SpecError
+
+Choice = tuple[tuple[int, ...], ...]
+"""The parts chosen for each example: `choice[example]` is a tuple of part numbers."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Named parts of the coordinates of a vector.
+
+    Args:
+        parts: one tuple of coordinate numbers a part, from 0.
+
+    Raises:
+        SpecError: there is no part, or one is empty, negative, or names a coordinate twice.
+
+    >>> Partition.of([[0, 2], [2, 3, 5]]).parts
+    ((0, 1), (2, 3, 5))
+    """
+
+    parts: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise SpecError("a subspace partition needs at least one part; found none")
+        for number, part in enumerate(self.parts):
+            if not part or min(part) < 0 or len(set(part)) < len(part):
+                raise SpecError(f"part {number} of the subspace partition is {list(part)}: distinct coordinates from 0")
+
+    @classmethod
+    def of(cls, spec: Iterable[Any] | Partition) -> Partition:
+        """Read a partition as users write it.
+
+        Args:
+            spec: one entry a part. A list or tuple of exactly two integers is a half-open range `[low, high]`, a list
+                or tuple of such pairs the ranges one after the other; any other list, a set, a `range`, an array or a
+                tensor names the coordinates one by one. An array or tensor instead of the outer list is read as a list
+                of lists: `(n_parts, 2)` is `n_parts` ranges. A partition is returned as it is.
+
+        Raises:
+            SpecError: an entry is not made of integers, or as for the class.
+        """
+        if isinstance(spec, cls):
+            return spec
+        entries = spec.tolist() if hasattr(spec, "tolist") else spec
+        if isinstance(entries, str) or not isinstance(entries, Iterable):
+            raise SpecError(f"a subspace partition is a list with an entry for each part; found {spec!r}")
+        return cls(tuple(_coordinates(entry) for entry in entries))
+
+    @property
+    def end(self) -> int:
+        """One more than the largest coordinate named."""
+        return 1 + max(max(part) for part in self.parts)
+
+    def as_lists(self) -> list[list[Any]]:
+        """Return the parts as lists of integers that `of` reads back, for JSON.
+
+        >>> Partition.of([[0, 3], {0, 4}, [3, 1, 2]]).as_lists()
+        [[0, 3], [[0, 1], [4, 5]], [3, 1, 2]]
+        """
+        return [_as_list(part) for part in self.parts]
+
+
+def _as_list(part: tuple[int, ...]) -> list[Any]:
+    """Return one part as a range where it is one; two other coordinates are two ranges, as `[a, b]` would be one."""
+    if part == tuple(range(part[0], part[0] + len(part))) and len(part) > 1:
+        return [part[0], part[-1] + 1]
+    return [[c, c + 1] for c in part] if len(part) == 2 else list(part)
+
+
+def _coordinates(entry: Any) -> tuple[int, ...]:
+    """Return the coordinates of one part."""
+    values = entry.tolist() if hasattr(entry, "tolist") else entry
+    try:
+        if isinstance(entry, list | tuple) and entry and all(isinstance(one, list | tuple) for one in entry):
+            return tuple(coordinate for one in entry for coordinate in _range(one))
+        numbers = tuple(index(value) for value in values)
+    except TypeError as error:
+        raise SpecError(f"a part of a subspace partition is made of integers; found {entry!r}") from error
+    if isinstance(entry, Set):
+        return tuple(sorted(numbers))
+    return _range(entry) if isinstance(entry, list | tuple) and len(numbers) == 2 else numbers
+
+
+def _range(entry: Any) -> tuple[int, ...]:
+    """Return the coordinates of a half-open range `[low, high]`."""
+    if len(entry) != 2:
+        raise SpecError(f"a range of a subspace partition is [low, high]; found {list(entry)}")
+    low, high = (index(value) for value in entry)
+    if low >= high:
+        raise SpecError(f"subspace range {list(entry)} is empty: write [low, high] with low < high")
+    return tuple(range(low, high))
+
+
+@lru_cache(maxsize=256)
+def coordinate_mask(choice: Choice, partition: Partition | None, width: int) -> Bool[Tensor, "batch width"]:
+    """Mark the chosen coordinates of each example.
+
+    Args:
+        choice: part numbers for each example; without a partition each coordinate is a part of its own.
+        partition: the parts, or `None`.
+        width: number of coordinates.
+
+    Returns:
+        True where a coordinate belongs to a chosen part. Cached: do not write into it.
+
+    Raises:
+        SpecError: a part number or a coordinate lies outside.
+
+    >>> coordinate_mask(((0,), (1,)), Partition.of([[0, 2], [2, 3]]), 3).int().tolist()
+    [[1, 1, 0], [0, 0, 1]]
+    """
+    if partition is not None and partition.end > width:
+        raise SpecError(f"the subspace partition names coordinate {partition.end - 1}, but there are only {width}")
+    with torch.inference_mode(False):  # the cached mask may be used under autograd later
+        mask = torch.zeros(len(choice), width, dtype=torch.bool)
+    count = width if partition is None else len(partition.parts)
+    for example, numbers in enumerate(choice):
+        for number in numbers:
+            if not 0 <= number < count:
+                raise SpecError(f"subspace {number} of example {example} does not exist: there are {count}, from 0")
+            mask[example, list(partition.parts[number]) if partition else number] = True
+    return mask
