@@ -12,10 +12,12 @@ from .engine import Bound, Outcome, Planner, one_by_one
 HAS_FAST = find_spec(f"{__package__}.fast") is not None
 """Whether the room that leaves out what need not be computed is there. The engine gives the same without it."""
 
+DEFAULT: Planner = one_by_one
+
 if HAS_FAST:
     from .fast import planned
 
-DEFAULT: Planner = planned if HAS_FAST else one_by_one
+    DEFAULT = planned
 
 
 def execute(

@@ -100,7 +100,7 @@ class Way(ABC):
 
 @final
 @dataclass(frozen=True)
-class Whole(Way):
+class WholeRun(Way):
     """The run alone, from the first module to the last, with nothing left out."""
 
     name = "full"
@@ -132,7 +132,7 @@ class Step:
     parts: tuple[Part, ...]
     reads: tuple[Read, ...] = ()
     wanted: bool = False
-    way: Way = field(default_factory=Whole)
+    way: Way = field(default_factory=WholeRun)
     refused: Mapping[str, str] = field(default_factory=dict)
     twins: tuple[Run, ...] = ()
 
@@ -163,8 +163,18 @@ Planner = Callable[[Bound], Generator[Step, Reply, None]]
 def one_by_one(bound: Bound) -> Generator[Step, Reply, None]:
     """Yield every run as a pass of its own, with nothing left out, after those that it reads: what a plan means.
 
+    Args:
+        bound: the plan.
+
     Raises:
         RuntimeError: there was no memory for a pass.
+
+    >>> import torch
+    >>> from align_transformers import Plan, Run, bind
+    >>> plan = Plan((Run("base", "x"), Run("idle", "x")), ("base",))
+    >>> steps = one_by_one(bind(torch.nn.Linear(2, 3), plan, {"x": torch.ones(1, 2)}, {}))
+    >>> [run.name for step in steps for run in step.runs]
+    ['base']
     """
     for run in bound.order:
         reply = yield Step((Part(run),), bound.reads_of(run), run.name in bound.plan.outputs)

@@ -24,5 +24,12 @@ def planned(
 
     Raises:
         RuntimeError: there was no memory for the smallest pass that a step could be divided into.
+
+    >>> import torch
+    >>> from align_transformers import Plan, Run, bind
+    >>> plan = Plan((Run("base", "x"), Run("same", "y")), ("base", "same"))
+    >>> inputs = {"x": torch.ones(1, 2), "y": torch.ones(1, 2)}
+    >>> [step.runs[0].name for step in planned(bind(torch.nn.Linear(2, 3), plan, inputs, {}))]  # equal inputs run once
+    ['base']
     """
     return Decisions(bound, trials or trials_of(bound.model), known).steps()

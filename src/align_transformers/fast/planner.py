@@ -12,8 +12,8 @@ from ..engine.step import OutOfMemory, Part, Reply, Step
 from ..plan import Edit, Run
 from .budget import room
 from .contents import same_inputs
-from .copies import Origin, copies_of
 from .depth import START, Depth, blocks_of, depths_of
+from .joining import Origin, copies_of
 from .reasons import why_never
 from .schedule import Facts, Stage, schedule
 from .states import States

@@ -57,7 +57,7 @@ class Facts:
 
 
 @dataclass(eq=False)
-class _Entry:
+class _ScheduledRun:
     """A run on its way into the schedule.
 
     Args:
@@ -76,7 +76,7 @@ class _Entry:
     edits: list[tuple[Depth, Edit]] | None
     reads: list[Read]
     deepest: Depth | None
-    donor: _Entry | None = None
+    donor: _ScheduledRun | None = None
     shared: int = 0
     start: Depth | None = None
     keep: set[Depth] = field(default_factory=set)
@@ -113,7 +113,7 @@ def schedule(plan: Plan, order: Sequence[Run], facts: Facts | None = None) -> tu
     """
     facts = facts or Facts()
     entries = _entries(plan, order, facts)
-    found: list[_Entry] = []
+    found: list[_ScheduledRun] = []
     donors = _Donors(facts)
     for entry in _in_order(plan, entries):
         twin = donors.twin(entry)
@@ -126,7 +126,7 @@ def schedule(plan: Plan, order: Sequence[Run], facts: Facts | None = None) -> tu
     return tuple(_stages(plan, found, facts))
 
 
-def _entries(plan: Plan, order: Sequence[Run], facts: Facts) -> list[_Entry]:
+def _entries(plan: Plan, order: Sequence[Run], facts: Facts) -> list[_ScheduledRun]:
     reads: dict[str, dict[Read, None]] = {run.name: {} for run in order}
     for run in order:
         for edit in run.edits:
@@ -140,7 +140,7 @@ def _entries(plan: Plan, order: Sequence[Run], facts: Facts) -> list[_Entry]:
         known = [(depth, edit) for depth, edit in zip(depths, run.edits, strict=True) if depth is not None]
         edits = sorted(known, key=lambda pair: pair[0]) if len(known) == len(depths) else None
         of_run = list(reads[run.name])
-        entries.append(_Entry(run, edits, of_run, _first([facts.depth(read.site) for read in of_run])))
+        entries.append(_ScheduledRun(run, edits, of_run, _first([facts.depth(read.site) for read in of_run])))
     return entries
 
 
@@ -149,7 +149,7 @@ def _first(depths: list[Depth | None]) -> Depth | None:
     return None if None in depths else min((d for d in depths if d is not None), default=END)
 
 
-def _in_order(plan: Plan, entries: Sequence[_Entry]) -> Iterator[_Entry]:
+def _in_order(plan: Plan, entries: Sequence[_ScheduledRun]) -> Iterator[_ScheduledRun]:
     """Yield entries after those that they need; among these first those from which others can best start."""
     by_name = {entry.run.name: entry for entry in entries}
     needs = {name: set(plan.needs(entry.run)) for name, entry in by_name.items()}
@@ -191,20 +191,20 @@ class _Donors:
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
-        self._found: dict[Any, list[tuple[_Entry, Depth]]] = {}
-        self._unedited: dict[str, _Entry] = {}
+        self._found: dict[Any, list[tuple[_ScheduledRun, Depth]]] = {}
+        self._unedited: dict[str, _ScheduledRun] = {}
 
     def _input(self, run: Run) -> str:
         return self._facts.same.get(run.input, run.input)
 
-    def twin(self, entry: _Entry) -> _Entry | None:
+    def twin(self, entry: _ScheduledRun) -> _ScheduledRun | None:
         """Return the entry of an earlier run that is the same in everything; `None` if there is none."""
         if entry.run.edits or entry.run.examples is not None:
             return None
         first = self._unedited.setdefault(self._input(entry.run), entry)
         return None if first is entry else first
 
-    def find(self, entry: _Entry) -> None:
+    def find(self, entry: _ScheduledRun) -> None:
         """Find what a run starts from, and let later ones start from it."""
         if entry.edits is None:
             return
@@ -216,7 +216,7 @@ class _Donors:
         if entry.run.examples is None:
             self._offer(entry, entry.edits)
 
-    def _start(self, entry: _Entry, edits: list[tuple[Depth, Edit]], deepest: Depth) -> None:
+    def _start(self, entry: _ScheduledRun, edits: list[tuple[Depth, Edit]], deepest: Depth) -> None:
         """Start a run from the donor that has made the most of its edits."""
         for shared in range(min(self._leading(edits), len(edits) - 1), -1, -1):
             start = min(edits[shared][0], deepest)
@@ -230,7 +230,7 @@ class _Donors:
                     donor.keep.add(start)
                     return
 
-    def _offer(self, entry: _Entry, edits: list[tuple[Depth, Edit]]) -> None:
+    def _offer(self, entry: _ScheduledRun, edits: list[tuple[Depth, Edit]]) -> None:
         """Let others start from a run, wherever it comes by with its first so many edits made and no others."""
         for shared in range(self._leading(edits) + 1):
             until = edits[shared][0] if shared < len(edits) else END
@@ -258,7 +258,7 @@ class _Donors:
         return self._input(run), tuple(kinds)
 
 
-def _equal(donor: _Entry, entry: _Entry, shared: int) -> bool:
+def _equal(donor: _ScheduledRun, entry: _ScheduledRun, shared: int) -> bool:
     """Whether the first edits of two runs do the same to each example of the second."""
     examples = entry.run.examples
     for (_, made), (_, edit) in zip((donor.edits or ())[:shared], (entry.edits or ())[:shared], strict=True):
@@ -293,13 +293,13 @@ def _of(lines: Sequence[Any] | None, line: int) -> Any:
 # --- stages ----------------------------------------------------------------------------------------------------------
 
 
-def _stages(plan: Plan, entries: Sequence[_Entry], facts: Facts) -> Iterator[Stage]:
+def _stages(plan: Plan, entries: Sequence[_ScheduledRun], facts: Facts) -> Iterator[Stage]:
     """Yield the stages; runs that go together are one, when the last of them has everything that it needs."""
-    waiting: dict[tuple[str | None, str], list[_Entry]] = {}
+    waiting: dict[tuple[str | None, str], list[_ScheduledRun]] = {}
     left: dict[tuple[str | None, str], int] = {}
     wanted = set(plan.outputs)
 
-    def group(entry: _Entry) -> tuple[str | None, str] | None:
+    def group(entry: _ScheduledRun) -> tuple[str | None, str] | None:
         alone = plan.logits is None or entry.start is None or entry.reads or entry.keep
         if alone or entry.run.name not in wanted:
             return None
@@ -327,7 +327,7 @@ def _stages(plan: Plan, entries: Sequence[_Entry], facts: Facts) -> Iterator[Sta
             )
 
 
-def _alone(plan: Plan, entry: _Entry, facts: Facts, wanted: bool) -> Stage:
+def _alone(plan: Plan, entry: _ScheduledRun, facts: Facts, wanted: bool) -> Stage:
     keep = tuple(sorted(entry.keep))
     wanted = wanted or any(twin.name in plan.outputs for twin in entry.twins)
     places = [*(read.site for read in entry.reads), *(edit.site for edit in entry.run.edits)]
@@ -340,7 +340,7 @@ def _alone(plan: Plan, entry: _Entry, facts: Facts, wanted: bool) -> Stage:
     return Stage((entry.run,), reads, wanted, donor, starts, inherited, stop, keep, tuple(entry.twins))
 
 
-def _inherited(entry: _Entry) -> tuple[tuple[str, str], ...]:
+def _inherited(entry: _ScheduledRun) -> tuple[tuple[str, str], ...]:
     if entry.donor is None or not entry.shared:
         return ()
     pairs = zip((entry.edits or ())[: entry.shared], (entry.donor.edits or ())[: entry.shared], strict=True)

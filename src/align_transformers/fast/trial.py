@@ -54,7 +54,7 @@ class Assumed(Trials):
 
 
 @dataclass(eq=False)
-class _Results:
+class _TrialResults:
     """What came of the trials of one model.
 
     Args:
@@ -68,7 +68,7 @@ class _Results:
     expected: dict[str, Tensor] | str | None = None
 
 
-_results: WeakKeyDictionary[ComponentMap, _Results] = WeakKeyDictionary()
+_results: WeakKeyDictionary[ComponentMap, _TrialResults] = WeakKeyDictionary()
 
 
 def trials_of(model: nn.Module) -> Trials:
@@ -78,7 +78,7 @@ def trials_of(model: nn.Module) -> Trials:
         model: in eval mode.
     """
     found = known_map(model)
-    return Assumed() if found is None else Measured(model, _results.setdefault(found, _Results()))
+    return Assumed() if found is None else Measured(model, _results.setdefault(found, _TrialResults()))
 
 
 @final
@@ -90,7 +90,7 @@ class Measured(Trials):
         results: what came of it; remembered with the map of the model's components.
     """
 
-    def __init__(self, model: nn.Module, results: _Results) -> None:
+    def __init__(self, model: nn.Module, results: _TrialResults) -> None:
         self._model = model
         self._results = results
 

@@ -19,8 +19,8 @@ from ..engine.hooks import stopping
 from ..engine.inputs import examples_of, own_caches
 from ..engine.step import Part, Pass, Step, Way
 from ..models.arguments import without_cache
-from .copies import Origin, copies_of, joining, tails_of
 from .depth import OUTPUT, Blocks
+from .joining import Origin, copies_of, joining, tails_of
 from .reasons import SETTINGS, is_by_example, labels_are_input, why_whole
 from .schedule import Stage
 from .states import Recorder, States, is_causal
