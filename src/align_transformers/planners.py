@@ -17,7 +17,7 @@ DEFAULT: Planner = one_by_one
 if HAS_FAST:
     from .fast import planned
 
-    DEFAULT = planned
+    DEFAULT = planned  # type: ignore[assignment]  # mypy takes the function for the module of its name
 
 
 def execute(

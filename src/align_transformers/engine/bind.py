@@ -49,6 +49,7 @@ class BoundEdit:
         constant: the source value where it does not come from a run.
         read: the read that it comes from, where it does.
         lines: the examples of the run that a pass is about; `None` for all. Sources and subspaces are of all of them.
+        pure: the operation is known to write into nothing that it is given.
     """
 
     edit: Edit
@@ -58,6 +59,7 @@ class BoundEdit:
     constant: Tensor | None
     read: BoundRead | None = None
     lines: range | None = None
+    pure: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,4 +193,11 @@ def _bind_edit(
     check_positions(edit.positions, edit.site, spans.of(run, edit.site.sequence), f"run {run.name!r}")
     if constant is not None:
         check_constant(constant, edit, batch, slot)
-    return BoundEdit(edit, slot, place(edit.positions, slot, batch), intervention, constant)
+    return BoundEdit(
+        edit, slot, place(edit.positions, slot, batch), intervention, constant, pure=_is_pure(intervention)
+    )
+
+
+def _is_pure(intervention: Intervention) -> bool:
+    """Whether an intervention is one of the library's own, other than a function of the user's."""
+    return intervention.repeatable and type(intervention).__module__.startswith(f"{__package__.partition('.')[0]}.")

@@ -72,10 +72,10 @@ def read_tap(record: Record, read: BoundRead) -> Tap:
     return Tap(read.slot, partial(_read, record, read))
 
 
-def _read(record: Record, read: BoundRead, tensor: Tensor, call: int) -> None:
+def _read(record: Record, read: BoundRead, tensor: Tensor, call: int, _owned: bool) -> None:
     """Keep what is read."""
     places = read.places
-    if counts_steps(read.slot, tensor, places.index is not None):
+    if tensor.ndim == 2 and counts_steps(read.slot, tensor, places.index is not None):
         _read_step(record, read, tensor, call)
         return
     places.check(tensor, read.read.site)
@@ -100,14 +100,14 @@ def edit_tap(record: Record, edit: BoundEdit) -> Tap:
     return Tap(edit.slot, partial(_edit, record, edit))
 
 
-def _edit(record: Record, edit: BoundEdit, tensor: Tensor, call: int) -> Tensor | None:
-    """Return the new activation, or `None` if the edit only looks."""
+def _edit(record: Record, edit: BoundEdit, tensor: Tensor, call: int, owned: bool) -> Tensor | None:
+    """Return the new activation, or `None` if the edit only looks, or wrote into one that is `owned`."""
     if record.window.prompt is not None:
         new = _edit_window(record, edit, tensor, call)
-    elif counts_steps(edit.slot, tensor, _names_positions(edit)):
+    elif tensor.ndim == 2 and counts_steps(edit.slot, tensor, _names_positions(edit)):
         return _edit_step(record, edit, tensor, call)
     else:
-        new = _apply(record, edit, edit.places, tensor, call)
+        new = _apply(record, edit, edit.places, tensor, call, owned=owned)
     return None if new is tensor else new
 
 
@@ -126,9 +126,10 @@ def _edit_window(record: Record, edit: BoundEdit, tensor: Tensor, call: int) -> 
 
 def apply_edits(record: Record, edits: Sequence[BoundEdit], state: Tensor) -> Tensor:
     """Return a state with edits made, one after the other, as their taps would."""
+    owned = False
     for edit in edits:
-        new = _edit(record, edit, state, 0)
-        state = state if new is None else new
+        new = _edit(record, edit, state, 0, owned)
+        state, owned = (state, owned) if new is None else (new, True)
     return state
 
 
@@ -161,13 +162,30 @@ def _edit_step(record: Record, edit: BoundEdit, tensor: Tensor, call: int) -> Te
 
 
 def _apply(
-    record: Record, edit: BoundEdit, places: Places, tensor: Tensor, call: int, step: CellCall | None = None
+    record: Record,
+    edit: BoundEdit,
+    places: Places,
+    tensor: Tensor,
+    call: int,
+    step: CellCall | None = None,
+    *,
+    owned: bool = False,
 ) -> Tensor:
-    """Gather, intervene and scatter once; return the new activation, or the old one if the edit only looks."""
+    """Gather, intervene and scatter once; return the new activation, or the old one if the edit only looks.
+
+    Args:
+        record: of the pass.
+        edit: what is done.
+        places: where.
+        tensor: the activation.
+        call: number of earlier calls of the module in this pass.
+        step: of a recurrent module.
+        owned: the activation may be written into.
+    """
     places.check(tensor, edit.edit.site)
     places = places.fitted(tensor)
     old = places.gather(tensor)
-    version = _version(old)
+    version = None if edit.pure else _version(old)
     source = _source(record, edit, call, old)
     if step is not None and source is not None:
         source = step.pick(source)
@@ -183,10 +201,10 @@ def _apply(
         return tensor
     if new.shape != old.shape:
         new = _broadcast(edit, new, old)
-    if version is None or _version(old) != version:  # the intervention wrote into its private copy of the base
-        old = places.gather(tensor)
+    if not edit.pure and (version is None or _version(old) != version):
+        old = places.gather(tensor)  # the intervention wrote into its private copy of the base
     tally.count(old, new, mask)
-    return places.scatter(tensor, new if new.dtype == tensor.dtype else new.to(tensor.dtype))
+    return places.scatter(tensor, new if new.dtype == tensor.dtype else new.to(tensor.dtype), owned=owned)
 
 
 def _source(record: Record, edit: BoundEdit, call: int, old: Tensor) -> Tensor | None:
@@ -218,7 +236,7 @@ def _intervene(edit: BoundEdit, old: Tensor, source: Tensor | None, repeats: int
     intervention, subspace, base = edit.intervention, edit.edit.subspace, old
     if subspace is not None and edit.lines is not None:
         subspace = subspace[edit.lines.start : edit.lines.stop]
-    value, version = source, _version(source)
+    value, version = source, None if edit.pure else _version(source)
     if not intervention.keep_last_dim:
         base = old.flatten(1)
         source = None if source is None else source.expand_as(old).flatten(1)
@@ -226,7 +244,7 @@ def _intervene(edit: BoundEdit, old: Tensor, source: Tensor | None, repeats: int
         new = intervention(base, source)
     else:
         new = intervention(base, source, tuple(parts for parts in subspace for _ in range(repeats)))
-    if _version(value) != version:
+    if not edit.pure and _version(value) != version:
         raise InterventionError(
             f"{type(intervention).__name__} at {edit.edit.site} wrote into its source, which other edits may read: "
             "return a new tensor"

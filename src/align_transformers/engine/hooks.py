@@ -15,10 +15,11 @@ from ..models.inside_attention import Visit, Visits, around_attention, attend
 from ..models.inside_experts import around_experts, consult, inside_router
 from ..models.interfaces import Around
 from ..models.recurrent_cells import by_cells
+from ..models.slot import Leaf
 
-Act = Callable[[Tensor, int], Tensor | None]
-"""Called with the tensor at a slot and the number of earlier calls of the module in this pass; returns the new tensor,
-or `None` to leave it alone."""
+Act = Callable[[Tensor, int, bool], Tensor | None]
+"""Called with the tensor at a slot, the number of earlier calls of the module in this pass, and whether the tensor is a
+new one, of an earlier act, that may be written into; returns the new tensor, or `None` to leave it alone."""
 
 
 class Tap(NamedTuple):
@@ -38,12 +39,14 @@ class _Visit:
     def __call__(self, container: Any) -> Any:
         """Return the container with every tap's leaf replaced; the same object where nothing was written."""
         call, self.calls = self.calls, self.calls + 1
+        owned: Leaf | None = None  # where in the container a tensor of ours is
         for slot, act in self.taps:
             if slot.call is None or slot.call == call:
                 leaf, tensor = find_leaf(container, slot.leaf, slot)
-                new = act(tensor, call)
+                new = act(tensor, call, leaf == owned)
                 if new is not None:
-                    for place in (leaf, *slot.also):
+                    container, owned = replace_leaf(container, leaf, new), leaf
+                    for place in slot.also:
                         container = replace_leaf(container, place, new)
         return container
 
@@ -121,9 +124,9 @@ class _WithBatchAxis:
         """Note batch and length of a module's input `(batch, length, ...)`."""
         self._shape = find_leaf(arguments, None, "its input")[1].shape[:2]
 
-    def act(self, tokens: Tensor, call: int) -> Tensor | None:
+    def act(self, tokens: Tensor, call: int, owned: bool) -> Tensor | None:
         """Act on them."""
-        new = self._act(tokens.view(*self._shape, tokens.shape[-1]), call)
+        new = self._act(tokens.view(*self._shape, tokens.shape[-1]), call, owned)
         return None if new is None else new.reshape(tokens.shape)
 
 

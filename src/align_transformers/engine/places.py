@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -43,12 +43,16 @@ class Places:
     reach: int = 0
     unsized: int = 0
     column: int | None = None
+    _moved: dict[torch.device, Places] = field(default_factory=dict, init=False, repr=False)
 
     def to(self, device: torch.device) -> Places:
-        """Return the same places with their tensors on `device`."""
+        """Return the same places with their tensors on `device`, where they go once."""
         if device.type == "cpu":
             return self
-        return replace(self, **{name: value.to(device) for name, value in self._tensors().items()})
+        if device not in self._moved:
+            moved = {name: value.to(device) for name, value in self._tensors().items()}
+            self._moved[device] = replace(self, **moved)
+        return self._moved[device]
 
     def fitted(self, activation: Tensor) -> Places:
         """Return the same places on the activation's device, with channels for heads whose size only it tells."""
@@ -99,7 +103,9 @@ class Places:
         """Return the values at these places, `(batch, units, width)`; zeros at padding. Never a view."""
         at = self._at_positions(activation)
         if self.channels is None:
-            picked = at.clone() if self.index is None or self.column is not None else at
+            if self.column is not None:
+                return at.clone()
+            picked = at.clone() if self.index is None else at
         elif self.channels.ndim == 1:
             picked = at[..., self.channels]
         else:
@@ -110,12 +116,13 @@ class Places:
         # Filled, not multiplied by 0: what stands at padding may be infinite.
         return picked if mask is None else picked.masked_fill(~mask, 0)
 
-    def scatter(self, activation: Tensor, values: Tensor) -> Tensor:
-        """Return a new activation with `values` at these places; what is not named keeps its value bit for bit.
+    def scatter(self, activation: Tensor, values: Tensor, *, owned: bool = False) -> Tensor:
+        """Return an activation with `values` at these places; what is not named keeps its value bit for bit.
 
         Args:
             activation: `(batch, sequence, channels)`.
             values: as `gather` returns them.
+            owned: the activation is a new one that nobody else has, and may be written into.
         """
         if self.index is None and self.channels is None:
             # A copy: `values` may be the source itself, and the model may go on to write into its activations.
@@ -124,11 +131,14 @@ class Places:
         if self.index is None or self.rows is None:
             return new
         if self.column is not None:
-            return activation.slice_scatter(new, 1, self.column, self.column + 1)
-        if self.real is None:
-            return activation.index_put((self.rows.expand_as(self.index), self.index), new)
-        rows = self.rows.expand_as(self.index)[self.real]
-        return activation.index_put((rows, self.index[self.real]), new[self.real])
+            if not owned:
+                return activation.slice_scatter(new, 1, self.column, self.column + 1)
+            activation[:, self.column : self.column + 1] = new
+            return activation
+        rows, index = self.rows.expand_as(self.index), self.index
+        if self.real is not None:
+            rows, index, new = rows[self.real], index[self.real], new[self.real]
+        return (activation.index_put_ if owned else activation.index_put)((rows, index), new)
 
     def real_values(self, values: Tensor) -> Tensor | None:
         """Return a mask broadcastable to gathered values, False at padding; `None` where all are real."""

@@ -200,8 +200,10 @@ class Results:
         self._tallies: dict[str, dict[int, Tally | PickedTally]] = {}
         self._waiting: Counter[BoundRead] = Counter(bound.reads[read] for read in bound.plan.values)
         for run in bound.order:
-            for read in self._sources(run):
-                self._waiting[read] += bound.count(run)
+            sources = self._sources(run)
+            count = bound.count(run) if sources else 0
+            for read in sources:
+                self._waiting[read] += count
 
     def tokens(self, step: Step) -> tuple[int, ...] | None:
         """Return the tokens whose logits are wanted of a step; `None` for all."""
@@ -269,8 +271,10 @@ class Results:
     def _release(self, step: Step) -> None:
         """Forget what was read for edits that have all been made."""
         for part in step.parts:
-            for read in self._sources(part.run):
-                self._waiting[read] -= self._size(part)
+            sources = self._sources(part.run)
+            size = self._size(part) if sources else 0
+            for read in sources:
+                self._waiting[read] -= size
                 if not self._waiting[read]:
                     del self.values[read]
 
