@@ -207,11 +207,11 @@ class SubspaceIntervention(TrainableIntervention):
         """Return the constructor's arguments as plain data; operation and subspace as `describe` writes them.
 
         Raises:
-            SpecError: the operation is a function.
+            SpecError: the operation is a function, or one of the two is a class of somebody else's.
         """
         names = "coordinates", "subspace_partition", "keep_last_dim", "interchange_dim"
-        parts = {"operation": describe(self.operation), "subspace": describe(self.subspace)}
-        return {**parts, **{name: getattr(self, name) for name in names}}
+        parts = describe(self.operation, _OPERATIONS), describe(self.subspace, _SUBSPACES)
+        return {"operation": parts[0], "subspace": parts[1], **{name: getattr(self, name) for name in names}}
 
     # --- what a fit asks of it is answered by the subspace ------------------------------------------------------------
 
