@@ -13,7 +13,7 @@ from ..operations import Mean, Operation, Shift, SourceKind, Zero
 from ..subspaces import Basis, Choice
 from ..subspaces.concepts import Eraser, ErasureMethod, difference_of_means, fit_eraser, kept_in, linear_probe
 from .base import Intervention, SourcelessIntervention
-from .pair import edited
+from .edit import edited
 from .static import SWAP
 
 DirectionOperation = Literal["add", "swap", "ablate"]
