@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from align_transformers import operations as ops
 from align_transformers import subspaces as spaces
 from align_transformers.interventions import SubspaceIntervention
-from align_transformers.subspaces.concepts import difference_of_means, leace
+from align_transformers.subspaces.concepts import difference_of_means
 
 LATENTS = 7
 MEMBERS = ((2,), (0,))
@@ -230,7 +230,7 @@ JUMPS = Space(lambda width: dictionary(width, "jumprelu"), **LATENT)
 
 def concept(width: int) -> spaces.Concept:
     x, labels = activations(width)
-    return spaces.Concept(leace(x, nn.functional.one_hot(labels).double()))
+    return spaces.Concept(spaces.fit_eraser(x, labels))
 
 
 SUBSPACES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from align_transformers.operations import Operation
 from align_transformers.storage import load, save
 from align_transformers.subspaces import Subspace
 
+README = (Path(__file__).parents[2] / "README.md").read_text()
 every = pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 
 
@@ -40,6 +42,8 @@ def test_every_exported_one_is_paired():
         concrete = {
             one for one in exported if isinstance(one, type) and issubclass(one, kind) and not one.__abstractmethods__
         }
+        missing = [one.__name__ for one in concrete if f"`{one.__name__}`" not in README]
+        assert not missing, "the README names all of them"
         made = [one.make(WIDTH, 3) if kind is Operation else one.make(WIDTH) for one in table.values()]
         assert concrete == {type(one) for one in made}
 

@@ -10,8 +10,9 @@ import torch
 from align_transformers import IntervenableModel, SpecError
 from align_transformers import interventions as library
 from align_transformers.interventions import SubspaceIntervention
-from align_transformers.operations import Learned, Mean, Noise, Shift, Swap, Zero
+from align_transformers.operations import Function, Learned, Mean, Noise, Operation, Shift, Swap, Zero
 from align_transformers.subspaces import (
+    Basis,
     Boundary,
     Concept,
     Direction,
@@ -19,6 +20,7 @@ from align_transformers.subspaces import (
     Mask,
     PrincipalComponents,
     Rotation,
+    Subspace,
     Whole,
     principal_components,
 )
@@ -140,6 +142,34 @@ def test_arguments_are_those_that_were_given():
         "keep_last_dim": True,
         "interchange_dim": 1,
     }
+
+
+class Square(Operation):
+    def new(self, base, source):
+        return base * base
+
+
+class Tail(Subspace):
+    """The last coordinate."""
+
+    def __init__(self, width):
+        super().__init__(width, 1)
+
+    def basis(self, base=None, choice=None):
+        return Basis.orthonormal(torch.eye(self.width)[:, -1:])
+
+
+def test_a_users_own_operation_and_subspace():
+    base = torch.randn(2, 3, WIDTH)
+    pair = SubspaceIntervention(Square(), Tail(WIDTH))
+    wanted = base.clone()
+    wanted[..., -1] = base[..., -1] ** 2
+    torch.testing.assert_close(pair(base), wanted)
+    for one in (SubspaceIntervention(Square()), SubspaceIntervention(Zero(), Mask(Tail(WIDTH)))):
+        with pytest.raises(SpecError, match=r"(Square|Tail) is not the library's own, and nothing else is found"):
+            one.arguments()
+    with pytest.raises(SpecError, match="which is code and cannot be saved as data"):
+        SubspaceIntervention(Function(lambda base: base)).arguments()
 
 
 def test_what_does_not_go_together():

@@ -15,7 +15,7 @@ from ..operations import Clamp, Operation, Shift, SourceKind, Zero
 from ..subspaces import Choice, Dictionary
 from ..subspaces.dictionary import Activation
 from .base import Intervention
-from .pair import edited
+from .edit import edited
 from .static import SWAP
 
 LatentOperation = Literal["swap", "add", "ablate", "clamp"]

@@ -5,40 +5,25 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, Literal, TypeVar, final, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .._errors import SpecError
 from ..operations import Mean, Operation, Shift, SourceKind, Zero
 from ..subspaces import Basis, Choice
-from ..subspaces.concepts import (
-    Eraser,
-    class_numbers,
-    difference_of_means,
-    inlp,
-    leace,
-    logistic_regression,
-    two_classes,
-)
+from ..subspaces.concepts import Eraser, ErasureMethod, difference_of_means, fit_eraser, kept_in, linear_probe
 from .base import Intervention, SourcelessIntervention
-from .pair import edited
+from .edit import edited
 from .static import SWAP
 
 DirectionOperation = Literal["add", "swap", "ablate"]
 """What is done along a direction: `strength` times the vector is added; what the base has along it becomes what the
 source has; what the base has along it becomes zero, or the mean."""
 
-ErasureMethod = Literal["leace", "inlp"]
 _ERASER = ("mean", "into", "back")
 _ZERO = Zero()
 
 Self = TypeVar("Self", bound="DirectionIntervention")
-
-
-def _kept(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return what was fitted in the precision of the activations, at least float32."""
-    return tensor.to(torch.promote_types(like.dtype, torch.float32))
 
 
 class DirectionIntervention(Intervention):
@@ -120,8 +105,8 @@ class DirectionIntervention(Intervention):
         if not float(vector.norm()) > 0:
             raise SpecError("the activations of both classes are alike: there is no direction between them")
         one = cls(embed_dim=len(vector), **options)
-        one.register_buffer("vector", _kept(vector, activations))
-        one.register_buffer("mean", _kept(activations.detach().double().mean(0), activations))
+        one.register_buffer("vector", kept_in(vector, activations))
+        one.register_buffer("mean", kept_in(activations.detach().double().mean(0), activations))
         return one
 
 
@@ -131,6 +116,7 @@ class DifferenceOfMeansIntervention(DirectionIntervention):
 
     The arguments are those of `DirectionIntervention`; by default `strength` times the difference is added.
 
+    >>> import torch
     >>> activations, labels = torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1])
     >>> DifferenceOfMeansIntervention.fit(activations, labels, strength=0.5)(torch.zeros(1, 1, 2)).tolist()
     [[[1.0, 0.0]]]
@@ -160,6 +146,7 @@ class LinearProbeIntervention(DirectionIntervention):
     The arguments are those of `DirectionIntervention`, but by default the coordinate along the direction is swapped.
     The vector is of length 1 and points to the class of the larger label.
 
+    >>> import torch
     >>> activations, labels = torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1])
     >>> probe = LinearProbeIntervention.fit(activations, labels)
     >>> probe(torch.zeros(1, 1, 2), torch.full((1, 1, 2), 3.0)).tolist()
@@ -186,10 +173,9 @@ class LinearProbeIntervention(DirectionIntervention):
         Raises:
             SpecError: there are not two classes, or nothing tells them apart.
         """
-        found = logistic_regression(activations, two_classes(labels, len(activations)), l2=l2)
-        weight, bias = found.weight[:, 1] - found.weight[:, 0], found.bias[1] - found.bias[0]
-        one = cls._along(weight / weight.norm().clamp_min(torch.finfo(weight.dtype).tiny), activations, options)
-        one.register_buffer("threshold", _kept(-bias / weight.norm(), activations))
+        found = linear_probe(activations, labels, l2=l2)
+        one = cls._along(found.vector, activations, options)
+        one.register_buffer("threshold", kept_in(found.threshold, activations))
         return one
 
     def predict(self, activations: Float[Tensor, "... width"]) -> Tensor:
@@ -219,6 +205,7 @@ class ErasureIntervention(SourcelessIntervention):
     Raises:
         SpecError: the method is unknown; as for `Intervention`.
 
+    >>> import torch
     >>> activations, labels = torch.tensor([[0.0, 1.0], [2.0, 3.0], [1.0, 0.0], [3.0, 2.0]]), torch.tensor([0, 0, 1, 1])
     >>> erased = ErasureIntervention.fit(activations, labels)(activations.unsqueeze(1)).squeeze(1)
     >>> torch.allclose(erased[:2].mean(0), erased[2:].mean(0), atol=1e-6)
@@ -263,19 +250,10 @@ class ErasureIntervention(SourcelessIntervention):
             SpecError: labels do not fit, or nothing linear is there to be erased.
         """
         one = cls(embed_dim=activations.shape[1], method=method, **options)
-        if method == "leace" and labels.ndim == 2 and len(labels) == len(activations):
-            found = leace(activations, labels.double())
-        else:
-            numbers = class_numbers(labels, len(activations))
-            if method == "inlp":
-                found = inlp(activations, numbers, rounds=rounds, l2=l2)
-            else:
-                found = leace(activations, torch.nn.functional.one_hot(numbers).double())
-        if found.into.shape[1] == 0:
-            raise SpecError("the activations tell nothing linear about the labels: there is nothing to erase")
+        found = fit_eraser(activations, labels, method=method, rounds=rounds, l2=l2)
         one.limit_partition(found.into.shape[1])
         for name in _ERASER:
-            one.register_buffer(name, _kept(getattr(found, name), activations))
+            one.register_buffer(name, getattr(found, name))
         return one
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..subspaces import Basis, Choice, Rotation, annealed, boundary_mask, clamp_inward, hard_boundary
-from .pair import edited
+from .edit import edited
 from .static import SWAP
 from .trainable import TrainableIntervention
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._errors import SpecError
 from ..subspaces import Basis, Choice, Components, principal_components
 from .base import Intervention
-from .pair import edited
+from .edit import edited
 from .static import SWAP
 
 _FITTED = ("mean", "scale", "directions", "explained")

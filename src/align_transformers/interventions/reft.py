@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..operations import Learned
 from ..subspaces import Choice, Rotation
 from .base import SourcelessIntervention
-from .pair import edited
+from .edit import edited
 from .trainable import TrainableIntervention
 
 

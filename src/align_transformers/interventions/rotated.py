@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._errors import SpecError
 from ..subspaces import Choice, Rotation
-from .pair import edited
+from .edit import edited
 from .static import SWAP
 from .trainable import TrainableIntervention
 

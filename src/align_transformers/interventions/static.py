@@ -9,7 +9,7 @@ from torch import Tensor
 from ..operations import Add, Collect, Mean, Noise, SourceKind, Subtract, Swap, Zero
 from ..subspaces import WHOLE, Choice
 from .base import ConstantSourceIntervention, Intervention, SourcelessIntervention
-from .pair import edited
+from .edit import edited
 
 SWAP = Swap()
 _ADD, _SUBTRACT, _ZERO, _COLLECT = Add(), Subtract(), Zero(), Collect()

@@ -2,7 +2,7 @@
 
 from .base import Subspace, describe, restore
 from .basis import Basis, Coordinates, uncast
-from .concepts import Eraser, difference_of_means, inlp, leace, logistic_regression
+from .concepts import Eraser, Probe, difference_of_means, fit_eraser, inlp, leace, linear_probe, logistic_regression
 from .dictionary import Dictionary, Latents
 from .direction import Concept, Direction
 from .mask import Boundary, Mask, Masked, annealed, boundary_mask, clamp_inward, hard_boundary
@@ -28,6 +28,7 @@ __all__ = [
     "Masked",
     "Partition",
     "PrincipalComponents",
+    "Probe",
     "Rotation",
     "Subspace",
     "Whole",
@@ -37,9 +38,11 @@ __all__ = [
     "coordinate_mask",
     "describe",
     "difference_of_means",
+    "fit_eraser",
     "hard_boundary",
     "inlp",
     "leace",
+    "linear_probe",
     "logistic_regression",
     "orthonormal",
     "principal_components",

@@ -89,16 +89,29 @@ class Subspace(nn.Module, ABC):
         return {}
 
 
-def describe(part: nn.Module) -> dict[str, Any]:
+def describe(part: nn.Module, table: Mapping[str, Any]) -> dict[str, Any]:
     """Return a subspace or an operation as plain data: its class's name, and its arguments.
 
+    Args:
+        part: what is described.
+        table: the classes that `restore` will know.
+
+    Raises:
+        SpecError: its class is not in the table, or cannot be written down.
+
     >>> from align_transformers.subspaces import Rotation
-    >>> describe(Rotation(4, 2))
+    >>> describe(Rotation(4, 2), {"Rotation": Rotation})
     {'class': 'Rotation', 'arguments': {'width': 4, 'k': 2, 'stack': None}}
     """
+    name = type(part).__name__
     arguments: dict[str, Any] = part.arguments()  # type: ignore[operator]  # of Subspace and Operation
-    plain = {name: describe(value) if isinstance(value, nn.Module) else value for name, value in arguments.items()}
-    return {"class": type(part).__name__, "arguments": plain}
+    if table.get(name) is not type(part):
+        raise SpecError(
+            f"{name} is not the library's own, and nothing else is found by a name in a file: to save it write a "
+            "subclass of Intervention, and load it with that class"
+        )
+    plain = {key: describe(one, table) if isinstance(one, nn.Module) else one for key, one in arguments.items()}
+    return {"class": name, "arguments": plain}
 
 
 def restore(description: Any, table: Mapping[str, Any]) -> Any:

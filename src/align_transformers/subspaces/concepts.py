@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 
 from .._errors import SpecError
 from .basis import Basis
+
+ErasureMethod = Literal["leace", "inlp"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,19 @@ class LinearClassifier:
 
     weight: Float[Tensor, "width classes"]
     bias: Float[Tensor, " classes"]
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A linear probe of two classes: the larger label where `x @ vector > threshold`; the vector is of length 1."""
+
+    vector: Float[Tensor, " width"]
+    threshold: Float[Tensor, ""]
+
+
+def kept_in(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return what was fitted in the precision of the activations, at least float32."""
+    return tensor.to(torch.promote_types(like.dtype, torch.float32))
 
 
 def class_numbers(labels: Tensor, n: int) -> Int64[Tensor, " n"]:
@@ -126,6 +142,54 @@ def logistic_regression(
         optimiser.step(loss)
     weight, bias = weight.detach() / scale, bias.detach()
     return LinearClassifier(weight, bias - mean @ weight)
+
+
+def linear_probe(activations: Float[Tensor, "n width"], labels: Tensor, *, l2: float = 1e-3) -> Probe:
+    """Return the probe of a logistic regression, in float64; nothing that tells the classes apart is a zero vector.
+
+    Raises:
+        SpecError: there are not two classes.
+
+    >>> linear_probe(torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1])).vector.tolist()
+    [1.0, 0.0]
+    """
+    found = logistic_regression(activations, two_classes(labels, len(activations)), l2=l2)
+    weight, bias = found.weight[:, 1] - found.weight[:, 0], found.bias[1] - found.bias[0]
+    return Probe(weight / weight.norm().clamp_min(torch.finfo(weight.dtype).tiny), -bias / weight.norm())
+
+
+def fit_eraser(
+    activations: Float[Tensor, "n width"],
+    labels: Tensor,
+    *,
+    method: ErasureMethod = "leace",
+    rounds: int = 20,
+    l2: float = 1e-3,
+) -> Eraser:
+    """Return what erases labels, in the precision of the activations, at least float32.
+
+    Args:
+        activations: one row an example.
+        labels: `(n,)` of two or more classes; for LEACE also `(n, c)`, any features.
+        method: `leace` or `inlp`.
+        rounds: of INLP, at most.
+        l2: of INLP's classifiers.
+
+    Raises:
+        SpecError: labels do not fit, or nothing linear is there to be erased.
+
+    >>> fit_eraser(torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([0, 0, 1, 1])).into.shape
+    torch.Size([1, 1])
+    """
+    if method == "leace" and labels.ndim == 2 and len(labels) == len(activations):
+        found = leace(activations, labels.double())
+    else:
+        numbers = class_numbers(labels, len(activations))
+        one_hot = F.one_hot(numbers).double()
+        found = inlp(activations, numbers, rounds=rounds, l2=l2) if method == "inlp" else leace(activations, one_hot)
+    if found.into.shape[1] == 0:
+        raise SpecError("the activations tell nothing linear about the labels: there is nothing to erase")
+    return Eraser(*(kept_in(value, activations) for value in (found.mean, found.into, found.back)))
 
 
 def leace(activations: Float[Tensor, "n width"], concept: Float[Tensor, "n c"]) -> Eraser:

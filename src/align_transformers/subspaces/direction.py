@@ -20,7 +20,7 @@ class Direction(Subspace):
     """The one coordinate along a direction, in units of the vectors: `x @ v / |v|`.
 
     Args:
-        vector: a probe's weights, a difference of means, ...; its length does not matter.
+        vector: of `linear_probe` or `difference_of_means`, ...; its length does not matter.
 
     Raises:
         SpecError: the vector is zero.
@@ -52,7 +52,7 @@ class Concept(Subspace):
     """What an eraser takes away: the coordinates `(x - mean) @ into`, lifted by `back`. Zeroed, the concept is erased.
 
     Args:
-        eraser: as `leace` and `inlp` fit it, in float64; `.float()` makes it cheaper.
+        eraser: as `fit_eraser` fits it.
 
     >>> eraser = Eraser(torch.zeros(2), torch.eye(2)[:, :1], torch.eye(2)[:1])
     >>> Concept(eraser).read(torch.ones(1, 2)).tolist()

@@ -79,7 +79,7 @@ def annealed(schedule: Sequence[float], temperature: float | None) -> tuple[Sche
     Raises:
         SpecError: there are not two temperatures above 0.
 
-    >>> annealed((1, 0.1), None)
+    >>> annealed((1.0, 0.1), None)
     ((1.0, 0.1), 1.0)
     """
     if len(schedule) != 2 or not all(value > 0 for value in (*schedule, temperature or schedule[0])):
