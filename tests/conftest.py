@@ -25,6 +25,7 @@ import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 import align_transformers  # noqa: E402, F401  (imported under the hook, whatever test comes first)
+from align_transformers import engine, planners  # noqa: E402
 
 settings.register_profile(
     "tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -41,6 +42,45 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             terminalreporter.section(report.nodeid)
             for value in printed:
                 terminalreporter.write_line(value)
+
+
+MEANING = (
+    "contracts/test_engine_interventions.py",
+    "engine",
+    "interventions/test_build.py",
+    "interventions/test_pca.py",
+    "interventions/test_rotated.py",
+    "zoo",
+    "models/test_adapters.py",
+    "models/test_ends.py",
+    "models/test_overrides.py",
+    "models/test_towers.py",
+    "studies/test_recurrent_steps.py",
+    "test_generate.py",
+    "test_intervenable.py",
+    "test_recent.py",
+    "test_snippet.py",
+)
+"""Folders and files of the tests about what a plan means, which are run with each planner."""
+
+PLANNERS = {"one_by_one": engine.one_by_one} | ({"planned": planners.DEFAULT} if planners.HAS_FAST else {})
+
+
+def pytest_generate_tests(metafunc: Any) -> None:
+    """Run the tests about meaning with each planner; others, such as those that count passes, with the default one."""
+    path = Path(str(metafunc.definition.path)).relative_to(Path(__file__).parent).as_posix()
+    about_meaning = any(path == name or path.startswith(f"{name}/") for name in MEANING)
+    if about_meaning and "planner" in metafunc.fixturenames:
+        metafunc.parametrize("planner", list(PLANNERS), indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def planner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> engine.Planner:
+    """Make a planner that of every call that names none, and return it."""
+    name = getattr(request, "param", None)
+    if name is not None:
+        monkeypatch.setattr(planners, "DEFAULT", PLANNERS[name])
+    return planners.DEFAULT
 
 
 @pytest.fixture(autouse=True)
