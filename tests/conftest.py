@@ -58,7 +58,7 @@ MEANING = (
     "studies/test_recurrent_steps.py",
     "test_generate.py",
     "test_intervenable.py",
-    "test_recent.py",
+    "test_binding_cache.py",
     "test_snippet.py",
 )
 """Folders and files of the tests about what a plan means, which are run with each planner."""

@@ -29,6 +29,7 @@ from align_transformers import (
     execute,
     fit_pca,
     learning,
+    one_by_one,
     resolve,
 )
 from align_transformers.fast import planned, remembered
@@ -181,3 +182,29 @@ def test_a_request_is_of_a_call_that_the_face_takes():
         (expected,) = Reader(made).read(batch, "all")
     assert torch.equal(output.logits, expected.logits)
     assert (found[0].where, found[0].columns.column.tolist()) == ("last", [4, 4, 4])
+
+
+def test_a_planner_that_is_named_runs_the_batches(monkeypatch):
+    """A fit of a face with a planner of its own asks that planner, and comes out as one with a cache does."""
+    model, asked = new_model("llama"), []
+
+    def counted(bound):
+        asked.append(1)
+        return one_by_one(bound)
+
+    learned = []
+    for planner in (None, counted):
+        torch.manual_seed(0)
+        made = face(model)
+        made.planner = planner
+        fit(made, batches(model=model), epochs=2, **PLAIN)
+        learned.append(free_matrix(made).clone())
+    assert len(asked) == 2 * len(batches(model=model))
+    torch.testing.assert_close(*learned, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("planner", [one_by_one, planned])
+def test_activations_are_the_same_with_any_planner(planner):
+    model, site = new_model("llama"), Site("mlp_output", 1)
+    inputs = {"input_ids": torch.randint(1, VOCAB, (3, 6))}
+    assert torch.equal(activations(model, inputs, site, planner=planner), activations(model, inputs, site))

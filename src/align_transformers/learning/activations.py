@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import planners
 from .._errors import SpecError
-from ..engine import Inputs, real_spans
+from ..engine import Inputs, Planner, real_spans
 from ..engine.run import capture
 from ..interventions import PCARotatedSpaceIntervention
 from ..positions import Positions
@@ -23,7 +23,12 @@ TokenChoice = Literal["last", "all"] | int
 
 @torch.no_grad()
 def activations(
-    model: nn.Module, data: Inputs | Iterable[Inputs], site: Site, positions: TokenChoice = "last"
+    model: nn.Module,
+    data: Inputs | Iterable[Inputs],
+    site: Site,
+    positions: TokenChoice = "last",
+    *,
+    planner: Planner | None = None,
 ) -> Float[Tensor, "n width"]:
     """Return the activations of a data set at one site, one row an example (or a token).
 
@@ -35,6 +40,7 @@ def activations(
         site: where in the network.
         positions: `"last"`: at the last real token of every example; `"all"`: at all real tokens; or a position, from 0
             over an example's real tokens, negative from their end.
+        planner: says which passes are run, as for `execute`.
 
     Returns:
         `(examples, width)`, or `(tokens, width)`; a model without a sequence gives `(examples, width)`.
@@ -50,7 +56,7 @@ def activations(
     batches = [data] if isinstance(data, Tensor | Mapping) else list(data)
     if not batches:
         raise SpecError("there is no data to take activations from")
-    return torch.cat([_activations(model, batch, site, positions) for batch in batches])
+    return torch.cat([_activations(model, batch, site, positions, planner or planners.DEFAULT) for batch in batches])
 
 
 def fit_pca(
@@ -61,6 +67,7 @@ def fit_pca(
     *,
     positions: TokenChoice = "last",
     standardise: bool = True,
+    planner: Planner | None = None,
     **options: Any,
 ) -> PCARotatedSpaceIntervention:
     """Return an interchange of the first `k` principal components of a data set's activations at a site.
@@ -72,6 +79,7 @@ def fit_pca(
         k: how many components.
         positions: as for `activations`.
         standardise: divide each coordinate by its standard deviation first.
+        planner: as for `activations`.
         **options: further arguments of the intervention.
 
     Raises:
@@ -82,18 +90,18 @@ def fit_pca(
     >>> fit_pca(mlp, torch.randn(8, 2), Site("0.output"), 2).rotation.shape
     torch.Size([3, 2])
     """
-    rows = activations(model, data, site, positions)
+    rows = activations(model, data, site, positions, planner=planner)
     return PCARotatedSpaceIntervention.fit(rows, k, standardise=standardise, **options)
 
 
-def _activations(model: nn.Module, inputs: Inputs, site: Site, positions: TokenChoice) -> Tensor:
+def _activations(model: nn.Module, inputs: Inputs, site: Site, positions: TokenChoice, planner: Planner) -> Tensor:
     """Return the activations of one batch: a run that is only read ends at the site."""
     spans = real_spans(inputs, site.sequence)
     if spans is None:
-        values = capture(model, inputs, site, Positions(), planners.DEFAULT)
+        values = capture(model, inputs, site, Positions(), planner)
         return values.flatten(0, -2)
     rows = tuple(_row(start, end, positions) for start, end in spans)
-    values = capture(model, inputs, site, Positions(rows), planners.DEFAULT)
+    values = capture(model, inputs, site, Positions(rows), planner)
     return torch.cat([value[: len(row)] for value, row in zip(values, rows, strict=True)])
 
 

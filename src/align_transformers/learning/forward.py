@@ -156,7 +156,8 @@ def forward_of(
         batches = len(loader) if isinstance(loader, Sized) else None
         again = settings.epochs > 1 and (batches is None or settings.steps(batches) * settings.accumulate > batches)
         memory = again and not settings.gradient_checkpointing
-    if memory is False or not HAS_FAST:
+    said = getattr(intervened, "planner", None)  # one that is named runs the batches as it says
+    if memory is False or not HAS_FAST or (said is not None and said is not planned):
         return FullForward(intervened)
     return CachedForward(intervened, ActivationCache(alone=True) if memory is True else memory)
 
