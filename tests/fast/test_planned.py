@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.fast.families import (
@@ -28,7 +29,9 @@ from tests.helpers import hook_counts
 
 from align_transformers import (
     AdditionIntervention,
+    CollectIntervention,
     Edit,
+    NoiseIntervention,
     Plan,
     Positions,
     Read,
@@ -38,7 +41,10 @@ from align_transformers import (
     ZeroIntervention,
     bind,
     execute,
+    one_by_one,
 )
+from align_transformers.fast.planner import Decisions, tokens_for
+from align_transformers.fast.trial import trials_of
 from align_transformers.interventions import FunctionIntervention
 from align_transformers.plan import Logits
 
@@ -481,3 +487,79 @@ def test_a_pass_that_cannot_be_halved_says_that_memory_ran_out(monkeypatch):
     monkeypatch.setattr(kind, "forward", narrow)
     with torch.no_grad(), pytest.raises(torch.OutOfMemoryError, match="no room"):
         run_plan(model, plan, inputs)
+
+
+# --- plans for which this once was something else ---------------------------------------------------------------------
+
+
+def both(model: Any, plan: Plan, inputs: Any, most: float | None = None) -> tuple[Any, Any]:
+    """Return what comes of a plan in full passes, and planned, with passes of at most so many tokens."""
+    bound = bind(model, plan, inputs, {**INTERVENTIONS, "collect": CollectIntervention(), "noise": NoiseIntervention()})
+    room = tokens_for if most is None else lambda states: most
+    with torch.no_grad():
+        return execute(bound, one_by_one), execute(bound, lambda b: Decisions(b, trials_of(model), most=room).steps())
+
+
+def same(slow: Any, fast: Any) -> bool:
+    """Whether two outcomes hold the same logits, and the same was counted."""
+    counted = [[(one.name, one.fired, one.rows, one.positions) for one in found.effects] for found in (slow, fast)]
+    scale = max(float(value.abs().max()) for value in slow.outputs.values())
+    return counted[0] == counted[1] and all(close(fast.outputs[n], v, scale) for n, v in slow.outputs.items())
+
+
+@pytest.mark.parametrize(
+    "logits", [Logits(answers_of=("y",)), Logits(at=(("y", (1, 2)),)), Logits((3, 4)), Logits(answers_of=("x", "y"))]
+)
+def test_runs_of_equal_contents_are_one_only_where_the_same_logits_are_read(logits):
+    x = prompts("gpt2", (5, 5), "right", 1)
+    plan = Plan((Run("x", "x"), Run("y", "y")), ("x", "y"), logits)
+    slow, fast = both(shared("gpt2"), plan, {"x": x, "y": {name: value.clone() for name, value in x.items()}})
+    assert same(slow, fast)
+    assert len(fast.passes) == 2 - (not logits.at and len(logits.answers_of) != 1)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_edit_of_what_a_block_returns_by_its_path_is_one_of_its_output(first):
+    at, site = Positions(((1,), (2,))), Site("block_output", 1)
+    by_path = [Edit(name, Site("transformer.h.1.output"), "zero", at) for name in "ab"]
+    deeper, here = Edit("c", Site("block_output", 2), "zero", at), Edit("d", site, "noise", at)
+    edits = (by_path[1], here) if first else (here, by_path[1])
+    plan = Plan((Run("a", "x", (by_path[0], deeper)), Run("b", "x", edits)), ("a", "b"), Logits())
+    assert same(*both(shared("gpt2"), plan, {"x": prompts("gpt2", (5, 5), "right", 1)}))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_what_is_collected_of_a_run_whose_copies_are_divided(family):
+    at = Positions(((1,), (2,), (3,), (1,)))
+    edits = (Edit("c", Site("block_output", 0), "collect", at), Edit("z", Site("block_output", 1), "zero", at))
+    plan = Plan((Run("x", "x"), Run("run", "x", edits, (0, 1, 0, 1))), ("x", "run"), Logits())
+    slow, fast = both(shared(family), plan, {"x": prompts(family, (5, 5), "right", 1)}, most=7.0)
+    assert len(fast.passes) > 2
+    assert same(slow, fast)
+    assert torch.allclose(fast.collected["c"].values[0], slow.collected["c"].values[0], atol=1e-4)
+    assert torch.equal(fast.collected["c"].real[0], slow.collected["c"].real[0])
+
+
+@pytest.mark.parametrize("path", ["cls.predictions.output", "cls.output", "output"])
+def test_logits_are_all_computed_where_a_module_behind_the_unembedding_is_edited_or_read(path):
+    at = Positions(((4,), (3,)))
+    runs = (
+        Run("x", "x"),
+        Run("run", "x", (Edit("e", Site(path), "noise", at),)),
+        Run("all", "x", (Edit("f", Site(path), "noise"),)),
+    )
+    plan = Plan(runs, ("x", "run", "all"), Logits(), (Read("x", Site(path), at),))
+    slow, fast = both(shared("bert"), plan, {"x": prompts("bert", (5, 5), "right", 1)})
+    assert same(slow, fast)
+    assert torch.equal(*(found.values[plan.values[0]] for found in (slow, fast)))
+
+
+def test_an_edit_that_is_not_by_example_is_counted_in_full():
+    torch.manual_seed(0)
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2, "hidden_size": 16}
+    more = {"vocab_size": 61, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **more)).eval()
+    edits = [Edit(name, Site("model.layers.0.mlp.gate.input"), "noise") for name in "ab"]
+    later = Edit("c", Site("block_output", 1), "zero", Positions(((3,), (2,))))
+    plan = Plan((Run("a", "x", (edits[0],)), Run("b", "x", (edits[1], later))), ("a", "b"), Logits())
+    assert same(*both(model, plan, {"x": prompts("llama", (5, 5), "right", 1)}))

@@ -196,7 +196,7 @@ class Results:
         self.values: Captured = {}
         self._passes: list[Passed] = []
         self._outputs: dict[str, dict[int, Any]] = {}
-        self._collected: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._collected: dict[str, dict[int, list[tuple[Tensor, Tensor]]]] = {}
         self._tallies: dict[str, dict[int, Tally | PickedTally]] = {}
         self._waiting: Counter[BoundRead] = Counter(bound.reads[read] for read in bound.plan.values)
         for run in bound.order:
@@ -220,11 +220,12 @@ class Results:
         runs = (*step.runs, *step.twins)
         self._passes.append(Passed(tuple(run.name for run in runs), step.way.name, *this.shape, step.refused))
         self.values.update(record.captured)
-        self._collected.update(record.collected)
         starts = {part.run.name: part.lines.start if part.lines else 0 for part in step.parts}
         owners = {edit.name: starts[run.name] for run in step.runs for edit in run.edits}
         for name, tally in record.tallies.items():
             self._tallies.setdefault(name, {})[owners[name]] = tally
+        for name, pairs in record.collected.items():
+            self._collected.setdefault(name, {})[owners[name]] = pairs
         for one in this.inherited:
             (made,) = self._tallies[one.donor].values()
             self._tallies.setdefault(one.name, {})[owners[one.name]] = PickedTally(made, one.examples)
@@ -244,7 +245,10 @@ class Results:
         tallies = {name: [tally for _, tally in _in_order(parts)] for name, parts in self._tallies.items()}
         check_fired((bound.edit, any(one.fired for one in tallies[name])) for name, bound in self.bound.edits.items())
         outputs = {name: self._output(name) for name in plan.outputs}
-        collected = {name: _collected(pairs) for name, pairs in self._collected.items()}
+        collected = {
+            name: _collected(_firings([pairs for _, pairs in _in_order(parts)]))
+            for name, parts in self._collected.items()
+        }
         values = {read: _value(self.values[self.bound.reads[read]]) for read in plan.values}
         return Outcome(outputs, collected, values, tuple(self._passes), tallies, self.bound)
 
@@ -286,6 +290,14 @@ def _in_order(parts: Mapping[int, Any]) -> list[tuple[int, Any]]:
 def _value(calls: list[Tensor]) -> Tensor:
     """Return what a read has as one tensor; the units of several calls stand one call after the other."""
     return calls[0] if len(calls) == 1 else torch.cat([one if one.ndim > 2 else one.unsqueeze(1) for one in calls], 1)
+
+
+def _firings(parts: list[list[tuple[Tensor, Tensor]]]) -> list[tuple[Tensor, Tensor]]:
+    """Return for each firing what was seen in all parts of a run, below each other."""
+    if len(parts) == 1:
+        return parts[0]
+    firings = zip(*parts, strict=True)
+    return [(torch.cat([v for v, _ in firing]), torch.cat([r for _, r in firing])) for firing in firings]
 
 
 def _collected(pairs: list[tuple[Tensor, Tensor]]) -> Collected:

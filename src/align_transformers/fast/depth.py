@@ -117,6 +117,20 @@ class Blocks:
             return None  # it is called in other blocks, too
         return Depth(call.rank, call.layer, INSIDE)
 
+    def depth_at(self, slot: Slot) -> Depth | None:
+        """Return how deep a slot is that was named by its module's dotted path.
+
+        What a block returns is its output by that name, too: it is not inside it.
+        """
+        depth = self.depth_of(slot.path)
+        if depth is None or slot.side == "input":
+            return depth
+        block = self.calls[self._at[depth.rank, depth.layer]].output
+        if slot.path != block.path:
+            return depth
+        first = slot.leaf is None and block.leaf in (None, (), (0,))  # the only or the first tensor that it returns
+        return Depth(depth.rank, depth.layer, OUTPUT) if first or slot.leaf == block.leaf else None
+
     def closes(self, call: BlockCall) -> bool:
         """Whether a block is the last of the encoder, whose output another stack reads."""
         following = self.calls[call.number + 1 :][:1]
@@ -168,6 +182,6 @@ def _depth(site: Site, slot: Slot, blocks: Blocks | None) -> Depth | None:
     if blocks is None or slot.call is not None:
         return None
     if site.path is not None:
-        return blocks.depth_of(slot.path) if site.call is None else None
+        return blocks.depth_at(slot) if site.call is None else None
     depth = depth_of(site)
     return depth if depth is None or blocks.knows(depth) else None

@@ -78,7 +78,11 @@ class Decisions:
     def _steps(self, stage: Stage, states: States | None) -> Iterator[Step]:
         """Yield the steps of a stage."""
         way, refused = choose(self._case(stage, states)) if stage.starts else (Full, {})
-        unembedding, leaving, stop = unembedding_of(self._bound, stage), self._leaving(stage), self._stop(stage)
+        unembedding, leaving, stop = (
+            unembedding_of(self._bound, stage, self._blocks),
+            self._leaving(stage),
+            self._stop(stage),
+        )
         if states is None or self._blocks is None or way is Full:
             for run in stage.runs:
                 full = Full(stop, leaving, unembedding)
@@ -182,9 +186,11 @@ class Decisions:
     def _repeatable(self, edit: Edit) -> bool:
         """Whether an equal edit of an equal run need not be made again."""
         bound = self._bound.edits[edit.name]
-        by_example = bound.constant is not None and bound.constant.ndim > 2 and bound.constant.shape[0] > 1
-        intervention = bound.intervention
-        return intervention.writes and intervention.repeatable and not by_example
+        if bound.constant is not None and bound.constant.ndim > 2 and bound.constant.shape[0] > 1:
+            return False  # it is by example
+        if edit.site.path is not None and edit.positions.rows is None:
+            return False  # the activation may not be, so that what was counted could not be told apart
+        return bound.intervention.writes and bound.intervention.repeatable
 
 
 # --- dividing ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..plan import Edit, Plan, Read, Run
+from ..plan import Edit, Logits, Plan, Read, Run
 from ..sites import Site
 from .depth import END, START, Depth, depth_of
 
@@ -95,7 +95,7 @@ def schedule(plan: Plan, order: Sequence[Run], facts: Facts | None = None) -> tu
     - A run starts at its first edit, if another run of the same input comes by there unedited; or at its first edit
       that is not the other's, too, if that one comes by there with equal edits and no others.
     - Where only logits are wanted, the runs that start from one donor, and are not read, are one stage.
-    - Runs without edits of equal inputs are one.
+    - Runs without edits of equal inputs are one, if the same logits of them are wanted.
 
     The work grows in proportion to the number of runs.
 
@@ -114,7 +114,7 @@ def schedule(plan: Plan, order: Sequence[Run], facts: Facts | None = None) -> tu
     facts = facts or Facts()
     entries = _entries(plan, order, facts)
     found: list[_ScheduledRun] = []
-    donors = _Donors(facts)
+    donors = _Donors(facts, plan.logits)
     for entry in _in_order(plan, entries):
         twin = donors.twin(entry)
         if twin is not None:
@@ -185,14 +185,17 @@ class _Donors:
 
     Args:
         facts: about the plan.
+        logits: which of them the plan wants.
     """
 
     _MOST = 4  # that are remembered for runs with the same first edits
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: Facts, logits: Logits | None) -> None:
         self._facts = facts
+        self._columns = {} if logits is None else dict(logits.at)
+        self._answers = () if logits is None else logits.answers_of
         self._found: dict[Any, list[tuple[_ScheduledRun, Depth]]] = {}
-        self._unedited: dict[str, _ScheduledRun] = {}
+        self._unedited: dict[Any, _ScheduledRun] = {}
 
     def _input(self, run: Run) -> str:
         return self._facts.same.get(run.input, run.input)
@@ -201,7 +204,9 @@ class _Donors:
         """Return the entry of an earlier run that is the same in everything; `None` if there is none."""
         if entry.run.edits or entry.run.examples is not None:
             return None
-        first = self._unedited.setdefault(self._input(entry.run), entry)
+        run = entry.run  # of twins the same logits are read, too
+        key = self._input(run), self._columns.get(run.input), run.name in self._answers
+        first = self._unedited.setdefault(key, entry)
         return None if first is entry else first
 
     def find(self, entry: _ScheduledRun) -> None:

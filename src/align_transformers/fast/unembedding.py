@@ -20,6 +20,7 @@ from ..engine.step import Pass
 from ..models import Slot, find_leaf, find_slot, replace_leaf
 from ..models.resolve import known_map
 from ..sites import Site
+from .depth import Blocks
 from .reasons import has_hooks
 from .schedule import Stage
 
@@ -97,7 +98,7 @@ def narrowed(made: Pass, unembedding: nn.Module | None, tokens: tuple[int, ...] 
     return replace(made, within=[*made.within, fewer.context()], narrowed=fewer.were_given)
 
 
-def unembedding_of(bound: Bound, stage: Stage) -> nn.Module | None:
+def unembedding_of(bound: Bound, stage: Stage, blocks: Blocks | None) -> nn.Module | None:
     """Return the layer that gives a stage's logits, where it can give some without the others and nobody notices."""
     unknown = known_map(bound.model) is None  # to find out would take a pass
     if not stage.wanted or bound.plan.logits is None or bound.generates or unknown:
@@ -108,6 +109,13 @@ def unembedding_of(bound: Bound, stage: Stage) -> nn.Module | None:
         return None
     if not can_narrow(slot) or has_hooks(slot.module) or bound.model._forward_hooks:
         return None
-    used = {bound.edits[edit.name].slot.module for run in stage.runs for edit in run.edits}
-    used |= {bound.reads[read].slot.module for read in stage.reads}
-    return None if slot.module in used else slot.module
+    used = [(edit.site, bound.edits[edit.name].slot) for run in stage.runs for edit in run.edits]
+    used += [(read.site, bound.reads[read].slot) for read in stage.reads]
+    return None if any(_sees_logits(one, site, slot.module, blocks) for site, one in used) else slot.module
+
+
+def _sees_logits(slot: Slot, site: Site, unembedding: nn.Module, blocks: Blocks | None) -> bool:
+    """Whether a place may be at the unembedding or behind it, so that it would miss logits that are not computed."""
+    if slot.module is unembedding:
+        return True
+    return site.path is not None and (blocks is None or blocks.depth_of(slot.path) is None)
