@@ -9,7 +9,6 @@ import torch
 from jaxtyping import TypeCheckError
 from tests.helpers import (
     FAMILIES,
-    HIDDEN,
     LAYERS,
     VOCAB,
     counted,
@@ -23,6 +22,7 @@ from tests.helpers import (
     writer,
 )
 
+from align_transformers import one_by_one
 from align_transformers._errors import PositionError, SiteError, SpecError, UnknownNameError
 from align_transformers.metrics import Metric, logit_difference, probability
 from align_transformers.studies import grid
@@ -119,34 +119,47 @@ def test_all_cells_are_tails_in_one_packed_pass_and_the_prompts_run_once():
     assert table.meta["passes"] == {"full": 2, "packed": 1}
 
 
-def test_the_models_own_answers_take_a_run_of_each_prompt():
+def test_the_models_own_answers_take_no_further_run():
     model = tiny("llama")
     table = grid(model, tokens(1, 6, seed=1), tokens(1, 6, seed=2))
-    assert table.meta["passes"] == {"full": 4, "packed": 1}
-
-
-def test_runs_and_plans_are_bounded(monkeypatch):
-    model, base, source = tiny("llama"), tokens(1, 6, seed=1), tokens(1, 6, seed=2)
-    whole = grid(model, base, source, answers=(4, 5))
-    sweep = sys.modules["align_transformers.studies.sweep"]
-    monkeypatch.setattr(sweep, "_TAIL", 11)  # tails of 6 + 5, and of 4 + 3 + 2 + 1 tokens
-    monkeypatch.setattr(sweep, "_BYTES", 6 * 4 * (2 + HIDDEN))  # two logits and one vector for each of six cells
-    seen, runs = [], []
-    monkeypatch.setattr(sweep, "carry_out", None)
-    carry_out = sys.modules["align_transformers.studies.grid"].carry_out
-
-    def watched(task, swaps, ready=None):
-        runs.append([len(one.cells) for one in swaps])
-        return carry_out(task, swaps, ready)
-
-    monkeypatch.setattr(sys.modules["align_transformers.studies.grid"], "carry_out", watched)
-    cut = grid(model, base, source, answers=(4, 5), progress=lambda done, total: seen.append((done, total)))
-    assert runs == [[2, 4]] * LAYERS
-    assert cut.columns["metric"] == pytest.approx(whole.columns["metric"], abs=1e-5)
-    assert {**cut.columns, "metric": 0, "effect": 0, "recovered": 0} == {
-        **whole.columns, "metric": 0, "effect": 0, "recovered": 0
+    assert table.meta["passes"] == {"full": 2, "packed": 1}
+    plain = grid(model, tokens(1, 6, seed=1), tokens(1, 6, seed=2), planner=one_by_one)
+    assert plain.meta["passes"] == {"full": 2 + LAYERS}
+    assert plain.columns["metric"] == pytest.approx(table.columns["metric"], abs=1e-4)
+    assert {**plain.meta, "passes": 0, "base_value": 0, "source_value": 0} == {
+        **table.meta, "passes": 0, "base_value": 0, "source_value": 0
     }  # fmt: skip
-    assert seen == [(done, 18) for done in (6, 12, 18)]
+
+
+@pytest.mark.parametrize("options", [{}, {"top": 1}], ids=str)
+def test_prompts_with_the_same_answer_are_refused_before_any_swap(options):
+    model, base = tiny("llama"), tokens(1, 6, seed=1)
+    with counted(model) as calls, pytest.raises(SpecError, match="both prompts have the same answer"):
+        grid(model, base, {name: value.clone() for name, value in base.items()}, **options)
+    assert calls == [1] * len(calls)
+    assert len(calls) <= 2
+
+
+@pytest.mark.parametrize("options", [{"answers": (4, 5)}, {}, {"answers": (4, 5), "top": 2}], ids=str)
+def test_plans_are_bounded(monkeypatch, options):
+    model, base, source = tiny("llama"), tokens(1, 6, seed=1), tokens(1, 6, seed=2)
+    whole = grid(model, base, source, **options)
+    sweep = sys.modules["align_transformers.studies._sweep"]
+    most = 5 if "top" in options else 8
+    monkeypatch.setattr(sweep, "_HELD", 8)
+    monkeypatch.setattr(sweep, "_CLEAN", 0)
+    monkeypatch.setattr(sweep, "_BYTES", 4 * VOCAB * 5)  # the logits of five cells
+    seen = []
+    with counted(model) as calls:
+        cut = grid(model, base, source, **options, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(min(done, 18), 18) for done in range(most, 18 + most, most)]
+    assert len(calls) == 3 * len(seen)  # both prompts and one packed pass
+    for name in ("metric", "effect", "recovered"):
+        assert cut.columns[name] == pytest.approx(whole.columns[name], abs=1e-4)
+    for name in set(whole.columns) - {"metric", "effect", "recovered", "top_probabilities", "change"}:
+        assert cut.columns[name] == whole.columns[name]
+    assert cut.columns["change"] == pytest.approx(whole.columns["change"], rel=1e-5)
+    assert {**cut.meta, "passes": 0} == {**whole.meta, "passes": 0}
 
 
 def test_layers_and_positions_are_chosen():

@@ -34,7 +34,7 @@ from transformers import (
 from align_transformers._errors import PositionError, SiteError, SpecError
 from align_transformers.metrics import Metric, kl_to_clean, logit_difference, probability, rank
 from align_transformers.studies import grid
-from align_transformers.studies.pair import encode
+from align_transformers.studies._prompts import encode
 
 BOTH = ["denoise", "noise"]
 DIFFERENCE = logit_difference(5, 4)

@@ -14,7 +14,7 @@ from tests.helpers import LAYERS, counted, new_model, tokens
 from align_transformers._errors import SpecError
 from align_transformers.metrics import Metric, logit_difference, probability
 from align_transformers.studies import grid
-from align_transformers.studies.store import fingerprint
+from align_transformers.studies._fingerprint import fingerprint
 
 OPTIONS = {"metric": logit_difference(5, 4), "directions": ("denoise", "noise")}
 
@@ -22,8 +22,8 @@ OPTIONS = {"metric": logit_difference(5, 4), "directions": ("denoise", "noise")}
 @pytest.fixture
 def prompts(monkeypatch):
     """Two pairs; parts are so short that each layer in each direction is one."""
-    monkeypatch.setattr(sys.modules["align_transformers.studies.sweep"], "_STORED", 2 * (4 + 3 + 2 + 1))
-    monkeypatch.setattr(sys.modules["align_transformers.studies.sweep"], "_CLEAN", 0)
+    monkeypatch.setattr(sys.modules["align_transformers.studies._sweep"], "_STORED", 2 * 4)
+    monkeypatch.setattr(sys.modules["align_transformers.studies._sweep"], "_CLEAN", 0)
     return tokens(2, 4, seed=1), tokens(2, 4, seed=2)
 
 
@@ -112,7 +112,7 @@ def test_another_sweep_is_refused(tmp_path, prompts):
 def test_a_store_of_other_parts_is_refused(tmp_path, prompts, monkeypatch):
     model, store = new_model("llama"), tmp_path / "sweep"
     grid(model, *prompts, **OPTIONS, store=store)
-    monkeypatch.setattr(sys.modules["align_transformers.studies.sweep"], "_STORED", 40)
+    monkeypatch.setattr(sys.modules["align_transformers.studies._sweep"], "_STORED", 20)
     with pytest.raises(SpecError, match="parts of other sizes"):
         grid(model, *prompts, **OPTIONS, store=store)
 
@@ -123,8 +123,8 @@ def test_the_process_itself_may_be_killed(tmp_path):
         "from tests.helpers import new_model, tokens\n"
         "from align_transformers.metrics import logit_difference\n"
         "from align_transformers.studies import grid\n"
-        "sweep = sys.modules['align_transformers.studies.sweep']\n"
-        "sweep._STORED, sweep._CLEAN = 10, 0\n"
+        "sweep = sys.modules['align_transformers.studies._sweep']\n"
+        "sweep._STORED, sweep._CLEAN = 4, 0\n"
         "def kill(done, total):\n    if kills and done > 8: os.kill(os.getpid(), 9)\n"
         "kills = sys.argv[2] == 'kill'\n"
         "options = dict(metric=logit_difference(5, 4), store=sys.argv[1], progress=kill)\n"

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-import torch
-from torch import Tensor, nn
-
 from .._errors import SpecError
 from ..table import Table
-
-_LOOKED_AT = 64  # values of each weight that the fingerprint takes
 
 
 @final
@@ -75,22 +69,3 @@ class Store:
                 f"{path} belongs to another sweep, with another {', '.join(other)}: give another store=, or remove it"
             )
         return table
-
-
-def fingerprint(model: nn.Module) -> dict[str, str]:
-    """Return what tells a model from others: its class, and a digest of its configuration and a sample of its weights.
-
-    >>> first, second = nn.Linear(2, 2), nn.Linear(2, 2)
-    >>> fingerprint(first) == fingerprint(first), fingerprint(first) == fingerprint(second)
-    (True, False)
-    """
-    digest = hashlib.sha256(str(getattr(model, "config", "")).encode())
-    for name, weight in (*model.named_parameters(), *model.named_buffers()):
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {_sample(weight)}".encode())
-    return {"class": type(model).__name__, "digest": digest.hexdigest()[:16]}
-
-
-def _sample(weight: Tensor) -> list[float]:
-    flat = weight.detach().flatten()
-    chosen = flat[:: max(1, len(flat) // _LOOKED_AT)]
-    return chosen.to("cpu", torch.float64 if weight.is_floating_point() else weight.dtype).tolist()

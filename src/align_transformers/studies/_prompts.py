@@ -122,7 +122,8 @@ def encode(prompts: Prompt, tokenizer: PreTrainedTokenizerBase | None, model: nn
     """Encode prompts as one batch on the model's device.
 
     Texts of unequal lengths are padded: on the left, with `position_ids`, where a model that generates takes these
-    (what follows a position is then as short as can be), otherwise on the right. A text is what an encoder-decoder's
+    (what follows a position is then as short as can be), otherwise on the right. Tensors that are padded on the left
+    get `position_ids` likewise, if they have none. A text is what an encoder-decoder's
     encoder gets; its decoder gets the token that begins an answer, if nothing else is said.
 
     Args:
@@ -136,8 +137,10 @@ def encode(prompts: Prompt, tokenizer: PreTrainedTokenizerBase | None, model: nn
     """
     texts = None if isinstance(prompts, Mapping) else [prompts] if isinstance(prompts, str) else list(prompts)
     given = prompts if isinstance(prompts, Mapping) else _tokenized(texts or [], tokenizer, model)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    # What is on the meta device is fetched when it is needed, and inputs are moved to where it goes.
+    device = next((one.device for one in model.parameters() if not one.is_meta), torch.device("cpu"))
     inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
+    inputs = {**_positions_of(inputs.get("attention_mask"), model), **inputs}
     batch = inputs.get("input_ids")
     if not isinstance(batch, Tensor) or batch.ndim != 2:
         raise SpecError(
@@ -190,13 +193,10 @@ def _tokenized(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None, 
         return rows[0]
     if min(lengths) == 0:
         raise SpecError("a prompt has no token")
-    left = isinstance(model, PreTrainedModel) and model.can_generate() and _takes_position_ids(model)
+    left = _counts_from_the_mask(model)
     for row, length in zip(rows, lengths, strict=True):
         row.setdefault("attention_mask", torch.ones(1, length, dtype=torch.long))
-    batch = {name: torch.cat(_padded([row[name] for row in rows], max(lengths), left)) for name in rows[0]}
-    if left and min(lengths) < max(lengths):
-        batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-    return batch
+    return {name: torch.cat(_padded([row[name] for row in rows], max(lengths), left)) for name in rows[0]}
 
 
 def _padded(rows: Iterable[Tensor], length: int, left: bool) -> list[Tensor]:
@@ -205,8 +205,17 @@ def _padded(rows: Iterable[Tensor], length: int, left: bool) -> list[Tensor]:
     return [torch.cat([gap, row] if left else [row, gap], dim=1) for row, gap in gaps]
 
 
-def _takes_position_ids(model: nn.Module) -> bool:
-    return "position_ids" in inspect.signature(model.forward).parameters
+def _counts_from_the_mask(model: nn.Module) -> bool:
+    """Whether a model gets prompts padded on the left as generation gives them to it: with `position_ids`."""
+    generates = isinstance(model, PreTrainedModel) and model.can_generate()
+    return generates and "position_ids" in inspect.signature(model.forward).parameters
+
+
+def _positions_of(mask: Any, model: nn.Module) -> dict[str, Tensor]:
+    """Return the `position_ids` under a mask that is 0 on the left of a prompt; nothing under others."""
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask[:, 0].all()) or not _counts_from_the_mask(model):
+        return {}
+    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
 
 
 def token_text(token: int, tokenizer: PreTrainedTokenizerBase | None) -> str:
