@@ -32,6 +32,17 @@ def orthonormal(free: Float[Tensor, "*stack width k"]) -> Float[Tensor, "*stack 
     return q * signs.unsqueeze(-2)
 
 
+def _same(kept: Tensor, free: Tensor) -> bool:
+    """Whether two tensors are of one kind and equal bit for bit."""
+    if (kept.dtype, kept.device, kept.shape) != (free.dtype, free.device, free.shape):
+        return False
+    if free.device.type != "cpu":
+        return torch.equal(kept, free)
+    # NumPy compares integers three times as fast as PyTorch floats, and a full rotation is large.
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[free.element_size()]
+    return bool((kept.view(bits).numpy() == free.detach().view(bits).numpy()).all())
+
+
 @final
 class Rotation(Subspace):
     """A learned matrix with orthonormal columns (DAS; Geiger et al. 2023, arXiv:2303.02536), or a stack of them.
@@ -77,8 +88,7 @@ class Rotation(Subspace):
             return orthonormal(free)
         # The values are compared: they may be written through `.data`, which no counter of versions sees.
         known = self._built
-        like = known is not None and (known[0].dtype, known[0].device) == (free.dtype, free.device)
-        if known is None or not like or not torch.equal(known[0], free):
+        if known is None or not _same(known[0], free):
             # Built outside inference mode: it may be used under autograd later.
             with torch.inference_mode(False), torch.no_grad():
                 known = self._built = free.detach().clone(), orthonormal(free)
