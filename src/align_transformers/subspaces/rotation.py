@@ -32,6 +32,16 @@ def orthonormal(free: Float[Tensor, "*stack width k"]) -> Float[Tensor, "*stack 
     return q * signs.unsqueeze(-2)
 
 
+def _checksum(free: Tensor) -> Tensor:
+    """Return the sum of the bits of every column, as integers: new values have other sums, unless rows are exchanged.
+
+    A copy to compare with would be read, too, and drive the factor out of the processor's cache.
+    """
+    size = free.element_size()
+    kind = torch.int64 if free.shape[-1] * size % 8 == 0 else {2: torch.int16, 4: torch.int32}[size]
+    return free.detach().contiguous().view(kind).sum(-2)
+
+
 @final
 class Rotation(Subspace):
     """A learned matrix with orthonormal columns (DAS; Geiger et al. 2023, arXiv:2303.02536), or a stack of them.
@@ -63,7 +73,7 @@ class Rotation(Subspace):
         self.free = nn.Parameter(torch.empty(*(() if stack is None else (stack,)), width, k))
         for matrix in self.free if stack is not None else [self.free]:
             nn.init.orthogonal_(matrix)
-        self._built: tuple[Tensor, Tensor] | None = None  # a copy of the parameter, and its factor
+        self._built: tuple[Any, Tensor, Tensor] | None = None  # the parameter's state and checksum, and its factor
 
     @property
     def weight(self) -> Float[Tensor, "*stack width k"]:
@@ -75,14 +85,14 @@ class Rotation(Subspace):
         free = self.free
         if (torch.is_grad_enabled() and free.requires_grad) or free.is_inference() or free.is_meta:
             return orthonormal(free)
-        # The values are compared: they may be written through `.data`, which no counter of versions sees.
+        # Values may be written through `.data`, which the counter of versions does not see: they have a checksum, too.
+        state, checksum = (free.data_ptr(), free._version, free.dtype, free.device), _checksum(free)
         known = self._built
-        like = known is not None and (known[0].dtype, known[0].device) == (free.dtype, free.device)
-        if known is None or not like or not torch.equal(known[0], free):
+        if known is None or known[0] != state or not torch.equal(known[1], checksum):
             # Built outside inference mode: it may be used under autograd later.
             with torch.inference_mode(False), torch.no_grad():
-                known = self._built = free.detach().clone(), orthonormal(free)
-        return known[1]
+                known = self._built = state, checksum, orthonormal(free)
+        return known[2]
 
     def basis(self, base: Tensor | None = None, choice: Choice | None = None) -> Basis:
         """Return the columns; of a stack those of the member that each example chooses.
