@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tests.untyped import untyped
 from torch import Tensor, nn
 
-from align_transformers import IntervenableModel, SpecError
+from align_transformers import IntervenableModel, SiteError, SpecError
 from align_transformers.interventions import AutoencoderIntervention, SubspaceIntervention
 from align_transformers.operations import Add, Clamp, Collect, Function, Mean, Scale, Subtract, Swap, Zero
 from align_transformers.subspaces import Dictionary, Mask
@@ -296,3 +296,18 @@ def test_state_dicts_that_do_not_fit():
         Dictionary.from_state_dict(weights("b_gate", "b_mag"))
     with pytest.raises(SpecError, match=r"W_skip has shape \(3, 4\); with W_enc \(4, 6\) it has \(4, 4\)"):
         Dictionary.from_state_dict({**weights("b_enc"), "W_skip": torch.zeros(3, 4)})
+
+
+def test_a_transcoder_in_a_model_whose_module_gives_another_width():
+    """The engine lets a transcoder read more coordinates than it writes, and refuses a wrong number of them."""
+    model = nn.Sequential(nn.Linear(5, WIDTH), nn.Linear(WIDTH, OUT), nn.Linear(OUT, 2))
+    state = weights("b_enc", width=OUT)
+    one, base = Dictionary.from_state_dict(state, transcoder=True), torch.randn(2, 5)
+    place = {"component": "1.output", "intervention": SubspaceIntervention(Zero(), one)}
+    got = IntervenableModel(place, model)(base, [base])[1]
+    read = model[0](base)
+    torch.testing.assert_close(got, model[2](model[1](read) - one.encode(read) @ state["W_dec"]))
+    other = Dictionary.from_state_dict(weights("b_enc", inputs=WIDTH + 1, width=OUT), transcoder=True)
+    wrong = {"component": "1.output", "intervention": SubspaceIntervention(Zero(), other)}
+    with pytest.raises(SiteError, match="5 coordinates are needed, but 4 are read"):
+        IntervenableModel(wrong, model)(base, [base])

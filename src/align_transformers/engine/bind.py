@@ -159,7 +159,7 @@ def bind(
                 source, read = plan.run(edit.source.run), reads[edit.source]
                 into = inputs[run.input], count(run, inputs)
                 out_of = inputs[source.input], count(source, inputs)
-                check_fit(edit, bound.slot, read.read, read.slot, into, out_of)
+                check_fit(bound.edit, bound.slot, bound.intervention, read.read, read.slot, into, out_of)
                 bound = replace(bound, read=read)
             edits[edit.name] = bound
     return Bound(uncompiled(model), plan, order, inputs, edits, reads)

@@ -132,13 +132,20 @@ def check_constant(constant: Tensor, edit: Edit, batch: int, slot: Slot) -> None
 
 
 def check_fit(
-    edit: Edit, slot: Slot, read: Read, origin: Slot, into: tuple[Inputs, int], out_of: tuple[Inputs, int]
+    edit: Edit,
+    slot: Slot,
+    intervention: Intervention,
+    read: Read,
+    origin: Slot,
+    into: tuple[Inputs, int],
+    out_of: tuple[Inputs, int],
 ) -> None:
     """Refuse a read that cannot fill the places of its edit.
 
     Args:
         edit: what is written.
         slot: where.
+        intervention: its operation.
         read: what is read for it.
         origin: where that is.
         into: the edited run's input, and how many examples the run has.
@@ -160,9 +167,11 @@ def check_fit(
         raise PlanError(f"{where}: the whole sequence is written, so all positions or exactly one must be read")
     _check_counts(where, "positions", written.rows, read_at.rows)
     _check_counts(where, "heads", written.heads, read_at.heads)
-    widths = _width(slot, written.heads), _width(origin, read_at.heads)
-    if None not in widths and widths[0] != widths[1]:
-        raise SiteError(f"{where}: {widths[0]} coordinates are written, but {widths[1]} are read")
+    taken = intervention.source_width or _width(slot, written.heads)
+    given = _width(origin, read_at.heads)
+    if None not in (taken, given) and taken != given:
+        what = "written" if intervention.source_width is None else "needed"
+        raise SiteError(f"{where}: {taken} coordinates are {what}, but {given} are read")
 
 
 def _check_lengths(where: str, base_tokens: Tensor | None, source_tokens: Tensor | None) -> None:

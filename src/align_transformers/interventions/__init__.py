@@ -9,7 +9,6 @@ from .fitted import (
     ErasureIntervention,
     LinearProbeIntervention,
 )
-from .function import FunctionIntervention
 from .masked import (
     BoundlessRotatedSpaceIntervention,
     MaskedIntervention,
@@ -35,6 +34,7 @@ from .static import (
     ZeroIntervention,
 )
 from .trainable import TrainableIntervention
+from .user_function import FunctionIntervention
 
 __all__ = [
     "AdditionIntervention",

@@ -49,6 +49,8 @@ class Intervention(nn.Module, ABC):
     """False for interventions that only look."""
     reads_module_input: ClassVar[bool] = False
     """True if the source is the module's input rather than the value at the site itself."""
+    source_width: int | None = None
+    """Coordinates of the source, where it has others than the base."""
     joins_units: ClassVar[bool] = False
     """True if a configuration with `max_number_of_units` over 1 hands over the units of an example as one vector: the
     class is constructed with `keep_last_dim=False`, and `embed_dim` is the width of all units together."""

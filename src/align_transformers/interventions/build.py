@@ -8,7 +8,7 @@ from typing import Any
 
 from .._errors import SpecError
 from .base import Intervention
-from .function import FunctionIntervention
+from .user_function import FunctionIntervention
 
 
 def build_intervention(spec: Any, options: Mapping[str, Any], *, units: int = 1) -> Intervention:

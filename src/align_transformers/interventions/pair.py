@@ -94,6 +94,11 @@ class SubspaceIntervention(TrainableIntervention):
         return self.subspace.inputs is not None
 
     @property
+    def source_width(self) -> int | None:  # type: ignore[override]  # a fact of the pair, not of the class
+        """Coordinates of the module's input, which a transcoder reads."""
+        return self.subspace.inputs
+
+    @property
     def coordinates(self) -> list[int] | None:
         """The coordinates that are edited when a call chooses no subspaces."""
         return None if self._usual is None else list(self._usual)
