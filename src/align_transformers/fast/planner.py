@@ -78,11 +78,8 @@ class Decisions:
     def _steps(self, stage: Stage, states: States | None) -> Iterator[Step]:
         """Yield the steps of a stage."""
         way, refused = choose(self._case(stage, states)) if stage.starts else (Full, {})
-        unembedding, leaving, stop = (
-            unembedding_of(self._bound, stage, self._blocks),
-            self._leaving(stage),
-            self._stop(stage),
-        )
+        unembedding = unembedding_of(self._bound, stage, self._blocks)
+        leaving, stop = self._leaving(stage), self._stop(stage)
         if states is None or self._blocks is None or way is Full:
             for run in stage.runs:
                 full = Full(stop, leaving, unembedding)
@@ -97,10 +94,9 @@ class Decisions:
         shortens = way is Packed and not self._trials.why_not("shortened")
         for numbers, parts in self._groups(stage, origin, way):
             picked = origin.of(numbers)
-            together = (
-                Packed(picked, unembedding, fewer, shortens) if way is Packed else Together(picked, unembedding, fewer)
-            )
-            yield Step(parts, (), stage.wanted, together, refused)
+            packed = Packed(picked, unembedding, fewer, shortens)
+            one_way = packed if way is Packed else Together(picked, unembedding, fewer)
+            yield Step(parts, (), stage.wanted, one_way, refused)
 
     def _groups(
         self, stage: Stage, origin: Origin, way: type[PlannedWay]
@@ -109,14 +105,16 @@ class Decisions:
         states, packed = origin.states, way is Packed
         most, length = self._most(states), int(states.main.shape[1])
         group: list[tuple[int, Part, int]] = []
+        filled = 0
         for number, run in enumerate(stage.runs):
             edits = origin.edits(self._bound, number, run)
             copies = copies_of(self._bound, Part(run), states.batch, edits, tails=packed)
             for part, size in _pieces(run, [length - start for start in copies.starts], most):
-                if group and sum(size for *_, size in group) + size > most:
+                if group and filled + size > most:
                     yield from _told_apart(group, states.batch * length, packed)
-                    group = []
+                    group, filled = [], 0
                 group.append((number, part, size))
+                filled += size
         yield from _told_apart(group, states.batch * length, packed)
 
     def _divided(self, step: Step) -> Generator[Step, Reply, Reply]:
