@@ -133,7 +133,7 @@ class Decisions:
         return reply
 
     def _case(self, stage: Stage, states: States | None) -> Case:
-        return Case(self._bound, self._blocks, stage, states, self._trials, self._never)
+        return Case(self._bound, self._blocks, stage, states, self._depths, self._trials, self._never)
 
     def _leaving(self, stage: Stage) -> Leaving | None:
         """Return what a stage leaves for others, if any of these is going to start from it."""

@@ -69,6 +69,7 @@ class Case:
         blocks: of the model; `None` where they are not known.
         stage: what is to be run.
         states: what its runs may start from; `None` if nothing was left for them.
+        depths: of the plan's sites.
         trials: of the model.
         never: why no pass of the model may leave out blocks now; empty if one may.
     """
@@ -77,6 +78,7 @@ class Case:
     blocks: Blocks | None
     stage: Stage
     states: States | None
+    depths: Mapping[Site, Depth | None]
     trials: Trials
     never: str
 
@@ -180,19 +182,26 @@ class Full(PlannedWay):
         at = None if columns is None else (torch.arange(len(columns)), columns)
         tokens = token_axis(inputs)
         shape = batch_size(inputs), 0 if tokens is None else int(tokens.shape[1])
-        made = Pass(_lean(bound, inputs, step.wanted), edits, shape, at)
+        made = Pass(_lean(bound, inputs, step), edits, shape, at)
         if self.leaving is not None:
             made = self.leaving.left(made, States(batch_size(inputs)))
         return _ended(_narrowed(made, self.unembedding, None), self.stop)
 
 
-def _lean(bound: Bound, inputs: Inputs, wanted: bool) -> Inputs:
+def _lean(bound: Bound, inputs: Inputs, step: Step) -> Inputs:
     """Return an input with which the model makes no cache and no loss where nobody wants them."""
-    if bound.generates or (wanted and bound.plan.logits is None):
+    if bound.generates or (step.wanted and bound.plan.logits is None):
         return inputs
-    if not isinstance(inputs, Tensor) and not _labels_are_input(bound, inputs):
+    if not isinstance(inputs, Tensor) and not _labels_are_input(bound, inputs) and not _loss_is_seen(bound, step):
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
     return without_cache(bound.model, inputs)
+
+
+def _loss_is_seen(bound: Bound, step: Step) -> bool:
+    """Whether all that the model returns is edited or read, of which a loss is the first."""
+    slots = [bound.edits[edit.name].slot for run in step.runs for edit in run.edits]
+    slots += [bound.reads[read].slot for read in step.reads]
+    return any(slot.module is bound.model and slot.side == "output" for slot in slots)
 
 
 def _labels_are_input(bound: Bound, inputs: Mapping[str, Any]) -> bool:
@@ -317,7 +326,7 @@ class Partial(PlannedWay):
         copies = copies_of(bound, part, self.origin.states.batch)
         layout = lay_out([copies], int(self.origin.states.main.shape[1]), packed=False)
         made, first = _joining(bound, step, record, self.origin, layout, moved=part.lines is not None)
-        inputs = _lean(bound, examples_of(bound.inputs[part.run.input], part.examples), step.wanted)
+        inputs = _lean(bound, examples_of(bound.inputs[part.run.input], part.examples), step)
         made = replace(made, inputs=inputs)
         if self.leaving is not None:
             made = self.leaving.left(made, self.origin.states.below(first), first)
@@ -369,7 +378,7 @@ class Together(PlannedWay):
         copies = [copies_of(bound, part, states.batch) for part in step.parts]
         layout = lay_out(copies, int(states.main.shape[1]), packed=False)
         made, _ = _joining(bound, step, record, self.origin, layout, moved=True)
-        made = replace(made, inputs=_lean(bound, examples_of(inputs, layout.example[:, 0].tolist()), step.wanted))
+        made = replace(made, inputs=_lean(bound, examples_of(inputs, layout.example[:, 0].tolist()), step))
         return _narrowed(made, self.unembedding, record.tokens if self.fewer_tokens else None)
 
 
@@ -399,6 +408,8 @@ class Packed(PlannedWay):
         assert case.blocks is not None
         if states.unpackable:
             return states.unpackable
+        if _donor_goes_on(case):
+            return "keys and values of the run that it starts from are edited further on"
         if not isinstance(inputs, Mapping) or token_axis(inputs) is None or inputs.keys() - _PACKED_INPUTS:
             return "its input is not a text alone"
         first = min(case.blocks.find(start)[0] + (start.point == OUTPUT) for start in case.stage.starts)
@@ -427,7 +438,7 @@ class Packed(PlannedWay):
         ]
         layout = lay_out(copies, int(origin.states.main.shape[1]), packed=True)
         made, _ = _joining(bound, step, record, origin, layout, moved=True, shortens=self.shortens)
-        made = replace(made, inputs=_lean(bound, _tails(inputs, layout), step.wanted))
+        made = replace(made, inputs=_lean(bound, _tails(inputs, layout), step))
         return _narrowed(made, self.unembedding, record.tokens if self.fewer_tokens else None)
 
 
@@ -444,6 +455,22 @@ def choose(case: Case) -> tuple[type[PlannedWay], dict[str, str]]:
             return taken, {better.name: why for better in reversed(BETTER[number:])}
         taken = way
     return taken, {}
+
+
+def _donor_goes_on(case: Case) -> bool:
+    """Whether the donor of a stage has edits that its runs have not, and attends after them."""
+    if case.stage.donor is None:
+        return False
+    made = case.bound.plan.run(case.stage.donor).edits
+    attending = [edit.name for edit in made if not _behind_attention(case, edit.site)]
+    return any(set(attending) - {name for _, name in inherited} for inherited in case.stage.inherited)
+
+
+def _behind_attention(case: Case, site: Site) -> bool:
+    depth = case.depths[site]
+    assert case.blocks is not None
+    last = case.blocks.calls[-1]
+    return depth is not None and depth >= Depth(last.rank, last.layer, OUTPUT)
 
 
 # --- why not ----------------------------------------------------------------------------------------------------------
@@ -519,6 +546,7 @@ def halves(bound: Bound, step: Step) -> tuple[Step, ...]:
         run, lines = parts[0].run, parts[0].lines or range(bound.count(parts[0].run))
         middle = lines.start + len(lines) // 2
         whole = bound.plan.logits is None or bound.generates or step.reads or step.twins
+        whole = whole or any(edit.site.path is not None and edit.positions.rows is None for edit in run.edits)
         if whole or len(lines) < 2 or getattr(way, "leaving", None) is not None:
             return ()
         halved = Part(run, range(lines.start, middle)), Part(run, range(middle, lines.stop))
@@ -623,6 +651,8 @@ def _can_be_shortened(origin: Origin, edits: Sequence[BoundEdit], layout: Layout
 
 def _moved(edit: BoundEdit, layout: Layout, number: int, part: Part, first_row: int) -> BoundEdit:
     places = edit.places if part.lines is None else edit.places.of(part.lines)
+    if len(layout.copies) == 1 and not layout.packed:  # all rows are its own
+        return replace(edit, places=places, lines=part.lines)
     return replace(edit, places=layout.places(places, number, first_row), lines=part.lines)
 
 
