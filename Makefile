@@ -21,7 +21,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check arch truth bench bench-before bench-gpu bench-dry format clean
+.PHONY: help demo test meaning fuzz check arch truth bench bench-before bench-gpu bench-dry format clean
 
 help: ## list the targets
 	@echo "align-transformers: make TARGET"
@@ -33,6 +33,9 @@ demo: $(VENV)/.installed-demo ## Madrid becomes Rome: trace a real language mode
 
 test: $(VENV)/.installed-dev ## the whole test suite, with coverage, on as many processes as there are processors (at most 8)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --cov --cov-report=term $(ARGS)
+
+fuzz: $(VENV)/.installed-dev ## 10,000 random plans by both planners, of which `make test` runs 2,000
+	FUZZ_PLANS=10000 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal tests/fuzz $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint, format, types, layers, sizes
 	$(BIN)/ruff check .

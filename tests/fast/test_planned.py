@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -503,7 +504,7 @@ def both(model: Any, plan: Plan, inputs: Any, most: float | None = None) -> tupl
 def same(slow: Any, fast: Any) -> bool:
     """Whether two outcomes hold the same logits, and the same was counted."""
     counted = [[(one.name, one.fired, one.rows, one.positions) for one in found.effects] for found in (slow, fast)]
-    scale = max(float(value.abs().max()) for value in slow.outputs.values())
+    scale = max(float(value.abs().max()) for value in slow.outputs.values()) if slow.outputs else 0.0
     return counted[0] == counted[1] and all(close(fast.outputs[n], v, scale) for n, v in slow.outputs.items())
 
 
@@ -563,3 +564,61 @@ def test_an_edit_that_is_not_by_example_is_counted_in_full():
     later = Edit("c", Site("block_output", 1), "zero", Positions(((3,), (2,))))
     plan = Plan((Run("a", "x", (edits[0],)), Run("b", "x", (edits[1], later))), ("a", "b"), Logits())
     assert same(*both(model, plan, {"x": prompts("llama", (5, 5), "right", 1)}))
+
+
+def test_runs_that_start_from_one_that_is_edited_further_on_are_not_packed():
+    at, later = Positions(((1,), (1,))), Positions(((3,), (4,)))
+    runs = (
+        Run("a", "x", (Edit("a", Site("block_output", 1), "function", at),)),
+        Run("b", "x", (Edit("b", Site("block_output", 0), "zero", later),)),
+    )
+    inputs = {"x": prompts("gpt2", (5, 5), "right", 1)}
+    slow, fast = both(shared("gpt2"), Plan(runs, ("a", "b"), Logits()), inputs)
+    assert same(slow, fast)
+    assert fast.passes[1].way == "together"
+    assert "edited further on" in fast.passes[1].why
+    last = replace(runs[0], edits=(Edit("a", Site("block_output", LAYERS - 1), "function", at),))
+    slow, fast = both(shared("gpt2"), Plan((last, runs[1]), ("a", "b"), Logits()), inputs)
+    assert same(slow, fast)
+    assert fast.passes[1].way == "packed"  # nothing attends to what was edited
+
+
+def test_answers_come_before_what_is_asked_about_them():
+    at = Positions(((1,),))
+    swap = Edit("a", Site("block_output", 1), "swap", at, source=Read("x", Site("block_output", 1), at))
+    zero = Edit("b", Site("block_output", 1), "zero", at)
+    inputs = {"x": prompts("gpt2", (4,), "right", 1), "y": prompts("gpt2", (4,), "right", 1)}
+    runs = (Run("x", "x"), Run("y", "y"), Run("a", "x", (swap,)), Run("b", "x", (zero,)))
+    for outputs in (("y", "a"), ("b", "a"), ("y", "b", "a")):
+        assert same(*both(shared("gpt2"), Plan(runs, outputs, Logits(answers_of=("a",))), inputs))
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_edits_of_a_block_by_both_its_names_are_made_in_their_order(side):
+    at = Positions(((1,), (2,)))
+    path = Edit("a", Site(f"transformer.h.1.{side}"), "noise", at)
+    named = Edit("b", Site(f"block_{side}", 1), "function", at)
+    for edits in ((path, named), (named, path)):
+        plan = Plan((Run("x", "x"), Run("run", "x", edits)), ("x", "run"), Logits())
+        slow, fast = both(shared("gpt2"), plan, {"x": prompts("gpt2", (5, 5), "right", 1)})
+        assert same(slow, fast)
+        assert fast.passes[1].way == "packed"
+
+
+def test_a_loss_is_computed_where_all_that_a_model_returns_is_read():
+    x = prompts("gpt2", (5, 5), "right", 1)
+    read = Read("x", Site("output"))
+    plan = Plan((Run("x", "x"), Run("y", "y")), ("x", "y"), Logits(), (read,))
+    slow, fast = both(shared("gpt2"), plan, {"x": {**x, "labels": x["input_ids"]}, "y": x})
+    assert same(slow, fast)
+    assert slow.values[read].shape == fast.values[read].shape == ()
+
+
+def test_a_run_that_ends_in_the_encoder_is_started_from():
+    site, at = Site("encoder.block_input", 2), Positions(((1,),))
+    swap = Edit("a", site, "add", at, source=Read("x", site, Positions(((0,),))))
+    read = Read("run", site, at)
+    plan = Plan((Run("x", "x"), Run("run", "x", (swap,), (0,))), (), Logits(), (read,))
+    slow, fast = both(shared("t5"), plan, {"x": prompts("t5", (4,), "right", 1)})
+    assert torch.allclose(slow.values[read], fast.values[read], atol=1e-5)
+    assert [one.way for one in fast.passes] == ["full", "partial"]

@@ -210,7 +210,7 @@ class Results:
         logits = self.bound.plan.logits
         if logits is None or not logits.answers_of:
             return None if logits is None else logits.tokens
-        if not step.wanted or any(run.name in logits.answers_of for run in step.runs):
+        if not step.wanted or any(run.name in logits.answers_of for run in (*step.runs, *step.twins)):
             return None
         said = [self._output(name).argmax(-1).tolist() for name in logits.answers_of]
         return tuple(dict.fromkeys(token for tokens in said for token in tokens))

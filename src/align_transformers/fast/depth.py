@@ -39,6 +39,8 @@ class Depth:
 
 
 START, END = Depth(-1, 0, INPUT), Depth(2, 0, INPUT)
+_FIRST = {"input": (None, (0, 0)), "output": (None, (), (0,))}
+"""By side of a module, the ways to what is the first tensor there, whatever else there is."""
 _END_DEPTHS = {("", True): START, ("", False): END, ("encoder", True): START, ("decoder", False): END}
 """Of the ends of a model: stack, and whether it is the embeddings. What lies between two stacks has no depth."""
 
@@ -120,16 +122,17 @@ class Blocks:
     def depth_at(self, slot: Slot) -> Depth | None:
         """Return how deep a slot is that was named by its module's dotted path.
 
-        What a block returns is its output by that name, too: it is not inside it.
+        What a block gets and returns is its input and its output by that name, too: it is not inside it.
         """
         depth = self.depth_of(slot.path)
-        if depth is None or slot.side == "input":
-            return depth
-        block = self.calls[self._at[depth.rank, depth.layer]].output
+        if depth is None:
+            return None
+        call = self.calls[self._at[depth.rank, depth.layer]]
+        block, point = (call.input, INPUT) if slot.side == "input" else (call.output, OUTPUT)
         if slot.path != block.path:
             return depth
-        first = slot.leaf is None and block.leaf in (None, (), (0,))  # the only or the first tensor that it returns
-        return Depth(depth.rank, depth.layer, OUTPUT) if first or slot.leaf == block.leaf else None
+        first = slot.leaf is None and block.leaf in _FIRST[slot.side] and not block.also
+        return Depth(depth.rank, depth.layer, point) if first or slot.leaf == block.leaf else None
 
     def closes(self, call: BlockCall) -> bool:
         """Whether a block is the last of the encoder, whose output another stack reads."""

@@ -146,6 +146,8 @@ def _can_be_shortened(origin: Origin, edits: Sequence[BoundEdit], layout: Layout
 
 def _moved(edit: BoundEdit, layout: Layout, number: int, part: Part, first_row: int) -> BoundEdit:
     places = edit.places if part.lines is None else edit.places.of(part.lines)
+    if len(layout.copies) == 1 and not layout.packed:  # all rows are its own
+        return replace(edit, places=places, lines=part.lines)
     return replace(edit, places=layout.places(places, number, first_row), lines=part.lines)
 
 

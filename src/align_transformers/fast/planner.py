@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -29,7 +30,6 @@ from .ways import (
     Together,
     Trials,
     choose,
-    halves,
 )
 
 Room = Callable[[States], float]
@@ -122,7 +122,7 @@ class Decisions:
         reply = yield step
         if not isinstance(reply, OutOfMemory):
             return reply
-        smaller = halves(self._bound, step)
+        smaller = _halves(self._bound, step)
         if not smaller:
             raise reply.error
         for half in smaller:
@@ -130,7 +130,7 @@ class Decisions:
         return reply
 
     def _case(self, stage: Stage, states: States | None) -> Case:
-        return Case(self._bound, self._blocks, stage, states, self._trials, self._never)
+        return Case(self._bound, self._blocks, stage, states, self._depths, self._trials, self._never)
 
     def _leaving(self, stage: Stage) -> Leaving | None:
         """Return what a stage leaves for others, if any of these is going to start from it."""
@@ -218,3 +218,26 @@ def _told_apart(
     apart = not packed and len(group) > 1 and sum(size for *_, size in group) == own
     for some in (group[:1], group[1:]) if apart else (group,):
         yield [number for number, *_ in some], tuple(part for _, part, _ in some)
+
+
+def _halves(bound: Bound, step: Step) -> tuple[Step, ...]:
+    """Return two steps that do what one does; none if it cannot be divided.
+
+    Args:
+        bound: the plan.
+        step: in a way of this file.
+    """
+    way, parts = step.way, step.parts
+    assert isinstance(way, PlannedWay)
+    middle = len(parts) // 2
+    pieces = [([*range(middle)], parts[:middle]), ([*range(middle, len(parts))], parts[middle:])]
+    if len(parts) == 1:
+        run, lines = parts[0].run, parts[0].lines or range(bound.count(parts[0].run))
+        middle = lines.start + len(lines) // 2
+        whole = bound.plan.logits is None or bound.generates or bool(step.reads or step.twins)
+        unknown = any(edit.site.path is not None and edit.positions.rows is None for edit in run.edits)
+        if whole or unknown or len(lines) < 2 or getattr(way, "leaving", None) is not None:
+            return ()
+        halved = Part(run, range(lines.start, middle)), Part(run, range(middle, lines.stop))
+        pieces = [([0], (half,)) for half in halved]
+    return tuple(replace(step, parts=tuple(some), way=way.of(numbers)) for numbers, some in pieces)

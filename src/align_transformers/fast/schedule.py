@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..plan import Edit, Logits, Plan, Read, Run
+from ..plan import Edit, Plan, Read, Run
 from ..sites import Site
 from .depth import END, START, Depth, depth_of
 
@@ -114,7 +114,7 @@ def schedule(plan: Plan, order: Sequence[Run], facts: Facts | None = None) -> tu
     facts = facts or Facts()
     entries = _entries(plan, order, facts)
     found: list[_ScheduledRun] = []
-    donors = _Donors(facts, plan.logits)
+    donors = _Donors(facts, plan)
     for entry in _in_order(plan, entries):
         twin = donors.twin(entry)
         if twin is not None:
@@ -185,15 +185,15 @@ class _Donors:
 
     Args:
         facts: about the plan.
-        logits: which of them the plan wants.
+        plan: which of their logits it wants.
     """
 
     _MOST = 4  # that are remembered for runs with the same first edits
 
-    def __init__(self, facts: Facts, logits: Logits | None) -> None:
-        self._facts = facts
-        self._columns = {} if logits is None else dict(logits.at)
-        self._answers = () if logits is None else logits.answers_of
+    def __init__(self, facts: Facts, plan: Plan) -> None:
+        self._facts, self._wanted = facts, set(plan.outputs)
+        self._columns = {} if plan.logits is None else dict(plan.logits.at)
+        self._answers = () if plan.logits is None else plan.logits.answers_of
         self._found: dict[Any, list[tuple[_ScheduledRun, Depth]]] = {}
         self._unedited: dict[Any, _ScheduledRun] = {}
 
@@ -204,8 +204,9 @@ class _Donors:
         """Return the entry of an earlier run that is the same in everything; `None` if there is none."""
         if entry.run.edits or entry.run.examples is not None:
             return None
-        run = entry.run  # of twins the same logits are read, too
-        key = self._input(run), self._columns.get(run.input), run.name in self._answers
+        run = entry.run  # of twins the same logits are read, too, and none waits for answers
+        waits = bool(self._answers) and run.name in self._wanted and run.name not in self._answers
+        key = self._input(run), self._columns.get(run.input), waits
         first = self._unedited.setdefault(key, entry)
         return None if first is entry else first
 
@@ -300,15 +301,17 @@ def _of(lines: Sequence[Any] | None, line: int) -> Any:
 
 def _stages(plan: Plan, entries: Sequence[_ScheduledRun], facts: Facts) -> Iterator[Stage]:
     """Yield the stages; runs that go together are one, when the last of them has everything that it needs."""
-    waiting: dict[tuple[str | None, str], list[_ScheduledRun]] = {}
-    left: dict[tuple[str | None, str], int] = {}
+    waiting: dict[tuple[str | None, str, bool], list[_ScheduledRun]] = {}
+    left: dict[tuple[str | None, str, bool], int] = {}
     wanted = set(plan.outputs)
+    answers = () if plan.logits is None else plan.logits.answers_of  # which all others need
 
-    def group(entry: _ScheduledRun) -> tuple[str | None, str] | None:
+    def group(entry: _ScheduledRun) -> tuple[str | None, str, bool] | None:
         alone = plan.logits is None or entry.start is None or entry.reads or entry.keep
         if alone or entry.run.name not in wanted:
             return None
-        return (None, entry.run.input) if entry.donor is None else (entry.donor.run.name, "")
+        name, given = (None, entry.run.input) if entry.donor is None else (entry.donor.run.name, "")
+        return name, given, entry.run.name in answers
 
     for entry in entries:
         key = group(entry)

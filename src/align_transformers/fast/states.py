@@ -74,8 +74,8 @@ class States:
 
     @property
     def main(self) -> Tensor:
-        """A state of the main stack."""
-        return self.samples[1]
+        """A state of the main stack; of the encoder, where the pass came no further."""
+        return self.samples[max(self.samples)]
 
     def below(self, first: int) -> States:
         """Return the beginning of what a pass leaves that starts from these states at a block and runs no other below.

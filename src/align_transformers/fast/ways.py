@@ -17,9 +17,10 @@ from ..engine import Bound, Inputs, batch_size, token_axis
 from ..engine.edits import Record
 from ..engine.hooks import stopping
 from ..engine.inputs import examples_of, own_caches
-from ..engine.step import Part, Pass, Step, Way
+from ..engine.step import Pass, Step, Way
 from ..models.arguments import without_cache
-from .depth import OUTPUT, Blocks
+from ..sites import Site
+from .depth import OUTPUT, Blocks, Depth
 from .joining import Origin, copies_of, joining, tails_of
 from .reasons import SETTINGS, is_by_example, labels_are_input, why_whole
 from .schedule import Stage
@@ -54,6 +55,7 @@ class Case:
         blocks: of the model; `None` where they are not known.
         stage: what is to be run.
         states: what its runs may start from; `None` if nothing was left for them.
+        depths: of the plan's sites.
         trials: of the model.
         never: why no pass of the model may leave out blocks now; empty if one may.
     """
@@ -62,6 +64,7 @@ class Case:
     blocks: Blocks | None
     stage: Stage
     states: States | None
+    depths: Mapping[Site, Depth | None]
     trials: Trials
     never: str
 
@@ -165,19 +168,26 @@ class Full(PlannedWay):
         at = None if columns is None else (torch.arange(len(columns)), columns)
         tokens = token_axis(inputs)
         shape = batch_size(inputs), 0 if tokens is None else int(tokens.shape[1])
-        made = Pass(_lean(bound, inputs, step.wanted), edits, shape, at)
+        made = Pass(_lean(bound, inputs, step), edits, shape, at)
         if self.leaving is not None:
             made = self.leaving.left(made, States(batch_size(inputs)))
         return _ended(narrowed(made, self.unembedding, None), self.stop)
 
 
-def _lean(bound: Bound, inputs: Inputs, wanted: bool) -> Inputs:
+def _lean(bound: Bound, inputs: Inputs, step: Step) -> Inputs:
     """Return an input with which the model makes no cache and no loss where nobody wants them."""
-    if bound.generates or (wanted and bound.plan.logits is None):
+    if bound.generates or (step.wanted and bound.plan.logits is None):
         return inputs
-    if not isinstance(inputs, Tensor) and not labels_are_input(bound, inputs):
+    if not isinstance(inputs, Tensor) and not labels_are_input(bound, inputs) and not _loss_is_seen(bound, step):
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
     return without_cache(bound.model, inputs)
+
+
+def _loss_is_seen(bound: Bound, step: Step) -> bool:
+    """Whether all that the model returns is edited or read, of which a loss is the first."""
+    slots = [bound.edits[edit.name].slot for run in step.runs for edit in run.edits]
+    slots += [bound.reads[read].slot for read in step.reads]
+    return any(slot.module is bound.model and slot.side == "output" for slot in slots)
 
 
 def _ended(made: Pass, stop: Stop | None) -> Pass:
@@ -227,7 +237,7 @@ class Partial(PlannedWay):
         copies = copies_of(bound, part, self.origin.states.batch)
         layout = lay_out([copies], int(self.origin.states.main.shape[1]), packed=False)
         made, first = joining(bound, step, record, self.origin, layout, moved=part.lines is not None)
-        inputs = _lean(bound, examples_of(bound.inputs[part.run.input], part.examples), step.wanted)
+        inputs = _lean(bound, examples_of(bound.inputs[part.run.input], part.examples), step)
         made = replace(made, inputs=inputs)
         if self.leaving is not None:
             made = self.leaving.left(made, self.origin.states.below(first), first)
@@ -279,7 +289,7 @@ class Together(PlannedWay):
         copies = [copies_of(bound, part, states.batch) for part in step.parts]
         layout = lay_out(copies, int(states.main.shape[1]), packed=False)
         made, _ = joining(bound, step, record, self.origin, layout, moved=True)
-        made = replace(made, inputs=_lean(bound, examples_of(inputs, layout.example[:, 0].tolist()), step.wanted))
+        made = replace(made, inputs=_lean(bound, examples_of(inputs, layout.example[:, 0].tolist()), step))
         return narrowed(made, self.unembedding, record.tokens if self.fewer_tokens else None)
 
 
@@ -309,6 +319,8 @@ class Packed(PlannedWay):
         assert case.blocks is not None
         if states.unpackable:
             return states.unpackable
+        if _donor_goes_on(case):
+            return "keys and values of the run that it starts from are edited further on"
         if not isinstance(inputs, Mapping) or token_axis(inputs) is None or inputs.keys() - _PACKED_INPUTS:
             return "its input is not a text alone"
         first = min(case.blocks.find(start)[0] + (start.point == OUTPUT) for start in case.stage.starts)
@@ -337,7 +349,7 @@ class Packed(PlannedWay):
         ]
         layout = lay_out(copies, int(origin.states.main.shape[1]), packed=True)
         made, _ = joining(bound, step, record, origin, layout, moved=True, shortens=self.shortens)
-        made = replace(made, inputs=_lean(bound, tails_of(inputs, layout), step.wanted))
+        made = replace(made, inputs=_lean(bound, tails_of(inputs, layout), step))
         return narrowed(made, self.unembedding, record.tokens if self.fewer_tokens else None)
 
 
@@ -356,26 +368,17 @@ def choose(case: Case) -> tuple[type[PlannedWay], dict[str, str]]:
     return taken, {}
 
 
-# --- where memory runs out --------------------------------------------------------------------------------------------
+def _donor_goes_on(case: Case) -> bool:
+    """Whether the donor of a stage has edits that its runs have not, and attends after them."""
+    if case.stage.donor is None:
+        return False
+    made = case.bound.plan.run(case.stage.donor).edits
+    attending = [edit.name for edit in made if not _behind_attention(case, edit.site)]
+    return any(set(attending) - {name for _, name in inherited} for inherited in case.stage.inherited)
 
 
-def halves(bound: Bound, step: Step) -> tuple[Step, ...]:
-    """Return two steps that do what one does; none if it cannot be divided.
-
-    Args:
-        bound: the plan.
-        step: in a way of this file.
-    """
-    way, parts = step.way, step.parts
-    assert isinstance(way, PlannedWay)
-    middle = len(parts) // 2
-    pieces = [([*range(middle)], parts[:middle]), ([*range(middle, len(parts))], parts[middle:])]
-    if len(parts) == 1:
-        run, lines = parts[0].run, parts[0].lines or range(bound.count(parts[0].run))
-        middle = lines.start + len(lines) // 2
-        whole = bound.plan.logits is None or bound.generates or step.reads or step.twins
-        if whole or len(lines) < 2 or getattr(way, "leaving", None) is not None:
-            return ()
-        halved = Part(run, range(lines.start, middle)), Part(run, range(middle, lines.stop))
-        pieces = [([0], (half,)) for half in halved]
-    return tuple(replace(step, parts=tuple(some), way=way.of(numbers)) for numbers, some in pieces)
+def _behind_attention(case: Case, site: Site) -> bool:
+    depth = case.depths[site]
+    assert case.blocks is not None
+    last = case.blocks.calls[-1]
+    return depth is not None and depth >= Depth(last.rank, last.layer, OUTPUT)
