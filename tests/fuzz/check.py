@@ -16,9 +16,8 @@ from torch import Tensor
 
 from align_transformers import AlignError, Bound, Outcome, Read, bind, execute, one_by_one
 from align_transformers.engine.step import OutOfMemory, Step
-from align_transformers.fast.planner import Decisions, tokens_for
+from align_transformers.fast.planner import Decisions, halves, tokens_for
 from align_transformers.fast.trial import trials_of
-from align_transformers.fast.ways import halves
 
 TOLERANCE = 1e-5
 """In float32, of the largest number of its kind: rows are summed in another order where passes are merged."""

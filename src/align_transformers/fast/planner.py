@@ -122,7 +122,7 @@ class Decisions:
         reply = yield step
         if not isinstance(reply, OutOfMemory):
             return reply
-        smaller = _halves(self._bound, step)
+        smaller = halves(self._bound, step)
         if not smaller:
             raise reply.error
         for half in smaller:
@@ -220,7 +220,7 @@ def _told_apart(
         yield [number for number, *_ in some], tuple(part for _, part, _ in some)
 
 
-def _halves(bound: Bound, step: Step) -> tuple[Step, ...]:
+def halves(bound: Bound, step: Step) -> tuple[Step, ...]:
     """Return two steps that do what one does; none if it cannot be divided.
 
     Args:
