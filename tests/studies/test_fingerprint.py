@@ -141,6 +141,7 @@ def test_functions_are_told_by_what_they_do():
         (torch.ones(2).add, torch.zeros(2).add),
         (torch.nn.functional.relu, torch.nn.functional.gelu),
         (probability(1), probability(2)),
+        (torch.func.vmap(helper), torch.func.vmap(other_helper)),
         (nn.Linear(2, 1), nn.Linear(2, 1)),
         (AdditionIntervention(), VanillaIntervention()),
         (VanillaIntervention(subspace_partition=[[0, 1]]), VanillaIntervention(subspace_partition=[[0, 2]])),

@@ -78,9 +78,8 @@ def digest(value: Any, what: str) -> str:
 
 
 def _is_known_by_name(value: Any) -> bool:
-    """Whether a function or class, or the class of an object, comes from a package: it is what its name says."""
-    module = getattr(value, "__module__", None) or type(value).__module__
-    return str(module).partition(".")[0] in _BY_NAME
+    """Whether a function or class is one of a package's: it is what its name says, unless it was made inside another."""
+    return str(value.__module__).partition(".")[0] in _BY_NAME and "<" not in value.__qualname__
 
 
 def _is_plain(value: Any, in_order: bool = False) -> bool:
