@@ -43,7 +43,8 @@ class Plain(Scorer):
             yield {"logits": logits, "changes": [effect.changes[line] for effect in found.effects]}
 
     def meta(self):
-        return {"tokens": self.clean.tokens, "clean": {name: x.tolist() for name, x in self.clean.logits.items()}}
+        logits = {name: x.tolist() for name, x in self.clean.logits.items()}
+        return {"tokens": self.clean.tokens, "clean": logits, "says": self.clean.says}
 
 
 def zeroes(**changes) -> Sweep:
@@ -87,6 +88,8 @@ def test_logits_of_all_of_some_and_of_the_answers(planner):
     for logits, columns in ((Logits((7, 3)), (7, 3)), (Logits(answers_of=("as it is",)), says)):
         some = zeroes(logits=logits).table(model, planner=planner)
         assert tuple(some.meta["tokens"]) == columns
+        answers = {name: plain.argmax(-1).tolist() for name in logits.answers_of}
+        assert {name: list(said) for name, said in some.meta["says"].items()} == answers
         for few, all_ in zip(some.rows(), full.rows(), strict=True):
             assert few["logits"] == pytest.approx([all_["logits"][token] for token in columns], abs=1e-4)
             assert few["changes"] == pytest.approx(all_["changes"], rel=1e-5)
