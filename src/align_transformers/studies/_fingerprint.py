@@ -78,7 +78,7 @@ def digest(value: Any, what: str) -> str:
 
 
 def _is_known_by_name(value: Any) -> bool:
-    """Whether a function or class is one of a package's: it is what its name says, unless it was made inside another."""
+    """Whether a function or class is one of a package's, and so what its name says; not if made inside another."""
     return str(value.__module__).partition(".")[0] in _BY_NAME and "<" not in value.__qualname__
 
 
