@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from jaxtyping import TypeCheckError
 from tests.helpers import (
     FAMILIES,
@@ -17,10 +18,12 @@ from tests.helpers import (
     locus,
     logits_with,
     new_model,
+    padded_tokens,
     tiny,
     tokens,
     writer,
 )
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from align_transformers import one_by_one
 from align_transformers._errors import PositionError, SiteError, SpecError, UnknownNameError
@@ -97,6 +100,39 @@ def test_padding_is_not_a_token(side):
     plain, padded = (grid(model, x, source, answers=(4, 5)) for x in (base, wide))
     assert padded.columns["position"] == plain.columns["position"]
     assert padded.columns["metric"] == pytest.approx(plain.columns["metric"], abs=1e-3)
+
+
+@torch.no_grad()
+def test_prompts_of_tokens_that_are_padded_on_the_left_are_as_each_alone():
+    model, lengths = new_model("gpt2"), (3, 6)
+    base, source = (padded_tokens(lengths, "left", seed=seed) for seed in (1, 2))
+    both = grid(model, base, source, answers=(4, 5))
+    assert "position_ids" not in base
+    for number, length in enumerate(lengths):
+        one, other = ({"input_ids": x["input_ids"][[number], -length:]} for x in (base, source))
+        alone = grid(model, one, other, answers=(4, 5))
+        part = both.select(where={"pair": number})
+        assert part.columns["metric"] == pytest.approx(alone.columns["metric"], abs=1e-4)
+
+
+def test_nothing_is_dropped_of_a_model_in_training_mode():
+    sizes = {"vocab_size": VOCAB, "n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": 8}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)).eval()
+    base, source = tokens(1, 4, seed=1), tokens(1, 4, seed=2)
+    wanted = grid(model, base, source, answers=(4, 5))
+    model.train()
+    model.transformer.h[0].eval()
+    modes = [module.training for module in model.modules()]
+    assert grid(model, base, source, answers=(4, 5)) == wanted
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_weights_that_are_fetched_when_they_are_needed():
+    base, source = tokens(1, 4, seed=1), tokens(1, 4, seed=2)
+    wanted = grid(new_model("llama"), base, source, answers=(4, 5))
+    away = cpu_offload(new_model("llama"), execution_device=torch.device("cpu"))
+    found = grid(away, base, source, answers=(4, 5))
+    assert found.columns["metric"] == pytest.approx(wanted.columns["metric"], abs=1e-5)
 
 
 def test_progress_true_is_a_bar(capsys):

@@ -78,17 +78,17 @@ def digest(value: Any, what: str) -> str:
 
 
 def _is_known_by_name(value: Any) -> bool:
-    """Whether a function or class, or the class of an object, comes from a package: it is what its name says."""
-    module = getattr(value, "__module__", None) or type(value).__module__
-    return str(module).partition(".")[0] in _BY_NAME
+    """Whether a function or class is one of a package's, and so what its name says; not if made inside another."""
+    return str(value.__module__).partition(".")[0] in _BY_NAME and "<" not in value.__qualname__
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_plain(item) for pair in value.items() for item in pair)
-    if isinstance(value, list | tuple | set | frozenset):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, _PLAIN)
+def _is_plain(value: Any, in_order: bool = False) -> bool:
+    """Whether a value is plain data all through; if asked for, such that its text is always the same, without sets."""
+    if value is None or isinstance(value, _PLAIN):
+        return True
+    if type(value) in (list, tuple) or (isinstance(value, set | frozenset) and not in_order):
+        return all(_is_plain(item, in_order) for item in value)
+    return type(value) is dict and all(_is_plain(item, in_order) for pair in value.items() for item in pair)
 
 
 def _weights(module: nn.Module, what: str) -> bytes:
@@ -129,7 +129,7 @@ class _Digest:
         self._above: list[int] = []
 
     def of(self, value: Any) -> bytes:
-        if value is None or isinstance(value, _PLAIN):
+        if _is_plain(value, in_order=True):
             return _joined("plain", [f"{type(value).__qualname__} {value!r}".encode()])
         if id(value) in self._above:
             return _joined("above", [])

@@ -213,7 +213,7 @@ def _counts_from_the_mask(model: nn.Module) -> bool:
 
 def _positions_of(mask: Any, model: nn.Module) -> dict[str, Tensor]:
     """Return the `position_ids` under a mask that is 0 on the left of a prompt; nothing under others."""
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask[:, 0].all()) or not _counts_from_the_mask(model):
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask[:, :1].all()) or not _counts_from_the_mask(model):
         return {}
     return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
 

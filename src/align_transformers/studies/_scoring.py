@@ -77,12 +77,11 @@ class GridScorer(Scorer):
 
     def rows(self, found: Measurement) -> Iterator[dict[str, Any]]:
         """Yield the numbers of each cell of a run."""
-        run, cells = found.of.run, found.of.cells
-        edited, pairs = run.input, [cell["pair"] for cell in cells]
+        edited, pairs = found.of.run.input, [cell["pair"] for cell in found.cells]
         values = self._values(found.logits, pairs, self.clean.logits[edited])
         ends, tops = self._ends(edited), self._tops(found.logits)
         (effect,) = found.effects
-        changes = effect.changes or [None] * len(cells)
+        changes = effect.changes or [None] * len(pairs)
         for number, (pair, value) in enumerate(zip(pairs, values, strict=True)):
             own, other = (end[pair] for end in ends)
             yield {

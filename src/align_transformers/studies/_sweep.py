@@ -32,8 +32,6 @@ from ._cell_run import CellRun
 from ._fingerprint import digest, fingerprint
 from ._store import Store
 
-Progress = Callable[[int, int], None]
-"""Called with the cells that are done, and the cells in all."""
 _STORED = 2**11  # cells between two parts of a store: what is lost at most
 _HELD = 2**13  # cells of a plan without one: what they read of other runs waits in memory
 _CLEAN = 32  # a part has that many times the examples of the clean runs, which each part runs again
@@ -48,8 +46,8 @@ class Clean:
     Args:
         logits: by name of the run, one line for each of its examples, float32.
         tokens: ids of the tokens that the columns are; `None` for the whole vocabulary.
-        says: by name of the run the most probable token of each example; nothing where the logits of all tokens were
-            not asked for.
+        says: by name of the run the most probable token of each example; only of runs whose logits of all tokens were
+            asked for.
     """
 
     logits: Mapping[str, Float[Tensor, "examples tokens"]]
@@ -71,9 +69,14 @@ class Measurement:
     logits: Float[Tensor, "cells tokens"]
     effects: tuple[Effect, ...]
 
+    @property
+    def cells(self) -> tuple[Mapping[str, Any], ...]:
+        """The columns that say which cell it is."""
+        return self.of.cells
+
 
 class Scorer(ABC):
-    """What logits are worth. One is made as soon as the clean runs are in, before any cell is run."""
+    """What logits are worth. One is made as soon as all clean runs are in; unedited ones come before any cell."""
 
     @abstractmethod
     def rows(self, found: Measurement) -> Iterable[Mapping[str, Any]]:
@@ -117,7 +120,7 @@ class Sweep:
         model: nn.Module,
         *,
         store: str | os.PathLike[str] | None = None,
-        progress: Progress | bool | None = None,
+        progress: Callable[[int, int], None] | bool | None = None,
         planner: Planner | None = None,
     ) -> Table:
         """Carry the sweep out, in eval mode.
@@ -125,7 +128,7 @@ class Sweep:
         Args:
             model: the user's; it is not changed.
             store: a folder that parts are written to, each in one step. An equal sweep goes on where a killed one was.
-            progress: called after every pass; `True` for a bar (rich).
+            progress: called after every pass with the cells done and the cells in all; `True` for a bar (rich).
             planner: as for `execute`.
 
         Returns:
@@ -145,7 +148,11 @@ class Sweep:
             return self._table(model, kept, progress or None, planner)
 
     def _table(
-        self, model: nn.Module, store: Store | None, progress: Progress | None, planner: Planner | None
+        self,
+        model: nn.Module,
+        store: Store | None,
+        progress: Callable[[int, int], None] | None,
+        planner: Planner | None,
     ) -> Table:
         rows: list[dict[str, Any]] = []
         meta: dict[str, Any] = {}
@@ -196,6 +203,7 @@ class Sweep:
         if group:
             yield group
 
+    @torch.no_grad()
     def part(
         self,
         model: nn.Module,
@@ -220,17 +228,18 @@ class Sweep:
         logits = self.logits
         if logits.answers_of and known:
             logits = replace(logits, answers_of=(), tokens=_each_once(known[name] for name in logits.answers_of))
-        helpers = (run for one in runs for run in one.through)
-        wanted = (*self.clean, *(one.run for one in runs))
-        plan = Plan((*self.clean, *helpers, *wanted[len(self.clean) :]), tuple(run.name for run in wanted), logits)
-        bound = bind(model, plan, self.inputs, self.interventions, self.constants)
-        watch = _Watch({run.name: bound.count(run) for run in self.clean}, logits, known, self.scorer, tell)
-        outcome = execute(bound, planner, ready=watch)
+        runs_of_cells = (run for one in runs for run in (*one.through, one.run))
+        wanted = tuple(run.name for run in (*self.clean, *(one.run for one in runs)))
+        plan = Plan((*self.clean, *runs_of_cells), wanted, logits)
+        with _evaluating(model):
+            bound = bind(model, plan, self.inputs, self.interventions, self.constants)
+            watch = _Watch({run.name: bound.count(run) for run in self.clean}, logits, known, self.scorer, tell)
+            outcome = execute(bound, planner, ready=watch)
         scorer, clean = watch.scorer(), watch.clean()
         rows = [
             {**cell, **row}
             for found in _measurements(outcome, runs)
-            for cell, row in zip(found.of.cells, scorer.rows(found), strict=True)
+            for cell, row in zip(found.cells, scorer.rows(found), strict=True)
         ]
         passes = Counter(passed.way for passed in outcome.passes)
         return Table.from_rows(rows, meta={"whole": scorer.meta(), "says": clean.says, "passes": passes})
@@ -280,12 +289,12 @@ class _Watch:
         return self._made[0]
 
     def _clean(self, outputs: Mapping[str, Tensor]) -> Clean:
-        tokens, says = self._logits.tokens, self._says
+        tokens, says, answering = self._logits.tokens, self._says, self._logits.answers_of
         if tokens is None:
-            says = {name: tuple(logits.argmax(-1).tolist()) for name, logits in outputs.items()}
-        if self._logits.answers_of:
-            tokens = _each_once(says[name] for name in self._logits.answers_of)
-            outputs = {name: logits[:, list(tokens)] for name, logits in outputs.items()}
+            says = {name: tuple(outputs[name].argmax(-1).tolist()) for name in answering or outputs}
+        if answering:
+            tokens = _each_once(says[name] for name in answering)
+            outputs = {**outputs, **{name: outputs[name][:, list(tokens)] for name in answering}}
         return Clean({name: logits.float() for name, logits in outputs.items()}, tokens, says)
 
 
