@@ -34,6 +34,12 @@ demo: $(VENV)/.installed-demo ## Madrid becomes Rome: trace a real language mode
 test: $(VENV)/.installed-dev ## the whole test suite, with coverage, on as many processes as there are processors (at most 8)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --cov --cov-report=term $(ARGS)
 
+meaning: $(VENV)/.installed-dev ## the tests about what a plan means, of a library without fast/, which only makes it quicker
+	rm -rf out/meaning && mkdir -p out/meaning
+	cp -R pyproject.toml README.md src tests out/meaning && rm -r out/meaning/src/align_transformers/fast
+	sed -i.old '/^from \.fast import /d' out/meaning/src/align_transformers/__init__.pyi
+	cd out/meaning && PYTHONPATH=$(CURDIR)/out/meaning/src $(abspath $(BIN))/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal tests $(ARGS)
+
 fuzz: $(VENV)/.installed-dev ## 10,000 random plans by both planners, of which `make test` runs 2,000
 	FUZZ_PLANS=10000 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal tests/fuzz $(ARGS)
 

@@ -84,8 +84,7 @@ def problems(case: Case, log: Log) -> list[str]:
         return [] if type(slow) is type(fast) else [f"{said[0]} one by one, but planned {said[1]}"]
     found = list(_structure(slow, fast, log))
     if not found:
-        truth = None if case.dtype == "float32" else _truth(case)
-        found = list(_numbers(case, slow, fast, truth))
+        found = list(_numbers(case, slow, fast, None if case.dtype == "float32" else _truth(case)))
     return found
 
 

@@ -240,6 +240,9 @@ class _Drawing:
         elif kind in READING:
             source = self.read(place, rows, heads, run.input, examples)
             kind = kind if source is not None else "zero"
+            read = next((one for one in self.runs if source is not None and one.name == source.run), None)
+            if kind == "subtract" and read is not None and self.equal(read.input, run.input):
+                kind = "add"  # what is subtracted from itself leaves rounding alone, which a norm then makes large
         if heads is None and kind in (*READING, "zero", "noise") and random.random() < 0.15 and place.width > 1:
             subspace = tuple((random.randint(0, 1),) for _ in examples)
             name = f"{kind} {place.width}"

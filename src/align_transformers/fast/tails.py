@@ -102,7 +102,8 @@ class Layout:
         same = (copy[:, :, None] == copy[:, None, :]).unsqueeze(1)
         begins = self.begins.to(device).unsqueeze(-1)  # (rows, columns, 1)
         known = (torch.arange(prefix, device=device) < begins).unsqueeze(1)
-        lowest = False if own.dtype == torch.bool else torch.finfo(own.dtype).min
+        # Lower than what the mask has for padding: where a token sees nothing, it sees all of its own example alike.
+        lowest = False if own.dtype == torch.bool else -torch.inf
         left = torch.where(known, by_query[..., :prefix], lowest)
         return torch.cat([left, torch.where(same, by_query.gather(3, keys), lowest)], dim=-1)
 
