@@ -29,7 +29,7 @@ class Tap(NamedTuple):
     act: Act
 
 
-class _Visit:
+class _ModuleVisit:
     """The taps of one side of one module, and how often it has been called."""
 
     def __init__(self, taps: Sequence[Tap]) -> None:
@@ -89,7 +89,7 @@ def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
             groups.setdefault((id(slot.module), slot.side, slot.via), []).append(tap)
         for module in fused.values():
             stack.enter_context(by_cells(module))
-        visits = [_Visit(group) for group in groups.values()]
+        visits = [_ModuleVisit(group) for group in groups.values()]
         inside: dict[int, dict[str, Visit]] = {}
         for visit in visits:
             slot = visit.taps[0].slot
@@ -104,7 +104,7 @@ def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
         yield partial(_restart, visits)
 
 
-def _restart(visits: Sequence[_Visit]) -> None:
+def _restart(visits: Sequence[_ModuleVisit]) -> None:
     for visit in visits:
         visit.calls = 0
 
@@ -199,11 +199,11 @@ def _with_arguments(act: Callable[..., Any], module: nn.Module, args: Any, kwarg
 
 # --- passes that are not as the model wrote them ----------------------------------------------------------------------
 
-Forward = Callable[..., Any]
+ModuleForward = Callable[..., Any]
 
 
 @contextmanager
-def forwards(stand_ins: Mapping[nn.Module, Callable[[Forward], Forward]]) -> Iterator[None]:
+def forwards(stand_ins: Mapping[nn.Module, Callable[[ModuleForward], ModuleForward]]) -> Iterator[None]:
     """Give modules another `forward` while the context is open.
 
     Args:

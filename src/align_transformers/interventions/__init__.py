@@ -1,14 +1,15 @@
 """Interventions: operations on a base activation and a source activation."""
 
 from .autoencoder import AutoencoderIntervention, DictionaryIntervention, JumpReLUAutoencoderIntervention
-from .base import ConstantSourceIntervention, Intervention, SourcelessIntervention
 from .build import build_intervention
+from .components import PCARotatedSpaceIntervention
 from .fitted import (
     DifferenceOfMeansIntervention,
     DirectionIntervention,
     ErasureIntervention,
     LinearProbeIntervention,
 )
+from .intervention import ConstantSourceIntervention, Intervention, SourcelessIntervention
 from .masked import (
     BoundlessRotatedSpaceIntervention,
     MaskedIntervention,
@@ -16,7 +17,6 @@ from .masked import (
     SigmoidMaskRotatedSpaceIntervention,
 )
 from .pair import SubspaceIntervention
-from .pca import PCARotatedSpaceIntervention
 from .reft import DireftIntervention, LoreftIntervention
 from .rotated import (
     LowRankRotatedSpaceIntervention,

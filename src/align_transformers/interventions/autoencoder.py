@@ -14,8 +14,8 @@ from .._errors import SpecError
 from ..operations import Clamp, Operation, Shift, SourceKind, Zero
 from ..subspaces import Choice, Dictionary
 from ..subspaces.dictionary import Activation
-from .base import Intervention
 from .edit import edited
+from .intervention import Intervention
 from .static import SWAP
 
 LatentOperation = Literal["swap", "add", "ablate", "clamp"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._errors import SpecError
-from .base import Intervention
+from .intervention import Intervention
 from .user_function import FunctionIntervention
 
 

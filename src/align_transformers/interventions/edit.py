@@ -8,7 +8,7 @@ from torch import Tensor
 from .._errors import SpecError
 from ..operations import Operation
 from ..subspaces import Basis, Choice, Coordinates
-from .base import Intervention
+from .intervention import Intervention
 
 
 def edited(

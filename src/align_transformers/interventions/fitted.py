@@ -12,8 +12,8 @@ from .._errors import SpecError
 from ..operations import Mean, Operation, Shift, SourceKind, Zero
 from ..subspaces import Basis, Choice
 from ..subspaces.concepts import Eraser, ErasureMethod, difference_of_means, fit_eraser, kept_in, linear_probe
-from .base import Intervention, SourcelessIntervention
 from .edit import edited
+from .intervention import Intervention, SourcelessIntervention
 from .static import SWAP
 
 DirectionOperation = Literal["add", "swap", "ablate"]

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..operations import Learned
 from ..subspaces import Choice, Rotation
-from .base import SourcelessIntervention
 from .edit import edited
+from .intervention import SourcelessIntervention
 from .trainable import TrainableIntervention
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..operations import Add, Collect, Mean, Noise, SourceKind, Subtract, Swap, Zero
 from ..subspaces import WHOLE, Choice
-from .base import ConstantSourceIntervention, Intervention, SourcelessIntervention
 from .edit import edited
+from .intervention import ConstantSourceIntervention, Intervention, SourcelessIntervention
 
 SWAP = Swap()
 _ADD, _SUBTRACT, _ZERO, _COLLECT = Add(), Subtract(), Zero(), Collect()

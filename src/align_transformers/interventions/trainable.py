@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._errors import SpecError
-from ..subspaces.base import Schedule
-from .base import Intervention
+from ..subspaces.subspace import Schedule
+from .intervention import Intervention
 
 
 class TrainableIntervention(Intervention):

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._errors import SpecError
 from ..operations.function import arity
 from ..subspaces import Choice
-from .base import Intervention
+from .intervention import Intervention
 
 
 @final

@@ -64,7 +64,7 @@ def consult(
     return edited if written else function(module, hidden_states, top_k_index, top_k_weights)
 
 
-class _Logits(TorchFunctionMode):
+class _RouterLogits(TorchFunctionMode):
     """Shows the result of the first linear map in a forward pass of a router."""
 
     def __init__(self, visit: Visit) -> None:
@@ -90,7 +90,7 @@ def inside_router(module: nn.Module, visit: Visit) -> Iterator[None]:
     forward, had_own = module.forward, "forward" in vars(module)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        with _Logits(visit):
+        with _RouterLogits(visit):
             return forward(*args, **kwargs)
 
     module.forward = watched

@@ -1,11 +1,11 @@
 """Operations: what becomes of the coordinates in a subspace."""
 
-from .base import Operation, SourceKind
 from .collect import Collect
 from .constant import Clamp, Mean, Scale, Shift, Zero
 from .function import Function
 from .learned import Learned
 from .noise import Noise
+from .operation import Operation, SourceKind
 from .source import Add, Subtract, Swap
 
 __all__ = [

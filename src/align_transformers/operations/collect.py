@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor
 
-from .base import Operation
+from .operation import Operation
 
 
 @final

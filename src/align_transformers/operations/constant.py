@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..subspaces import Subspace, Whole
-from .base import Operation
+from .operation import Operation
 
 
 @final

@@ -9,7 +9,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from .._errors import SpecError
-from .base import Operation, SourceKind
+from .operation import Operation, SourceKind
 
 _NAMES = ("base", "source", "subspaces")
 

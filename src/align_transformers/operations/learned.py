@@ -7,7 +7,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from ..subspaces import uncast
-from .base import Operation
+from .operation import Operation
 
 
 @final

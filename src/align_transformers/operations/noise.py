@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from .base import Operation
+from .operation import Operation
 
 
 @final

@@ -17,8 +17,8 @@ from ..sites import COMPONENT_NAMES, COMPONENTS, HEAD_PREFIX, Site
 from ._cell_run import CellRun
 from ._prompts import Pairs, Place, Which, indices
 
-Direction = Literal["denoise", "noise"]
-DIRECTIONS: tuple[Direction, ...] = ("denoise", "noise")
+SwapDirection = Literal["denoise", "noise"]
+DIRECTIONS: tuple[SwapDirection, ...] = ("denoise", "noise")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Selection:
     heads: Which | None
     neurons: int | None
     together: bool
-    directions: Sequence[Direction]
+    directions: Sequence[SwapDirection]
 
     def check(self) -> None:
         """Refuse what makes no sense in any model.
@@ -78,7 +78,9 @@ class Selection:
             for site, cells, width in swaps
         )
 
-    def _run(self, site: Site, swaps: Sequence[Swap], width: int | None, direction: Direction, pairs: Pairs) -> CellRun:
+    def _run(
+        self, site: Site, swaps: Sequence[SwapPlaces], width: int | None, direction: SwapDirection, pairs: Pairs
+    ) -> CellRun:
         into, out_of = ("base", "source") if direction == "denoise" else ("source", "base")
         columns = dict(zip(("base", "source"), _columns(pairs, site, swaps), strict=True))
         heads = None if self.heads is None else tuple((swap.head,) for swap in swaps if swap.head is not None)
@@ -89,7 +91,7 @@ class Selection:
         cells = tuple(self._cell(site, swap, direction, pairs) for swap in swaps)
         return CellRun(Run(name, into, (edit,), examples), cells)
 
-    def _cell(self, site: Site, swap: Swap, direction: Direction, pairs: Pairs) -> dict[str, Any]:
+    def _cell(self, site: Site, swap: SwapPlaces, direction: SwapDirection, pairs: Pairs) -> dict[str, Any]:
         """Return the columns that say which cell it is."""
         here: Sequence[int | None] = (None, None) if self.together else swap.places[0]
         sides = (side.texts[swap.pair] for side in pairs.sides(site))
@@ -125,7 +127,7 @@ class Selection:
                 )
         return sites
 
-    def _swaps(self, model: nn.Module, site: Site, pairs: Pairs) -> Iterator[Swap]:
+    def _swaps(self, model: nn.Module, site: Site, pairs: Pairs) -> Iterator[SwapPlaces]:
         heads: Sequence[int | None] = [None] if self.heads is None else self._heads(model, site)
         width = self._width(model, site)
         blocks: Sequence[int | None] = [None]
@@ -133,7 +135,7 @@ class Selection:
             blocks = range(-(-width // self.neurons))
         for pair, places in enumerate(pairs.places(site)):
             groups = [places] if self.together and places else [(place,) for place in places]
-            yield from (Swap(pair, group, head, block) for head in heads for block in blocks for group in groups)
+            yield from (SwapPlaces(pair, group, head, block) for head in heads for block in blocks for group in groups)
 
     def _heads(self, model: nn.Module, site: Site) -> list[int]:
         slot = find_slot(model, site)
@@ -165,7 +167,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Swap:
+class SwapPlaces:
     """One swap.
 
     Args:
@@ -181,7 +183,7 @@ class Swap:
     block: int | None
 
 
-def _columns(pairs: Pairs, site: Site, swaps: Sequence[Swap]) -> list[tuple[tuple[int, ...], ...]]:
+def _columns(pairs: Pairs, site: Site, swaps: Sequence[SwapPlaces]) -> list[tuple[tuple[int, ...], ...]]:
     """Return the columns of every swap in the base's batch, and those in the source's."""
     return [
         tuple(tuple(side.starts[swap.pair] + place[number] for place in swap.places) for swap in swaps)

@@ -13,7 +13,7 @@ from ..engine import Planner
 from ..metrics import Metric
 from ..plan import Logits, Run
 from ..table import Table
-from ._cells import Direction, Selection
+from ._cells import Selection, SwapDirection
 from ._prompts import Prompt, Which, encode, pair_up
 from ._scoring import Answer, Scoring, answers_for, metrics_for
 from ._sweep import Sweep, vocabulary
@@ -32,7 +32,7 @@ def grid(
     neurons: int | None = None,
     metric: Metric | Sequence[Metric] | None = None,
     answers: tuple[Answer, Answer] | Sequence[tuple[Answer, Answer]] | None = None,
-    directions: Sequence[Direction] = ("denoise",),
+    directions: Sequence[SwapDirection] = ("denoise",),
     last: int | None = None,
     at: int | Sequence[int] = -1,
     top: int = 0,

@@ -1,6 +1,5 @@
 """Subspaces: the coordinates that an operation works in."""
 
-from .base import Subspace, describe, restore
 from .basis import Basis, Coordinates, uncast
 from .concepts import Eraser, Probe, difference_of_means, fit_eraser, inlp, leace, linear_probe, logistic_regression
 from .dictionary import Dictionary, Latents
@@ -10,6 +9,7 @@ from .partition import Choice, Partition, coordinate_mask
 from .pca import Components, PrincipalComponents, principal_components
 from .rotation import Rotation, orthonormal
 from .saelens import read_dictionary, read_saelens
+from .subspace import Subspace, describe, restore
 from .whole import WHOLE, Whole
 
 __all__ = [

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._errors import SpecError
-from .base import Subspace
 from .basis import Coordinates, uncast
 from .partition import Choice
 from .saelens import read_dictionary, read_saelens
+from .subspace import Subspace
 
 Activation = Literal["relu", "jumprelu", "topk", "gated"]
 """How latents are made of what the encoder gives, z: `relu`: what is above 0; `jumprelu`: what is above a threshold of

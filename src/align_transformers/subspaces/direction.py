@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._errors import SpecError
-from .base import Subspace
 from .basis import Basis
 from .concepts import Eraser
 from .partition import Choice
+from .subspace import Subspace
 
 
 @final

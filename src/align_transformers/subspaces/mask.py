@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .._errors import SpecError
-from .base import Schedule, Subspace
 from .basis import Coordinates
 from .partition import Choice
+from .subspace import Schedule, Subspace
 
 
 def boundary_mask(boundary: Float[Tensor, ""], temperature: float, width: int) -> Float[Tensor, " width"]:

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._errors import SpecError
-from .base import Subspace
 from .basis import Basis
 from .partition import Choice
+from .subspace import Subspace
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._errors import SpecError
-from .base import Subspace
 from .basis import Basis
 from .partition import Choice
+from .subspace import Subspace
 
 
 def orthonormal(free: Float[Tensor, "*stack width k"]) -> Float[Tensor, "*stack width k"]:

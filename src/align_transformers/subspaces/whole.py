@@ -6,9 +6,9 @@ from typing import final
 
 from torch import Tensor
 
-from .base import Subspace
 from .basis import Basis
 from .partition import Choice
+from .subspace import Subspace
 
 WHOLE = Basis(None)
 """The vector's own coordinates."""

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .._errors import SpecError
 from ..subspaces import Basis, Choice, Components, principal_components
-from .base import Intervention
 from .edit import edited
+from .intervention import Intervention
 from .static import SWAP
 
 _FITTED = ("mean", "scale", "directions", "explained")
