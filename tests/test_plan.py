@@ -95,14 +95,22 @@ EDITS = st.fixed_dictionaries(
 
 
 AT = st.lists(st.tuples(st.text(), st.lists(st.integers(0, 9), max_size=3)).map(list), max_size=2)
-LOGITS = st.none() | st.fixed_dictionaries({"tokens": st.none() | st.lists(st.integers(0, 9), max_size=3), "at": AT})
+TOKENS = st.lists(st.integers(0, 9), max_size=3)
+LOGITS = (
+    st.none()
+    | st.fixed_dictionaries({"tokens": st.none() | TOKENS, "at": AT, "answers_of": st.just([])})
+    | st.fixed_dictionaries({"tokens": st.none(), "at": AT, "answers_of": st.just(["base"])})
+)
+VALUES = st.lists(READS, max_size=2)
 
 
-@given(st.lists(EDITS, max_size=4, unique_by=lambda edit: edit["name"]), st.booleans(), EXAMPLES, LOGITS)
-def test_a_plan_survives_json(edits, wants_source, examples, logits):
+@given(st.lists(EDITS, max_size=4, unique_by=lambda edit: edit["name"]), st.booleans(), EXAMPLES, LOGITS, VALUES)
+def test_a_plan_survives_json(edits, wants_source, examples, logits, values):
     source = {"name": "source", "input": "s", "edits": [], "examples": None}
     runs = [source, {"name": "base", "input": "b", "edits": edits, "examples": examples}]
-    data = {"runs": runs, "outputs": ["base", "source"][: 1 + wants_source], "logits": logits}
+    if logits is not None and logits["answers_of"] and wants_source:
+        logits = {**logits, "answers_of": ["source"]}  # of the base, which reads it, they would be a circle
+    data = {"runs": runs, "outputs": ["base", "source"][: 1 + wants_source], "logits": logits, "values": values}
     plan = Plan.from_dict(data)
     written = json.dumps(plan.to_dict())
     assert json.loads(written) == data
