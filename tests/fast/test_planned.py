@@ -622,3 +622,23 @@ def test_a_run_that_ends_in_the_encoder_is_started_from():
     slow, fast = both(shared("t5"), plan, {"x": prompts("t5", (4,), "right", 1)})
     assert torch.allclose(slow.values[read], fast.values[read], atol=1e-5)
     assert [one.way for one in fast.passes] == ["full", "partial"]
+
+
+def test_an_edit_of_what_the_encoder_gives_is_made_by_every_run():
+    at, site = Positions(((2,), (1,))), Site("encoder.block_output", LAYERS - 1)
+    first, same_edit = (Edit(name, site, "noise", at) for name in "ab")
+    later = Edit("c", Site("decoder.block_output", 0), "zero", at)
+    runs = Run("x", "x"), Run("a", "x", (first,)), Run("b", "x", (same_edit, later))
+    inputs = {"x": prompts("t5", (5, 3), "right", 1)}
+    assert same(*both(shared("t5"), Plan(runs, ("x", "a", "b"), Logits()), inputs))
+
+
+def test_an_edit_in_the_encoder_by_its_path_goes_with_no_other_run():
+    path = Site("encoder.block.1.layer.1.layer_norm.output")
+    runs = (
+        Run("x", "x"),
+        Run("a", "x", (Edit("a", path, "noise", Positions(((0,), (2,)))),)),
+        Run("b", "x", (Edit("b", Site("decoder.block_output", 1), "zero", Positions(((1,),))),), (1,)),
+    )
+    inputs = {"x": prompts("t5", (5, 3), "right", 1)}
+    assert same(*both(shared("t5"), Plan(runs, ("x", "a", "b"), Logits()), inputs))

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..plan import Edit, Plan, Read, Run
 from ..sites import Site
-from .depth import END, START, Depth, depth_of
+from .depth import END, OUTPUT, START, Depth, depth_of
 
 
 @dataclass(frozen=True)
@@ -228,6 +228,8 @@ class _Donors:
             start = min(edits[shared][0], deepest)
             if start <= START or (shared and (start >= END or edits[shared - 1][0].state >= start.state)):
                 continue
+            if start.rank == 1 and any(depth.rank == 0 and depth.point == OUTPUT for depth, _ in edits[:shared]):
+                continue  # what an encoder's last block gives is kept as it was before edits
             for donor, until in self._found.get(self._key(entry.run, edits[:shared]), ()):
                 since = START if donor.start is None else donor.start
                 fits = until.state >= start.state and (since == START or since.state < start.state)

@@ -273,7 +273,9 @@ class Together(PlannedWay):
         for edit in (edit for run in stage.runs for edit in run.edits):
             if edit.site.path is not None and edit.positions.rows is None:
                 return f"{edit.site} is edited as a whole, and may not be by example"
-            if edit.site.stack == "encoder" or edit.site.sequence != edit.site.stack:
+            depth = case.depths[edit.site]
+            encoder = edit.site.stack == "encoder" or (depth is not None and depth.rank == 0)
+            if encoder or edit.site.sequence != edit.site.stack:
                 return f"{edit.site} is not in the main stack's own sequence"
             if bound.edits[edit.name].slot.fused is not None:
                 return f"{edit.site} is run step by step"
