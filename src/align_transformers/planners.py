@@ -6,8 +6,14 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from . import engine
-from .engine import Bound, Outcome, Planner, one_by_one
+from .engine import Bound, Inputs, Outcome, Planner, bind, one_by_one
+from .plan import Plan, Read, Run
+from .positions import Positions
+from .sites import Site
 
 HAS_FAST = find_spec(f"{__package__}.fast") is not None
 """Whether the room that leaves out what need not be computed is there. The engine gives the same without it."""
@@ -46,3 +52,28 @@ def execute(
     True
     """
     return engine.execute(bound, planner or DEFAULT, ready=ready)
+
+
+def capture(
+    model: nn.Module, inputs: Inputs, site: Site, positions: Positions, planner: Planner | None = None
+) -> Tensor:
+    """Return the activations of an input at one site, `(batch, units, width)`; zeros where an example has fewer units.
+
+    Args:
+        model: the user's; it is not changed.
+        inputs: the model's keyword arguments, or its only tensor.
+        site: where in the network.
+        positions: at which places.
+        planner: as for `execute`.
+
+    Raises:
+        SiteError: the model has no such site.
+        PositionError: a position does not exist, or lies on padding.
+
+    >>> capture(nn.Linear(2, 3), torch.ones(4, 2), Site("output"), Positions()).shape
+    torch.Size([4, 3])
+    """
+    read = Read("run", site, positions)
+    plan = Plan((Run("run", "inputs"),), (), None, (read,))
+    with torch.no_grad():
+        return execute(bind(model, plan, {"inputs": inputs}, {}), planner).values[read]

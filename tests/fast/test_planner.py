@@ -13,6 +13,7 @@ from tests.helpers import HIDDEN, LAYERS, VOCAB
 from align_transformers import Edit, NoiseIntervention, Plan, Positions, Read, Run, Site, VanillaIntervention, bind
 from align_transformers.engine.step import OutOfMemory, Step
 from align_transformers.fast import schedule as schedules
+from align_transformers.fast.budget import TIMES_FOR_ONE
 from align_transformers.fast.depth import blocks_of, depth_of
 from align_transformers.fast.planner import Decisions
 from align_transformers.fast.schedule import Facts, schedule
@@ -180,15 +181,16 @@ def test_where_a_step_cannot_be_halved_the_error_is_raised():
 
 def test_a_run_of_3000_copies_is_not_one_pass():
     copies, most = 3000, 1000.0
+    largest = most * TIMES_FOR_ONE  # of one run, which gains nothing by being small
     run = Run("run", "x", (edit("e", 0, 2, copies),), (0,) * copies)
     steps = driven(decisions(Plan((CLEAN, run), ("clean", "run"), Logits()), most=most))[1:]
     lines = [part.lines for step in steps for part in step.parts]
     assert [line for one in lines for line in one] == list(range(copies))
     tail = LENGTH - 2  # of every copy, from its edit on
-    assert max(map(len, lines)) == most // tail
-    assert len(steps) == -(-copies // (most // tail))
+    assert max(map(len, lines)) == largest // tail
+    assert len(steps) == -(-copies // (largest // tail))
     together = driven(decisions(Plan((CLEAN, run), ("clean", "run"), Logits()), Said(packed="no"), most=most))[1:]
-    assert max(len(step.parts[0].lines) for step in together) == most // LENGTH
+    assert max(len(step.parts[0].lines) for step in together) == largest // LENGTH
 
 
 # --- donors -----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from align_transformers import AlignError, Bound, Outcome, Read, bind, execute, one_by_one
 from align_transformers.engine.step import OutOfMemory, Step
+from align_transformers.fast.budget import TIMES_FOR_ONE
 from align_transformers.fast.planner import Decisions, halves, tokens_for
 from align_transformers.fast.trial import trials_of
 
@@ -56,7 +57,7 @@ def planner_of(case: Case, log: Log) -> Any:
     """Return the planner of a case, which notes what it does."""
 
     def planner(bound: Bound) -> Iterator[Step]:
-        room = tokens_for if case.most is None else lambda states: case.most
+        room = tokens_for if case.most is None else lambda states: case.most / TIMES_FOR_ONE
         steps, random = Decisions(bound, trials_of(bound.model), most=room).steps(), Random(case.refusals)
         step = next(steps, None)
         while step is not None:

@@ -10,13 +10,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._errors import NeverFiredError, PlanError
-from ..plan import Plan, Read, Run
-from ..positions import Positions
-from ..sites import Site
-from .bind import Bound, BoundRead, bind
+from ..plan import Read, Run
+from .bind import Bound, BoundRead
 from .edits import Captured, Record, edit_tap, read_tap
 from .hooks import Stopped, tapped
 from .inputs import Inputs, token_axis
@@ -106,31 +104,6 @@ def execute(
             ready(outputs)
         step = _following(steps, reply)
     return results.outcome()
-
-
-def capture(
-    model: nn.Module, inputs: Inputs, site: Site, positions: Positions, planner: Planner = one_by_one
-) -> Tensor:
-    """Return the activations of an input at one site, `(batch, units, width)`; zeros where an example has fewer units.
-
-    Args:
-        model: the user's; it is not changed.
-        inputs: the model's keyword arguments, or its only tensor.
-        site: where in the network.
-        positions: at which places.
-        planner: as for `execute`.
-
-    Raises:
-        SiteError: the model has no such site.
-        PositionError: a position does not exist, or lies on padding.
-
-    >>> capture(nn.Linear(2, 3), torch.ones(4, 2), Site("output"), Positions()).shape
-    torch.Size([4, 3])
-    """
-    read = Read("run", site, positions)
-    plan = Plan((Run("run", "inputs"),), (), None, (read,))
-    with torch.no_grad():
-        return execute(bind(model, plan, {"inputs": inputs}, {}), planner).values[read]
 
 
 def _following(steps: Generator[Step, Reply, None], reply: Reply) -> Step | None:

@@ -24,7 +24,7 @@ from .._errors import PlanError
 from .._files import write_atomically
 from ..engine import Inputs, batch_size, bind
 from ..engine.inputs import examples_of
-from ..engine.run import Results, capture, run_step
+from ..engine.run import Results, execute, run_step
 from ..engine.step import OutOfMemory, Part, Step
 from ..models import find_slot
 from ..plan import Constant, Logits, Plan, Read, Run
@@ -234,7 +234,11 @@ def _read(model: nn.Module, read: Read, run: Run, inputs: Mapping[str, Inputs], 
             tuple(rows[line if len(rows) > 1 else 0] for line in missing),
             None if heads is None else tuple(heads[line if len(heads) > 1 else 0] for line in missing),
         )
-        values = capture(model, examples_of(source, picked), read.site, there, planned)
+        wanted = Read("run", read.site, there)
+        plan = Plan((Run("run", "inputs"),), (), None, (wanted,))
+        with torch.no_grad():
+            bound = bind(model, plan, {"inputs": examples_of(source, picked)}, {})
+            values = execute(bound, planned).values[wanted]
         return [{"value": value[: len(row)].clone()} for value, row in zip(values, there.rows or (), strict=True)]
 
     found = [parts["value"] for parts in recall_all(cache, keys, compute)]

@@ -11,7 +11,7 @@ from typing import Any
 from ..engine import Bound
 from ..engine.step import OutOfMemory, Part, Reply, Step
 from ..plan import Edit, Run
-from .budget import room
+from .budget import TIMES_FOR_ONE, room
 from .contents import same_inputs
 from .depth import START, Depth, blocks_of, depths_of
 from .joining import Origin, copies_of
@@ -101,7 +101,7 @@ class Decisions:
     def _groups(
         self, stage: Stage, origin: Origin, way: type[PlannedWay]
     ) -> Iterator[tuple[list[int], tuple[Part, ...]]]:
-        """Yield numbers of runs with what of them goes into one pass: as many copies as memory allows."""
+        """Yield numbers of runs with what of them goes into one pass: as much as is fast, and as memory allows."""
         states, packed = origin.states, way is Packed
         most, length = self._most(states), int(states.main.shape[1])
         group: list[tuple[int, Part, int]] = []
@@ -109,7 +109,7 @@ class Decisions:
         for number, run in enumerate(stage.runs):
             edits = origin.edits(self._bound, number, run)
             copies = copies_of(self._bound, Part(run), states.batch, edits, tails=packed)
-            for part, size in _pieces(run, [length - start for start in copies.starts], most):
+            for part, size in _pieces(run, [length - start for start in copies.starts], most * TIMES_FOR_ONE):
                 if group and filled + size > most:
                     yield from _told_apart(group, states.batch * length, packed)
                     group, filled = [], 0

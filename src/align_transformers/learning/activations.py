@@ -9,11 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .. import planners
 from .._errors import SpecError
 from ..engine import Inputs, Planner, real_spans
-from ..engine.run import capture
 from ..interventions import PCARotatedSpaceIntervention
+from ..planners import capture
 from ..positions import Positions
 from ..sites import Site
 
@@ -56,7 +55,7 @@ def activations(
     batches = [data] if isinstance(data, Tensor | Mapping) else list(data)
     if not batches:
         raise SpecError("there is no data to take activations from")
-    return torch.cat([_activations(model, batch, site, positions, planner or planners.DEFAULT) for batch in batches])
+    return torch.cat([_activations(model, batch, site, positions, planner) for batch in batches])
 
 
 def fit_pca(
@@ -94,7 +93,9 @@ def fit_pca(
     return PCARotatedSpaceIntervention.fit(rows, k, standardise=standardise, **options)
 
 
-def _activations(model: nn.Module, inputs: Inputs, site: Site, positions: TokenChoice, planner: Planner) -> Tensor:
+def _activations(
+    model: nn.Module, inputs: Inputs, site: Site, positions: TokenChoice, planner: Planner | None
+) -> Tensor:
     """Return the activations of one batch: a run that is only read ends at the site."""
     spans = real_spans(inputs, site.sequence)
     if spans is None:
