@@ -36,7 +36,7 @@ test: $(VENV)/.installed-dev ## the whole test suite, with coverage, on as many 
 
 meaning: $(VENV)/.installed-dev ## the tests about what a plan means, of a library without fast/, which only makes it quicker
 	rm -rf out/meaning && mkdir -p out/meaning
-	cp -R pyproject.toml README.md src tests out/meaning && rm -r out/meaning/src/align_transformers/fast
+	cp -R pyproject.toml README.md docs src tests out/meaning && rm -r out/meaning/src/align_transformers/fast
 	sed -i.old '/^from \.fast import /d' out/meaning/src/align_transformers/__init__.pyi
 	cd out/meaning && PYTHONPATH=$(CURDIR)/out/meaning/src $(abspath $(BIN))/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal tests $(ARGS)
 
