@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -31,6 +32,15 @@ EVERY = range(POSITIONS)
 SMOL = Case("", SMOLLM2, POSITIONS, places=EVERY, sample=[7, 22], whole=True, pair_places=EVERY, peers=["pyvene"])
 
 
+def there(peers: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Return the contestants whose environment is there, and say which are left out."""
+    made = {"hooks", *(path.parent.parent.name for path in (FOLDER / "venvs").glob("*/bin/python"))}
+    absent = [name for name, (kind, _) in peers.items() if kind not in made]
+    if absent:
+        sys.stdout.write(f"left out, since their environments are not there: {', '.join(absent)}\n")
+    return {name: what for name, what in peers.items() if name not in absent}
+
+
 def blocks(bench: Bench) -> list[Row]:
     """The block grid."""
     peers = {
@@ -41,13 +51,13 @@ def blocks(bench: Bench) -> list[Row]:
         "nnsight, batched": ("nnsight", "block_grid_batched"),
     }
     goals = [faster("hooks", 32), faster("pyvene", 32), faster("TransformerLens", 20), faster("nnsight, batched", 5)]
-    return [sections.blocks(bench, SMOL, peers, [*goals, {"kind": "limit", "factor": 0.85}])]
+    return [sections.blocks(bench, SMOL, there(peers), [*goals, {"kind": "limit", "factor": 0.85}])]
 
 
 def heads(bench: Bench) -> list[Row]:
     """The head grid at the last token."""
     peers = {"hooks": ("hooks", "head_grid"), "TransformerLens": ("lens", "head_grid")}
-    return [sections.heads(bench, SMOL, peers, [faster("TransformerLens", 15)])]
+    return [sections.heads(bench, SMOL, there(peers), [faster("TransformerLens", 15)])]
 
 
 def pairs(bench: Bench) -> list[Row]:
