@@ -44,6 +44,7 @@ from align_transformers import (
     execute,
     one_by_one,
 )
+from align_transformers.fast.budget import TIMES_FOR_ONE
 from align_transformers.fast.planner import Decisions, tokens_for
 from align_transformers.fast.trial import trials_of
 from align_transformers.interventions import FunctionIntervention
@@ -534,7 +535,7 @@ def test_what_is_collected_of_a_run_whose_copies_are_divided(family):
     at = Positions(((1,), (2,), (3,), (1,)))
     edits = (Edit("c", Site("block_output", 0), "collect", at), Edit("z", Site("block_output", 1), "zero", at))
     plan = Plan((Run("x", "x"), Run("run", "x", edits, (0, 1, 0, 1))), ("x", "run"), Logits())
-    slow, fast = both(shared(family), plan, {"x": prompts(family, (5, 5), "right", 1)}, most=7.0)
+    slow, fast = both(shared(family), plan, {"x": prompts(family, (5, 5), "right", 1)}, most=7.0 / TIMES_FOR_ONE)
     assert len(fast.passes) > 2
     assert same(slow, fast)
     assert torch.allclose(fast.collected["c"].values[0], slow.collected["c"].values[0], atol=1e-4)

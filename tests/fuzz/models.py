@@ -13,8 +13,8 @@ from tests.fast.families import LAYERS, build
 from tests.helpers import HIDDEN, VOCAB
 
 from align_transformers import Positions, Site
-from align_transformers.engine.run import capture
 from align_transformers.models import find_slot, resolve
+from align_transformers.planners import capture
 
 FROM_FAMILIES = ("gpt2", "llama", "neox", "gemma2", "gemma3", "t5", "bert")
 ARCHITECTURES = (*FROM_FAMILIES, "mixtral", "mamba", "opt", "qwen3", "bloom")
