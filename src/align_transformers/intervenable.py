@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -264,6 +264,20 @@ class IntervenableModel(nn.Module):
             for spec, one in zip(self.config.representations, self.representations, strict=True)
         ]
         return IntervenableModel(replace(self.config, representations=listed), self.model)
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters of the interventions; those of the model, which is not to learn, are `model`'s own.
+
+        Args:
+            prefix: in front of each name.
+            recurse: also those of the modules inside: all there are.
+            remove_duplicate: yield a shared one once.
+        """
+        if recurse:
+            inside = f"{prefix}._trained" if prefix else "_trained"
+            yield from self._trained.named_parameters(inside, remove_duplicate=remove_duplicate)
 
     def get_trainable_parameters(self) -> list[nn.Parameter]:
         """Return each parameter of the interventions that requires a gradient, once."""
