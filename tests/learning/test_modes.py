@@ -23,7 +23,6 @@ from align_transformers import (
     Site,
     TrainableIntervention,
     VanillaIntervention,
-    accuracy,
     activations,
     attention_patterns,
     bind,
@@ -33,6 +32,7 @@ from align_transformers import (
     fit_pca,
     grid,
     precompute,
+    probability,
     resolve,
     score,
 )
@@ -92,7 +92,7 @@ def kept(model, data):
 
 MEASURES = {
     "grid": lambda model, data: grid(model, tokens(1, 5, 1), tokens(1, 5, 2), answers=(4, 5)).columns["metric"],
-    "score": lambda model, data: score(model, tokens(3, 5), metrics={"nine": accuracy(9)}).columns["nine"],
+    "score": lambda model, data: score(model, tokens(3, 5), metrics={"nine": probability(9)}).columns["nine"],
     "activations": lambda model, data: activations(model, tokens(3, 5), SITE, "all"),
     "attention_patterns": lambda model, data: attention_patterns(model, tokens(3, 5), 1),
     "fit_pca": lambda model, data: fit_pca(model, tokens(4, 6), SITE, 2, positions="all").mean,
