@@ -56,6 +56,7 @@ MEANING = (
     "models/test_overrides.py",
     "models/test_towers.py",
     "studies/test_recurrent_steps.py",
+    "test_call_forms.py",
     "test_generate.py",
     "test_intervenable.py",
     "test_binding_cache.py",

@@ -130,7 +130,7 @@ class CachedForward:
             return self._full(request)
         face, composed = self._intervened, self._composed(request.call)
         found = self._remembered(composed)
-        bound = bind(face.model, found.plan, composed.inputs, face.interventions, found.constants)
+        bound = bind(face.model, found.plan, composed.inputs, composed.interventions, found.constants)
         logits: Tensor = execute(bound, partial(planned, known=found.known)).outputs["base"]
         return logits
 
