@@ -49,7 +49,7 @@ def _without_residual(found: Findings, mixer: ModuleCall) -> ModuleCall:
     parts = [call for call in found.trace.calls if call.parent is mixer and found.keeps_rows(call)]
     far = reaches_to(mixer)
     working = [part for part in parts if reaches_to(part) == far]
-    if len(working) == 1 and passes_around(mixer, working[0].module):
+    if len(working) == 1 and passes_around(mixer, [working[0].module]):
         return _without_residual(found, working[0])
     return mixer
 

@@ -90,14 +90,14 @@ def follow(call: ModuleCall, modules: Sequence[nn.Module]) -> list[bool] | None:
     return [not torch.equal(a, b) for a, b in zip(before[1:], after[1:], strict=True)]
 
 
-def passes_around(call: ModuleCall, silenced: nn.Module) -> bool:
-    """Whether something of a call's input reaches its output past a module inside: with that silenced, rows differ.
+def passes_around(call: ModuleCall, silenced: Sequence[nn.Module]) -> bool:
+    """Whether something of a call's input reaches its output past modules inside: with those silenced, rows differ.
 
     Args:
         call: the call; its output is `(batch, length, width)`.
-        silenced: the module whose output is set to zero.
+        silenced: the modules whose output is set to zero.
     """
-    outputs = call_again(call, lambda tensor: tensor, force={silenced: torch.zeros_like})
+    outputs = call_again(call, lambda tensor: tensor, force=dict.fromkeys(silenced, torch.zeros_like))
     if outputs is None:
         return False
     rows = outputs[0].reshape(-1, outputs[0].shape[-1])
