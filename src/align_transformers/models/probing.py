@@ -35,22 +35,47 @@ def call_again(
         The call's output, then that of each watched module; `None` if it cannot be called on its own.
     """
     assert call.input is not None
-    arguments: Any = call.arguments
-    for leaf in (call.input_leaf, *call.input_twins):
-        arguments = replace_leaf(arguments, leaf, change(call.input.detach().clone()))
+    arguments = _with_input(call, change(call.input.detach().clone()))
     seen: dict[nn.Module, Tensor] = {}
     with ExitStack() as stack, torch.no_grad():
         for module, edit in (force or {}).items():
             stack.enter_context(module.register_forward_hook(in_this_thread(_forcing(edit))))
         for module in watch:
             stack.enter_context(module.register_forward_hook(in_this_thread(_noting(seen))))
-        try:
-            output = find_leaf(call.module(*arguments[0], **arguments[1]), call.output_leaf, call.path)[1]
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
-            return None  # nothing can be said of a module that cannot be called on its own
-    if any(module not in seen for module in watch):
+        output = _output(call, arguments)
+    if output is None or any(module not in seen for module in watch):
         return None
     return [output, *(seen[module] for module in watch)]
+
+
+def call_differentiably(call: ModuleCall) -> tuple[Tensor, Tensor] | None:
+    """Return a call's input as a leaf of the autograd graph, and its output from there, when it is made again.
+
+    Args:
+        call: the call; it gets the arguments that it had.
+
+    Returns:
+        `None` if it cannot be called on its own, or says nothing of gradients.
+    """
+    assert call.input is not None
+    leaf = call.input.detach().clone().requires_grad_()
+    output = _output(call, _with_input(call, leaf.clone()))  # a clone, so that in-place code goes on working
+    return None if output is None or not output.requires_grad else (leaf, output)
+
+
+def _with_input(call: ModuleCall, tensor: Tensor) -> Any:
+    """Return a call's arguments with another input, wherever that stands among them."""
+    arguments: Any = call.arguments
+    for leaf in (call.input_leaf, *call.input_twins):
+        arguments = replace_leaf(arguments, leaf, tensor)
+    return arguments
+
+
+def _output(call: ModuleCall, arguments: Any) -> Tensor | None:
+    try:
+        return find_leaf(call.module(*arguments[0], **arguments[1]), call.output_leaf, call.path)[1]
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
+        return None  # nothing can be said of a module that cannot be called on its own
 
 
 def _forcing(edit: Change) -> Any:
