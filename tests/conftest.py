@@ -53,6 +53,7 @@ MEANING = (
     "zoo",
     "models/test_adapters.py",
     "models/test_ends.py",
+    "models/test_one_block.py",
     "models/test_overrides.py",
     "models/test_towers.py",
     "studies/test_recurrent_steps.py",
