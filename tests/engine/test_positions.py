@@ -105,7 +105,6 @@ WRONG = {
     "before the first real token": (PositionError, {"base": [[[-1], [-4]]]}),
     "three examples for two": (SpecError, {"base": [[[2], [2], [2]]]}),
     "one example for two": (SpecError, {"base": [[[2]]]}),
-    "too many units": (SpecError, {"base": [[[2, 3], [2, 3]]]}),
     "two interventions for one": (SpecError, {"base": [[[2], [2]], [[2], [2]]]}),
     "misspelt key": (UnknownNameError, {"bsae": [[[2], [2]]]}),
     "nested too deeply": (SpecError, {"base": [[[[2]], [[2]]]]}),
