@@ -10,6 +10,7 @@ from torch import nn
 
 from align_transformers import (
     IntervenableModel,
+    Intervention,
     LowRankRotatedSpaceIntervention,
     SigmoidMaskIntervention,
     SpecError,
@@ -61,6 +62,28 @@ def test_each_has_the_scores_that_it_has_alone(positions, planner):
         assert torch.equal(found[name].changed, alone.changed)
         assert torch.equal(found[name].solved, alone.solved)
         assert found[name].dimensions == alone.dimensions
+
+
+class Scaled(Intervention):
+    """A user's own, which reads anything as its subspaces."""
+
+    source_kind = "none"
+
+    def forward(self, base, source=None, subspaces=None):
+        return base if subspaces is None else base * subspaces["by"]
+
+
+def test_what_a_batch_hands_to_an_intervention_of_the_users_reaches_it():
+    model, data = tiny("llama"), batches((3, 2))
+    for one in data:
+        one["subspaces"] = {"by": 40.0}
+    scaled = IntervenableModel({"layer": 1, "component": "block_output", "intervention_type": Scaled}, model)
+    options = {"metrics": {"loss": cross_entropy}}
+    found = compare({"scaled": scaled}, data, random=False, **options)["scaled"].numbers["soft"]["loss"]
+    alone = evaluate(scaled, data, **options).numbers["soft"]["loss"]
+    torch.testing.assert_close(found, alone, rtol=0, atol=1e-4)
+    plain = [{name: value for name, value in one.items() if name != "subspaces"} for one in data]
+    assert float((evaluate(scaled, plain, **options).numbers["soft"]["loss"] - alone).abs().min()) > 1e-2
 
 
 def test_bases_and_sources_are_run_once_for_all():

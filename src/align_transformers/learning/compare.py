@@ -286,7 +286,7 @@ def _read(
         runs += composed.plan.runs
         inputs.update(composed.inputs)
         constants.update(composed.constants)
-        interventions |= {f"{number} {place.key}": place.intervention for place in one.representations}
+        interventions.update(composed.interventions)
     outputs = tuple(f"{number} base" for number in range(len(listed)))
     plan = Plan(tuple(runs), outputs, Logits() if positions == "last" else None)
     outcome = execute(bind(reader.intervened.model, plan, inputs, interventions, constants), planner)
