@@ -27,7 +27,7 @@ def sorted_out(
     Args:
         keywords: what a call has besides our arguments.
         ours: our arguments by name, `None` where one is not given.
-        models: names that the model takes; looked at only where there are keywords.
+        models: names that the model takes; looked at only as far as there are keywords to be found.
 
     Raises:
         UnknownNameError: neither we nor the model name a keyword.
@@ -45,28 +45,36 @@ def sorted_out(
             raise SpecError(f"{keyword!r} is another name of {name!r}, which is given, too: give one of them")
         else:
             found[name] = value
-    if rest:
-        _check_named(rest, ours, set(models))
+    _check_named(rest, ours, models)
     return found, rest
 
 
-def _check_named(keywords: Iterable[str], ours: Iterable[str], models: set[str]) -> None:
-    for keyword in keywords:
-        if keyword not in models:
+def _check_named(keywords: Iterable[str], ours: Iterable[str], models: Iterable[str]) -> None:
+    unnamed, known, names = list(keywords), set(ours), iter(models)
+    while unnamed:
+        name = next(names, None)
+        if name is None:
             raise UnknownNameError(
-                f"no argument {keyword!r}: neither this call nor the model's signature names it; "
-                f"{near_misses(keyword, {*ours, *models})} What the model reads without naming it goes into the base"
+                f"no argument {unnamed[0]!r}: neither this call nor the model's signature names it; "
+                f"{near_misses(unnamed[0], known)} What the model reads without naming it goes into the base"
             )
+        known.add(name)
+        if name in unnamed:
+            unnamed.remove(name)
 
 
 def forward_keywords(model: nn.Module) -> Iterator[str]:
     """Yield the names that a model's `forward` takes, as far as it or what it hands them on to says so.
+
+    Those that are plain to see come first: what the others cost is spared where these are all that is asked for.
 
     Args:
         model: the user's. Where its `forward` takes any keyword and does not say which, the names of all modules in it
             count, and those that its docstring explains.
     """
     model = uncompiled(model)
+    plain = inspect.signature(model.forward).parameters.values()
+    yield from (one.name for one in plain if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL))
     names, told = _parameters(model.forward)
     yield from names
     if not told:

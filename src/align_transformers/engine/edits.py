@@ -105,7 +105,7 @@ def _edit(record: Record, edit: BoundEdit, tensor: Tensor, call: int, owned: boo
     named = edit.places.index is not None or (edit.read is not None and edit.read.read.positions.rows is not None)
     if record.window.prompt is not None:
         new = _edit_window(record, edit, tensor, call)
-    elif counts_steps(edit.slot, tensor, named):
+    elif tensor.ndim == 2 and counts_steps(edit.slot, tensor, named):
         return _edit_step(record, edit, tensor, call)
     else:
         new = _apply(record, edit, edit.places, tensor, call, owned=owned)
