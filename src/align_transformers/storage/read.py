@@ -169,7 +169,7 @@ def _read_own(
     tokenizer: Any,
 ) -> Artifact:
     record = _read_record(checked_file(folder, RECORD, within))
-    saved = check_record({"weights_hash": None, **record["model"]}, _MODEL, "model")
+    saved: Identity = dict(check_record({"weights_hash": None, **record["model"]}, _MODEL, "model"))
     report(
         model_doubts(saved, identify_model(model, weights=saved["weights_hash"] is not None)), *_ANOTHER_MODEL, waived
     )

@@ -176,7 +176,9 @@ def _check_types(kind: type[Intervention], arguments: Mapping[str, Any], where: 
     for owner in kind.__mro__:
         if "__init__" in vars(owner):
             own = owner.__module__.partition(".")[0] == __name__.partition(".")[0]
-            taken = hints_of(owner.__init__) if own else dict.fromkeys(inspect.signature(owner).parameters, Any)
+            taken = (
+                hints_of(vars(owner)["__init__"]) if own else dict.fromkeys(inspect.signature(owner).parameters, Any)
+            )
             hints = {**taken, **hints}
         if owner is Intervention:
             break
@@ -191,9 +193,10 @@ def difference(before: Intervention, after: Intervention) -> str | None:
     Tensors are compared to the bit, whether they are in the state dict or not, and so are the attributes that are plain
     data, modes among them; those that begin with `_` are a module's own business.
     """
+    restored_modules = dict(after.named_modules())
     for name, module in before.named_modules():
-        other = dict(after.named_modules()).get(name)
-        if type(other) is not type(module):
+        other = restored_modules.get(name)
+        if other is None or type(other) is not type(module):
             return f"its module {name!r} is made otherwise"
         here, there = _attributes(module), _attributes(other)
         for key in here.keys() | there.keys():
@@ -204,8 +207,8 @@ def difference(before: Intervention, after: Intervention) -> str | None:
                 )
     tensors = [{**dict(one.named_parameters()), **dict(one.named_buffers())} for one in (before, after)]
     for name, value in tensors[0].items():
-        other = tensors[1].get(name)
-        if other is None or value.dtype != other.dtype or _bytes(value) != _bytes(other):
+        found = tensors[1].get(name)
+        if found is None or value.dtype != found.dtype or _bytes(value) != _bytes(found):
             return f"its tensor {name} would come back as another"
     return None
 

@@ -14,11 +14,8 @@ from torch import Tensor
 
 from .._errors import SpecError
 
-Part = range | tuple[int, ...]
-"""Coordinates that follow one another are a range, and no numbers are made of them; others are numbers."""
-
-Choice = tuple[tuple[int, ...], ...]
-"""The parts chosen for each example: `choice[example]` is a tuple of part numbers."""
+Choice = tuple[tuple[int, ...] | None, ...]
+"""The parts chosen for each example: `choice[example]` is a tuple of part numbers; `None` where nothing is chosen."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class Partition:
     """Named parts of the coordinates of a vector.
 
     Args:
-        parts: the coordinate numbers of each part, from 0.
+        parts: the coordinate numbers of each part, from 0; those that follow one another are kept as a range.
 
     Raises:
         SpecError: there is no part, or one is empty, negative, or names a coordinate twice.
@@ -35,7 +32,7 @@ class Partition:
     (range(0, 2), (2, 3, 5))
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[range | tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -81,7 +78,7 @@ class Partition:
         return [_as_list(part) for part in self.parts]
 
 
-def _shortest(part: Part) -> Part:
+def _shortest(part: range | tuple[int, ...]) -> range | tuple[int, ...]:
     """Return a part as a range where it is one of two coordinates or more."""
     if len(part) < 2 or part[-1] - part[0] != len(part) - 1:
         return tuple(part)
@@ -89,14 +86,14 @@ def _shortest(part: Part) -> Part:
     return whole if isinstance(part, range) or all(map(eq, part, whole)) else tuple(part)
 
 
-def _as_list(part: Part) -> list[Any]:
+def _as_list(part: range | tuple[int, ...]) -> list[Any]:
     """Return one part as a range where it is one; two other coordinates are two ranges, as `[a, b]` would be one."""
     if isinstance(part, range):
         return [part.start, part.stop]
     return [[c, c + 1] for c in part] if len(part) == 2 else list(part)
 
 
-def _coordinates(entry: Any) -> Part:
+def _coordinates(entry: Any) -> range | tuple[int, ...]:
     """Return the coordinates of one part."""
     values = entry.tolist() if hasattr(entry, "tolist") else entry
     try:
@@ -128,7 +125,8 @@ def coordinate_mask(choice: Choice, partition: Partition | None, width: int) -> 
     """Mark the chosen coordinates of each example.
 
     Args:
-        choice: part numbers for each example; without a partition each coordinate is a part of its own.
+        choice: part numbers for each example, `None` for all coordinates; without a partition each coordinate is a part
+            of its own.
         partition: the parts, or `None`.
         width: number of coordinates.
 
@@ -147,7 +145,9 @@ def coordinate_mask(choice: Choice, partition: Partition | None, width: int) -> 
         mask = torch.zeros(len(choice), width, dtype=torch.bool)
     count = width if partition is None else len(partition.parts)
     for example, numbers in enumerate(choice):
-        for number in numbers:
+        if numbers is None:
+            mask[example] = True
+        for number in numbers or ():
             if not 0 <= number < count:
                 raise SpecError(f"subspace {number} of example {example} does not exist: there are {count}, from 0")
             part = (number,) if partition is None else partition.parts[number]
