@@ -298,7 +298,7 @@ def _read(
 
 
 def _renamed(composed: Composed, prefix: str) -> Composed:
-    """Return a plan with a prefix before all names, with its inputs and constants."""
+    """Return a plan with a prefix before all names, with its inputs, interventions and constants."""
 
     def source(given: Read | Constant | None) -> Read | Constant | None:
         if isinstance(given, Read):
@@ -319,4 +319,6 @@ def _renamed(composed: Composed, prefix: str) -> Composed:
         runs.append(replace(run, name=prefix + run.name, input=prefix + run.input, edits=edits))
     plan = Plan(tuple(runs), tuple(prefix + name for name in composed.plan.outputs))
     inputs = {prefix + name: value for name, value in composed.inputs.items()}
-    return Composed(plan, inputs, {prefix + name: value for name, value in composed.constants.items()})
+    interventions = {prefix + name: value for name, value in composed.interventions.items()}
+    constants = {prefix + name: value for name, value in composed.constants.items()}
+    return Composed(plan, inputs, interventions, constants)
