@@ -92,4 +92,12 @@ def _construct(kind: type[Intervention], given: Mapping[str, Any]) -> Interventi
         raise SpecError(
             f"{kind.__name__} needs {', '.join(missing)}: construct it yourself and give it as intervention="
         )
-    return kind(**accepted)
+    return keep_facts(kind(**accepted), accepted)
+
+
+def keep_facts(made: Intervention, arguments: Mapping[str, Any]) -> Intervention:
+    """Return an intervention that knows its width and rank, though its constructor may have taken and not kept them."""
+    for name in ("embed_dim", "low_rank_dimension"):
+        if getattr(made, name, None) is None and arguments.get(name) is not None:
+            setattr(made, name, arguments[name])
+    return made

@@ -23,12 +23,12 @@ from .._errors import SiteError
 from ..engine import Effect, Inputs, Outcome, Planner, batch_size, bind
 from ..interventions import Intervention
 from ..models import evaluating, find_slot
+from ..models.fingerprint import digest, fingerprint
 from ..plan import Logits, Plan, Run
 from ..planners import execute
 from ..sites import Site
 from ..table import Table
 from ._cell_run import CellRun
-from ._fingerprint import digest, fingerprint
 from ._store import Store
 
 _STORED = 2**11  # cells between two parts of a store: what is lost at most
