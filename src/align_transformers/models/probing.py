@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .quiet import quietly
 from .slot import find_leaf, replace_leaf
-from .threads import in_this_thread
 from .trace import ModuleCall
 
 Change = Callable[[Tensor], Tensor]
@@ -39,11 +38,17 @@ def call_again(
     for leaf in (call.input_leaf, *call.input_twins):
         arguments = replace_leaf(arguments, leaf, change(call.input.detach().clone()))
     seen: dict[nn.Module, Tensor] = {}
-    with ExitStack() as stack, torch.no_grad():
-        for module, edit in (force or {}).items():
-            stack.enter_context(module.register_forward_hook(in_this_thread(_forcing(edit))))
-        for module in watch:
-            stack.enter_context(module.register_forward_hook(in_this_thread(_noting(seen))))
+
+    def leaving(module: nn.Module, output: Any) -> Any:
+        forced = None if force is None else force.get(module)
+        if forced is not None:
+            leaf, tensor = find_leaf(output, None, "output")
+            output = replace_leaf(output, leaf, forced(tensor))
+        if module in watch:
+            seen[module] = find_leaf(output, None, "output")[1].clone()
+        return output
+
+    with quietly(leaving=leaving), torch.no_grad():
         try:
             output = find_leaf(call.module(*arguments[0], **arguments[1]), call.output_leaf, call.path)[1]
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
@@ -51,21 +56,6 @@ def call_again(
     if any(module not in seen for module in watch):
         return None
     return [output, *(seen[module] for module in watch)]
-
-
-def _forcing(edit: Change) -> Any:
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        leaf, tensor = find_leaf(output, None, "output")
-        return replace_leaf(output, leaf, edit(tensor))
-
-    return hook
-
-
-def _noting(seen: dict[nn.Module, Tensor]) -> Any:
-    def hook(module: nn.Module, _args: Any, output: Any) -> None:
-        seen[module] = find_leaf(output, None, "output")[1].clone()
-
-    return hook
 
 
 def follow(call: ModuleCall, modules: Sequence[nn.Module]) -> list[bool] | None:
