@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .._errors import SpecError
-from ..models import find_slot, resolve, uncompiled
+from ..models import evaluating, find_slot, resolve, uncompiled
 from ..models.detours import forwards
-from ..models.modes import evaluating, holding
+from ..models.modes import holding
 from ..models.scope import Scope, scope
 from ..sites import Site
 

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 
 @dataclass(eq=False)
 class _Hold:
@@ -38,6 +36,14 @@ def holding(objects: Iterable[Any], name: str, value: Any) -> Iterator[None]:
         objects: any.
         name: of the attribute.
         value: the same for all who hold it.
+
+    >>> from types import SimpleNamespace
+    >>> one = SimpleNamespace(on=True)
+    >>> with holding([one], "on", False), holding([one], "on", False):
+    ...     print(one.on)
+    False
+    >>> one.on
+    True
     """
     held: list[tuple[int, str]] = []
     try:
@@ -61,20 +67,3 @@ def holding(objects: Iterable[Any], name: str, value: Any) -> Iterator[None]:
                 if not hold.holders:
                     del _holds[key]
                     setattr(hold.of, name, hold.before)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold every module in eval mode: nothing is dropped at random.
-
-    The mode is the module's, and so everybody's: another thread that trains the model meanwhile is evaluating, too.
-
-    >>> layer = nn.Dropout()
-    >>> with evaluating(layer), evaluating(layer):
-    ...     print(layer.training)
-    False
-    >>> layer.training
-    True
-    """
-    with holding(model.modules(), "training", False):
-        yield

@@ -25,15 +25,15 @@ PARTS = (
 )
 """Whose hooks are a part of how a model computes: they norm, gather and move weights, and hand on hidden states."""
 
-Entering = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
+BeforeModule = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 """Called before a module is, with its arguments."""
 
-Leaving = Callable[[nn.Module, Any], Any]
+AfterModule = Callable[[nn.Module, Any], Any]
 """Called after a module was, with its output; returns another one, or `None`."""
 
 
 @contextmanager
-def quietly(entering: Entering | None = None, leaving: Leaving | None = None) -> Iterator[None]:
+def quietly(entering: BeforeModule | None = None, leaving: AfterModule | None = None) -> Iterator[None]:
     """Call no hooks in this context but those that are parts of a model, and nothing that others have set up.
 
     The hooks are left as they stand, and are called meanwhile in other contexts. Hooks that a pass of ours registers
@@ -51,7 +51,9 @@ def quietly(entering: Entering | None = None, leaving: Leaving | None = None) ->
         yield
 
 
-def _call(module: nn.Module, entering: Entering | None, leaving: Leaving | None, *args: Any, **kwargs: Any) -> Any:
+def _call(
+    module: nn.Module, entering: BeforeModule | None, leaving: AfterModule | None, *args: Any, **kwargs: Any
+) -> Any:
     """Call a module as PyTorch does, with some of its hooks."""
     for hook, wide in _parts(module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs):
         given = hook(module, args, kwargs) if wide else hook(module, args)

@@ -22,8 +22,7 @@ from .._bar import bar
 from .._errors import SiteError
 from ..engine import Effect, Inputs, Outcome, Planner, batch_size, bind
 from ..interventions import Intervention
-from ..models import find_slot
-from ..models.modes import evaluating
+from ..models import evaluating, find_slot
 from ..plan import Logits, Plan, Run
 from ..planners import execute
 from ..sites import Site
@@ -231,7 +230,7 @@ class Sweep:
         runs_of_cells = (run for one in runs for run in (*one.through, one.run))
         wanted = tuple(run.name for run in (*self.clean, *(one.run for one in runs)))
         plan = Plan((*self.clean, *runs_of_cells), wanted, logits)
-        with evaluating(model):
+        with evaluating(model, *self.interventions.values()):
             bound = bind(model, plan, self.inputs, self.interventions, self.constants)
             watch = _Watch({run.name: bound.count(run) for run in self.clean}, logits, known, self.scorer, tell)
             outcome = execute(bound, planner, ready=watch)
