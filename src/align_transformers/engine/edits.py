@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._errors import InterventionError, PlanError, PositionError
+from ..models.scope import plainly
 from ..plan import Edit
 from .bind import BoundEdit, BoundRead
 from .hooks import Tap
@@ -238,9 +239,9 @@ def _intervene(edit: BoundEdit, old: Tensor, source: Tensor | None, repeats: int
         base = old.flatten(1)
         source = None if source is None else source.expand_as(old).flatten(1)
     if subspace is None:
-        new = intervention(base, source)
+        new = plainly(intervention, base, source)  # which may run the same model
     else:
-        new = intervention(base, source, tuple(parts for parts in subspace for _ in range(repeats)))
+        new = plainly(intervention, base, source, tuple(parts for parts in subspace for _ in range(repeats)))
     if not edit.pure and _version(value) != version:
         raise InterventionError(
             f"{type(intervention).__name__} at {edit.edit.site} wrote into its source, which other edits may read: "

@@ -19,6 +19,7 @@ from ..engine.step import Part, Planner, Reply, Step
 from ..interventions import FunctionIntervention
 from ..models import ComponentMap, evaluating
 from ..models.dummy import dummy_inputs
+from ..models.quiet import quietly
 from ..models.resolve import known_map
 from ..plan import Edit, Logits, Plan, Run
 from ..positions import Positions
@@ -97,7 +98,7 @@ class Measured(Trials):
     def why_not(self, way: str) -> str:
         """Return why passes cannot be run in one of `WAYS`; empty if they can."""
         if way not in self._results.reasons:
-            with torch.no_grad(), evaluating(self._model):
+            with torch.no_grad(), evaluating(self._model), quietly():
                 self._results.reasons[way] = self._try(way)
         return self._results.reasons[way]
 

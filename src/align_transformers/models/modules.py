@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from ..sites import Side
+from .modes import holding
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
@@ -45,7 +46,8 @@ def every_module(root: nn.Module) -> Iterator[nn.Module]:
 def evaluating(*roots: nn.Module) -> Iterator[None]:
     """Hold every module of some in eval mode, and put back those that were not: whatever measures does so in here.
 
-    Modules are asked one by one: an adapter is born in training mode, whatever the model around it is in.
+    Modules are asked one by one: an adapter is born in training mode, whatever the model around it is in. The mode
+    is the module's, and so every thread's; of several who hold it at once the last to leave puts it back.
 
     >>> model = nn.Sequential(nn.Dropout(), nn.Linear(2, 3).eval())
     >>> with evaluating(model):
@@ -54,14 +56,8 @@ def evaluating(*roots: nn.Module) -> Iterator[None]:
     >>> [module.training for module in model.modules()]
     [True, True, False]
     """
-    training = [module for root in roots for module in root.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
+    with holding((module for root in roots for module in root.modules()), "training", False):
         yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def module_width(module: nn.Module, side: Side) -> int | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .quiet import quietly
 from .slot import find_leaf, replace_leaf
-from .threads import in_this_thread
 from .trace import ModuleCall
 
 Change = Callable[[Tensor], Tensor]
@@ -37,11 +36,17 @@ def call_again(
     assert call.input is not None
     arguments = _with_input(call, change(call.input.detach().clone()))
     seen: dict[nn.Module, Tensor] = {}
-    with ExitStack() as stack, torch.no_grad():
-        for module, edit in (force or {}).items():
-            stack.enter_context(module.register_forward_hook(in_this_thread(_forcing(edit))))
-        for module in watch:
-            stack.enter_context(module.register_forward_hook(in_this_thread(_noting(seen))))
+
+    def leaving(module: nn.Module, output: Any) -> Any:
+        forced = None if force is None else force.get(module)
+        if forced is not None:
+            leaf, tensor = find_leaf(output, None, "output")
+            output = replace_leaf(output, leaf, forced(tensor))
+        if module in watch:
+            seen[module] = find_leaf(output, None, "output")[1].clone()
+        return output
+
+    with quietly(leaving=leaving), torch.no_grad():
         output = _output(call, arguments)
     if output is None or any(module not in seen for module in watch):
         return None
@@ -59,7 +64,8 @@ def call_differentiably(call: ModuleCall) -> tuple[Tensor, Tensor] | None:
     """
     assert call.input is not None
     leaf = call.input.detach().clone().requires_grad_()
-    output = _output(call, _with_input(call, leaf.clone()))  # a clone, so that in-place code goes on working
+    with quietly():
+        output = _output(call, _with_input(call, leaf.clone()))  # a clone, so that in-place code goes on working
     return None if output is None or not output.requires_grad else (leaf, output)
 
 
@@ -76,21 +82,6 @@ def _output(call: ModuleCall, arguments: Any) -> Tensor | None:
         return find_leaf(call.module(*arguments[0], **arguments[1]), call.output_leaf, call.path)[1]
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
         return None  # nothing can be said of a module that cannot be called on its own
-
-
-def _forcing(edit: Change) -> Any:
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        leaf, tensor = find_leaf(output, None, "output")
-        return replace_leaf(output, leaf, edit(tensor))
-
-    return hook
-
-
-def _noting(seen: dict[nn.Module, Tensor]) -> Any:
-    def hook(module: nn.Module, _args: Any, output: Any) -> None:
-        seen[module] = find_leaf(output, None, "output")[1].clone()
-
-    return hook
 
 
 def follow(call: ModuleCall, modules: Sequence[nn.Module]) -> list[bool] | None:
