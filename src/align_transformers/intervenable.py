@@ -21,6 +21,7 @@ from .config import IntervenableConfig
 from .engine import Bound, Collected, Inputs, Outcome, Planner
 from .interventions import TrainableIntervention
 from .learning import Alignment, Fitted, Scores, evaluate_call, fit_call
+from .models.padding import as_alone, warn_of_shift
 from .outputs import IntervenableGeneration, IntervenableOutput
 from .positions import read_steps
 from .representations import represent
@@ -70,7 +71,9 @@ class IntervenableModel(nn.Module):
         """Run the base with the interventions in place.
 
         Args:
-            base: the model's keyword arguments as a dict (or its only argument, a tensor), batch first.
+            base: the model's keyword arguments as a dict (or its only argument, a tensor), batch first. The model gets
+                them as they are: a batch that is padded on the left needs `position_ids` where the model's positions
+                are learned (`grid`, `activations`, `fit`, `evaluate` and `generate` see to that by themselves).
             sources: one dict for all groups, or a list with one a group; `None` in the list skips the group's
                 interventions that need a source. A source of one example serves every example of the base.
             unit_locations: where to read and write; see `locate`. `None` is the whole tensor.
@@ -87,9 +90,14 @@ class IntervenableModel(nn.Module):
 
         Raises:
             AlignError: any of its kinds; wrong arguments are refused before a forward pass is run.
+
+        Warns:
+            UserWarning: padding on the left shifts what the model makes of the tokens, for want of `position_ids`.
         """
         _refuse_misspelt(model_kwargs, self.forward, self.model.forward)
         call = Call(_with_kwargs(base, model_kwargs), sources, unit_locations, source_representations, subspaces)
+        for inputs in (call.base, *(sources if isinstance(sources, list | tuple) else [sources])):
+            warn_of_shift(self.model, inputs)
         outcome = planners.execute(self._bind(call, original=output_original_output), self.planner)
         pair = outcome.outputs.get("original"), outcome.outputs["base"]
         if not return_dict:
@@ -119,7 +127,7 @@ class IntervenableModel(nn.Module):
 
         Args:
             base: the prompts, as for `forward`; left-padded where lengths differ.
-            sources: as for `forward`.
+            sources: as for `forward`; they get `position_ids` where they need some.
             unit_locations: as for `forward`; base positions are positions of the prompt. Without
                 `intervene_on_prompt` a base position may only be 0: the token that is being processed.
             source_representations: as for `forward`.
@@ -136,7 +144,8 @@ class IntervenableModel(nn.Module):
         """
         _refuse_misspelt(generate_kwargs, self.generate, self.model.forward)
         timing = Timing(intervene_on_prompt, read_steps(steps, () if intervene_on_prompt else "all"))
-        call = Call(base, sources, unit_locations, source_representations, subspaces, timing)
+        placed = as_alone(self.model, sources)  # as generation itself does with the prompts
+        call = Call(base, placed, unit_locations, source_representations, subspaces, timing)
         bound = self._bind(call)
         original = engine.generate_plain(self.model, base, generate_kwargs) if output_original_output else None
         outcome = engine.generate(bound, generate_kwargs, self.planner or planners.DEFAULT)

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..engine import Bound, Inputs
-from ..engine.inputs import CACHES
 from ..models.modules import every_module
+from ..models.sequence import CACHES
 from .depth import Blocks
 
 SETTINGS = ("use_cache", "return_dict")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .._errors import SpecError
 from ..engine import Inputs, Planner, real_spans
 from ..interventions import PCARotatedSpaceIntervention
+from ..models.padding import with_positions
 from ..planners import capture
 from ..positions import Positions
 from ..sites import Site
@@ -97,6 +98,7 @@ def _activations(
     model: nn.Module, inputs: Inputs, site: Site, positions: TokenChoice, planner: Planner | None
 ) -> Tensor:
     """Return the activations of one batch: a run that is only read ends at the site."""
+    inputs = with_positions(model, inputs)
     spans = real_spans(inputs, site.sequence)
     if spans is None:
         values = capture(model, inputs, site, Positions(), planner)
