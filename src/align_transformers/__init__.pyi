@@ -58,13 +58,16 @@ from .interventions import (
 )
 from .learning import (
     Alignment,
+    Comparison,
     FitError,
     Fitted,
     Interval,
     Scores,
     Settings,
     activations,
+    attention_patterns,
     bootstrap,
+    compare,
     cross_entropy,
     evaluate,
     fit,
@@ -77,6 +80,7 @@ from .learning import (
 )
 from .metrics import (
     Metric,
+    accuracy,
     kl_to_clean,
     logit_difference,
     probability,
@@ -88,7 +92,7 @@ from .plan import Constant, Edit, Logits, Plan, Read, Run
 from .planners import execute
 from .positions import Positions
 from .sites import COMPONENTS, Site
-from .studies import grid
+from .studies import grid, score
 from .table import Table
 from .zoo import (
     GRUConfig,
@@ -119,6 +123,7 @@ __all__ = [
     "BoundlessRotatedSpaceIntervention",
     "CollectIntervention",
     "Collected",
+    "Comparison",
     "Constant",
     "ConstantSourceIntervention",
     "Description",
@@ -180,9 +185,12 @@ __all__ = [
     "UnknownNameError",
     "VanillaIntervention",
     "ZeroIntervention",
+    "accuracy",
     "activations",
+    "attention_patterns",
     "bind",
     "bootstrap",
+    "compare",
     "create_blip",
     "create_blip_itm",
     "create_gpt2",
@@ -216,5 +224,6 @@ __all__ = [
     "progress_bar",
     "rank",
     "resolve",
+    "score",
     "subspaces",
 ]

@@ -19,10 +19,9 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from .arguments import arguments
-from .modules import uncompiled
+from .modules import evaluating, uncompiled
 from .sequence import CACHES, Inputs, token_axis
 from .slot import find_leaf
-from .trace import evaluating
 
 _ENOUGH = 8
 """Tokens, and columns of padding, that are run to see what a model makes of padding."""

@@ -6,5 +6,6 @@
 from ._cell_run import CellRun
 from ._sweep import Clean, Measurement, Scorer, Sweep
 from .grid import grid
+from .score import score
 
-__all__ = ["CellRun", "Clean", "Measurement", "Scorer", "Sweep", "grid"]
+__all__ = ["CellRun", "Clean", "Measurement", "Scorer", "Sweep", "grid", "score"]
