@@ -97,9 +97,10 @@ class IntervenableModel(nn.Module):
         """
         given, rest = self._sorted_out(model_kwargs, forward_keywords, source_representations)
         call = Call(_with_kwargs(base, rest), sources, unit_locations, given, subspaces)
+        bound = self._bind(call, original=output_original_output)
         for inputs in (call.base, *(sources if isinstance(sources, list | tuple) else [sources])):
             warn_of_shift(self.model, inputs)
-        outcome = planners.execute(self._bind(call, original=output_original_output), self.planner)
+        outcome = planners.execute(bound, self.planner)
         pair = outcome.outputs.get("original"), outcome.outputs["base"]
         if not return_dict:
             return pair
@@ -147,9 +148,9 @@ class IntervenableModel(nn.Module):
             generate_kwargs, generate_keywords, source_representations
         )
         timing = Timing(intervene_on_prompt, read_steps(steps, () if intervene_on_prompt else "all"))
-        placed = as_alone(self.model, sources)  # as generation itself does with the prompts
-        call = Call(base, placed, unit_locations, source_representations, subspaces, timing)
-        bound = self._bind(call)
+        call = Call(base, sources, unit_locations, source_representations, subspaces, timing)
+        self._bind(call)  # refuses what is wrong, before anything is run to see what padding does
+        bound = self._bind(replace(call, sources=as_alone(self.model, sources)))  # as generation does with the prompts
         original = engine.generate_plain(self.model, base, generate_kwargs) if output_original_output else None
         outcome = engine.generate(bound, generate_kwargs, self.planner or planners.DEFAULT)
         if not return_dict:
