@@ -286,7 +286,7 @@ def _read(
         runs += composed.plan.runs
         inputs.update(composed.inputs)
         constants.update(composed.constants)
-        interventions.update(composed.interventions)
+        interventions |= {f"{number} {place.key}": place.intervention for place in one.representations}
     outputs = tuple(f"{number} base" for number in range(len(listed)))
     plan = Plan(tuple(runs), outputs, Logits() if positions == "last" else None)
     outcome = execute(bind(reader.intervened.model, plan, inputs, interventions, constants), planner)
@@ -298,7 +298,7 @@ def _read(
 
 
 def _renamed(composed: Composed, prefix: str) -> Composed:
-    """Return a plan with a prefix before all names, with its inputs and constants."""
+    """Return a plan with a prefix before all names, with its inputs, interventions and constants."""
 
     def source(given: Read | Constant | None) -> Read | Constant | None:
         if isinstance(given, Read):
@@ -319,5 +319,6 @@ def _renamed(composed: Composed, prefix: str) -> Composed:
         runs.append(replace(run, name=prefix + run.name, input=prefix + run.input, edits=edits))
     plan = Plan(tuple(runs), tuple(prefix + name for name in composed.plan.outputs))
     inputs = {prefix + name: value for name, value in composed.inputs.items()}
-    interventions = {prefix + key: one for key, one in composed.interventions.items()}
-    return Composed(plan, inputs, interventions, {prefix + name: value for name, value in composed.constants.items()})
+    interventions = {prefix + name: value for name, value in composed.interventions.items()}
+    constants = {prefix + name: value for name, value in composed.constants.items()}
+    return Composed(plan, inputs, interventions, constants)
