@@ -21,6 +21,7 @@ from .engine import Bound, Collected, Inputs, Outcome, Planner
 from .interventions import TrainableIntervention
 from .keywords import forward_keywords, generate_keywords, sorted_out
 from .learning import Alignment, Fitted, Scores, evaluate_call, fit_call
+from .models.padding import as_alone, warn_of_shift
 from .outputs import IntervenableGeneration, IntervenableOutput
 from .positions import read_steps
 from .representations import represent
@@ -70,7 +71,9 @@ class IntervenableModel(nn.Module):
         """Run the base with the interventions in place.
 
         Args:
-            base: the model's keyword arguments as a dict (or its only argument, a tensor), batch first.
+            base: the model's keyword arguments as a dict (or its only argument, a tensor), batch first. The model gets
+                them as they are: a batch that is padded on the left needs `position_ids` where the model's positions
+                are learned (`grid`, `activations`, `fit`, `evaluate` and `generate` see to that by themselves).
             sources: one dict for all groups, or a list with one a group; `None` in the list skips the group's
                 interventions that need a source. A source of one example serves every example of the base.
             unit_locations: where to read and write; see `locate`. `None` is the whole tensor.
@@ -88,10 +91,16 @@ class IntervenableModel(nn.Module):
 
         Raises:
             AlignError: any of its kinds; wrong arguments are refused before a forward pass is run.
+
+        Warns:
+            UserWarning: padding on the left shifts what the model makes of the tokens, for want of `position_ids`.
         """
         given, rest = self._sorted_out(model_kwargs, forward_keywords, source_representations)
         call = Call(_with_kwargs(base, rest), sources, unit_locations, given, subspaces)
-        outcome = planners.execute(self._bind(call, original=output_original_output), self.planner)
+        bound = self._bind(call, original=output_original_output)
+        for inputs in (call.base, *(sources if isinstance(sources, list | tuple) else [sources])):
+            warn_of_shift(self.model, inputs)
+        outcome = planners.execute(bound, self.planner)
         pair = outcome.outputs.get("original"), outcome.outputs["base"]
         if not return_dict:
             return pair
@@ -120,7 +129,7 @@ class IntervenableModel(nn.Module):
 
         Args:
             base: the prompts, as for `forward`; left-padded where lengths differ.
-            sources: as for `forward`.
+            sources: as for `forward`; they get `position_ids` where they need some.
             unit_locations: as for `forward`; base positions are positions of the prompt. Without
                 `intervene_on_prompt` a base position may only be 0: the token that is being processed.
             source_representations: as for `forward`.
@@ -140,7 +149,8 @@ class IntervenableModel(nn.Module):
         )
         timing = Timing(intervene_on_prompt, read_steps(steps, () if intervene_on_prompt else "all"))
         call = Call(base, sources, unit_locations, source_representations, subspaces, timing)
-        bound = self._bind(call)
+        self._bind(call)  # refuses what is wrong, before anything is run to see what padding does
+        bound = self._bind(replace(call, sources=as_alone(self.model, sources)))  # as generation does with the prompts
         original = engine.generate_plain(self.model, base, generate_kwargs) if output_original_output else None
         outcome = engine.generate(bound, generate_kwargs, self.planner or planners.DEFAULT)
         if not return_dict:

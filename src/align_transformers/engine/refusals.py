@@ -10,10 +10,10 @@ from torch import Tensor
 from .._errors import PlanError, PositionError, SiteError, UnknownNameError, near_misses
 from ..interventions import Intervention
 from ..models import Slot
+from ..models.sequence import Inputs, batch_size, logits_stack, real_spans, token_axis
 from ..plan import Edit, Examples, Read, Run
 from ..positions import Positions, Rows, Span
 from ..sites import Site
-from .inputs import Inputs, batch_size, logits_stack, real_spans, token_axis
 
 T = TypeVar("T")
 

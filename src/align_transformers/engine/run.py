@@ -14,11 +14,11 @@ from torch import Tensor
 
 from .._errors import NeverFiredError, PlanError
 from ..models.scope import scope
+from ..models.sequence import Inputs, token_axis
 from ..plan import Read, Run
 from .bind import Bound, BoundRead
 from .edits import Captured, Record, edit_tap, read_tap
 from .hooks import Stopped, tapped
-from .inputs import Inputs, token_axis
 from .ledger import Counts, Effect, Passed, PickedTally, Tally, check_fired
 from .logits import pick_logits
 from .step import OutOfMemory, Part, Pass, Planner, Reply, Step, one_by_one

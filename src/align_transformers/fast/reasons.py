@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..engine import Bound, Inputs
-from ..engine.inputs import CACHES
 from ..models.detours import is_detoured
 from ..models.modules import every_module
 from ..models.scope import ScopedHook
+from ..models.sequence import CACHES
 from .depth import Blocks
 
 SETTINGS = ("use_cache", "return_dict")

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from .._errors import SiteError
 from ..engine import Bound, token_axis
-from ..engine.inputs import logits_stack
 from ..engine.step import Pass
 from ..models import Slot, find_leaf, find_slot, replace_leaf
 from ..models.detours import forwards, is_detoured
 from ..models.resolve import known_map
 from ..models.scope import before_call
+from ..models.sequence import logits_stack
 from ..sites import Site
 from .depth import Blocks
 from .reasons import has_hooks

@@ -13,6 +13,7 @@ from .._errors import SpecError
 from ..engine import Inputs, Planner, real_spans
 from ..interventions import PCARotatedSpaceIntervention
 from ..models import find_slot
+from ..models.padding import with_positions
 from ..planners import capture
 from ..positions import Positions
 from ..sites import COMPONENTS, Site
@@ -94,7 +95,7 @@ def attention_patterns(
     if site.definition is None or site.definition.by_token:
         known = [name for name, one in COMPONENTS.items() if not one.by_token]
         raise SpecError(f"{component!r} has no number for each query and key: choose one of {', '.join(known)}")
-    rows = capture(model, inputs, site, Positions(), planner)
+    rows = capture(model, with_positions(model, inputs), site, Positions(), planner)
     return rows.unflatten(-1, (find_slot(model, site).n_heads, -1)).transpose(1, 2)
 
 
@@ -137,6 +138,7 @@ def _activations(
     model: nn.Module, inputs: Inputs, site: Site, positions: TokenChoice, planner: Planner | None
 ) -> Tensor:
     """Return the activations of one batch: a run that is only read ends at the site."""
+    inputs = with_positions(model, inputs)
     spans = real_spans(inputs, site.sequence)
     if spans is None:
         values = capture(model, inputs, site, Positions(), planner)

@@ -39,6 +39,7 @@ from ..config import IntervenableConfig
 from ..engine import Inputs
 from ..locations import Addressed, Axis, Location
 from ..models import uncompiled
+from ..models.padding import as_alone
 from ..positions import EVERYWHERE, Positions, Rows
 from ..representations import Representation
 
@@ -75,7 +76,11 @@ def read_batch(
             "A Trainer drops columns unless remove_unused_columns=False"
         )
     sources = batch["sources"] if "sources" in batch else _sources(batch, base)
-    call = Call(_moved(base, device), _moved(sources, device), subspaces=_subspaces(batch.get("subspaces")))
+    call = Call(
+        as_alone(model, _moved(base, device)),
+        as_alone(model, _moved(sources, device)),
+        subspaces=_subspaces(batch.get("subspaces")),
+    )
     if "unit_locations" in batch:
         return replace(call, unit_locations=batch["unit_locations"])
     return replace(call, unit_locations=_unit_locations(batch, config, representations, call))
