@@ -13,6 +13,7 @@ from ._errors import (
     SpecError,
     UnknownNameError,
 )
+from .anchors import Anchor, at, first_token, last_token, where
 from .config import IntervenableConfig, IntervenableRepresentationConfig, RepresentationConfig
 from .engine import (
     Bound,
@@ -88,7 +89,7 @@ from .plan import Constant, Edit, Logits, Plan, Read, Run
 from .planners import execute
 from .positions import Positions
 from .sites import COMPONENTS, Site
-from .studies import grid
+from .studies import causal_tracing, grid
 from .table import Table
 from .zoo import (
     GRUConfig,
@@ -113,6 +114,7 @@ __all__ = [
     "AdditionIntervention",
     "AlignError",
     "Alignment",
+    "Anchor",
     "ArtifactError",
     "AutoencoderIntervention",
     "Bound",
@@ -181,8 +183,10 @@ __all__ = [
     "VanillaIntervention",
     "ZeroIntervention",
     "activations",
+    "at",
     "bind",
     "bootstrap",
+    "causal_tracing",
     "create_blip",
     "create_blip_itm",
     "create_gpt2",
@@ -199,6 +203,7 @@ __all__ = [
     "describe",
     "evaluate",
     "execute",
+    "first_token",
     "fit",
     "fit_pca",
     "grid",
@@ -206,6 +211,7 @@ __all__ = [
     "kl_divergence",
     "kl_to_clean",
     "label_difference",
+    "last_token",
     "load_model",
     "logit_difference",
     "one_by_one",
@@ -217,4 +223,5 @@ __all__ = [
     "rank",
     "resolve",
     "subspaces",
+    "where",
 ]

@@ -28,6 +28,12 @@ class Anchor:
         text: the piece; `{name}` in it stands for the example's field of that name. Or `(first, end)`, characters.
         which: all of its tokens, the first, or the last.
         occurrence: which of several such pieces, from 1; -1 is the last. `None`: there has to be only one.
+
+    Raises:
+        SpecError: there is no text, or another argument makes no sense.
+
+    >>> Anchor("Spain", "last").tokens("Spain is", [(0, 2), (2, 5), (6, 8)])
+    (1,)
     """
 
     text: str | tuple[int, int]
@@ -113,12 +119,34 @@ def at(text: str | slice, *, occurrence: int | None = None) -> Anchor:
 
 
 def first_token(text: str | slice, *, occurrence: int | None = None) -> Anchor:
-    """Return the place of the first token of a piece of text; arguments as for `at`."""
+    """Return the place of the first token of a piece of text.
+
+    Args:
+        text: as for `at`.
+        occurrence: as for `at`.
+
+    Raises:
+        SpecError: it is something else.
+
+    >>> first_token("capital").tokens("The capital of", [(0, 3), (4, 7), (7, 11), (12, 14)])  # The, cap, ital, of
+    (1,)
+    """
     return Anchor(_piece(text), "first", occurrence)
 
 
 def last_token(text: str | slice, *, occurrence: int | None = None) -> Anchor:
-    """Return the place of the last token of a piece of text; arguments as for `at`."""
+    """Return the place of the last token of a piece of text.
+
+    Args:
+        text: as for `at`.
+        occurrence: as for `at`.
+
+    Raises:
+        SpecError: it is something else.
+
+    >>> last_token("capital").tokens("The capital of", [(0, 3), (4, 7), (7, 11), (12, 14)])  # The, cap, ital, of
+    (2,)
+    """
     return Anchor(_piece(text), "last", occurrence)
 
 
