@@ -59,13 +59,16 @@ from .interventions import (
 )
 from .learning import (
     Alignment,
+    Comparison,
     FitError,
     Fitted,
     Interval,
     Scores,
     Settings,
     activations,
+    attention_patterns,
     bootstrap,
+    compare,
     cross_entropy,
     evaluate,
     fit,
@@ -78,6 +81,7 @@ from .learning import (
 )
 from .metrics import (
     Metric,
+    accuracy,
     kl_to_clean,
     logit_difference,
     probability,
@@ -89,7 +93,7 @@ from .plan import Constant, Edit, Logits, Plan, Read, Run
 from .planners import execute
 from .positions import Positions
 from .sites import COMPONENTS, Site
-from .studies import causal_tracing, grid
+from .studies import causal_tracing, grid, score
 from .table import Table
 from .zoo import (
     GRUConfig,
@@ -121,6 +125,7 @@ __all__ = [
     "BoundlessRotatedSpaceIntervention",
     "CollectIntervention",
     "Collected",
+    "Comparison",
     "Constant",
     "ConstantSourceIntervention",
     "Description",
@@ -182,11 +187,14 @@ __all__ = [
     "UnknownNameError",
     "VanillaIntervention",
     "ZeroIntervention",
+    "accuracy",
     "activations",
     "at",
+    "attention_patterns",
     "bind",
     "bootstrap",
     "causal_tracing",
+    "compare",
     "create_blip",
     "create_blip_itm",
     "create_gpt2",
@@ -222,6 +230,7 @@ __all__ = [
     "progress_bar",
     "rank",
     "resolve",
+    "score",
     "subspaces",
     "where",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from align_transformers import PositionError, SpecError, one_by_one
 from align_transformers.studies import causal_tracing
-from align_transformers.studies.causal_tracing import PLACES
+from align_transformers.studies.causal_tracing import ROLES
 
 DRAWS, LAYERS = 3, 3
 PARTS = {
@@ -195,8 +195,8 @@ def test_seeds_and_levels_are_what_they_say():
 def test_every_token_is_told_what_it_is_to_the_subject():
     model, inputs = shared("gpt2"), tokens(1, 9, 1)
     table = causal_tracing(model, inputs, [2, 3, 4], draws=1, components=["block_output"], layers=[0])
-    before, begin, middle, end, then, more, last = (PLACES[n] for n in (6, 0, 1, 2, 3, 4, 5))
-    assert list(table.columns["place"]) == [before, before, begin, middle, end, then, more, more, last]
+    before, begin, middle, end, then, more, last = (ROLES[n] for n in (6, 0, 1, 2, 3, 4, 5))
+    assert list(table.columns["role"]) == [before, before, begin, middle, end, then, more, more, last]
 
 
 def test_an_encoder_decoder_is_traced_in_its_encoder():

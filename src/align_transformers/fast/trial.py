@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..engine import Bound, batch_size, bind, execute, logits_stack, one_by_one, token_axis
 from ..engine.step import Part, Planner, Reply, Step
 from ..interventions import FunctionIntervention
-from ..models import ComponentMap
+from ..models import ComponentMap, evaluating
 from ..models.dummy import dummy_inputs
 from ..models.resolve import known_map
 from ..plan import Edit, Logits, Plan, Run
@@ -78,7 +78,7 @@ def trials_of(model: nn.Module) -> Trials:
     """Return what partial passes of a model can do: for each map of its components found out once, when it is asked.
 
     Args:
-        model: in eval mode.
+        model: to be tried, in eval mode whatever mode it is in.
     """
     found = known_map(model)
     return Assumed() if found is None else Measured(model, _results.setdefault(found, _TrialResults()))
@@ -100,7 +100,7 @@ class Measured(Trials):
     def why_not(self, way: str) -> str:
         """Return why passes cannot be run in one of `WAYS`; empty if they can."""
         if way not in self._results.reasons:
-            with torch.no_grad():
+            with torch.no_grad(), evaluating(self._model):
                 self._results.reasons[way] = self._try(way)
         return self._results.reasons[way]
 

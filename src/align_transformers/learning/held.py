@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .._errors import SpecError
-from ..models import find_slot, resolve, uncompiled
+from ..models import evaluating, find_slot, resolve, uncompiled
 from ..sites import Site
 
 
@@ -30,18 +30,14 @@ def frozen(model: nn.Module) -> Iterator[None]:
     (True, True)
     """
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    training = [module for module in model.modules() if module.training]
     try:
         for parameter in learning:
             parameter.requires_grad_(False)
-        for module in training:
-            module.training = False
-        yield
+        with evaluating(model):
+            yield
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
-        for module in training:
-            module.training = True
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -38,6 +39,29 @@ def every_module(root: nn.Module) -> Iterator[nn.Module]:
         if module is not None:
             yield module
             waiting.extend(module._modules.values())
+
+
+@contextmanager
+def evaluating(*roots: nn.Module) -> Iterator[None]:
+    """Hold every module of some in eval mode, and put back those that were not: whatever measures does so in here.
+
+    Modules are asked one by one: an adapter is born in training mode, whatever the model around it is in.
+
+    >>> model = nn.Sequential(nn.Dropout(), nn.Linear(2, 3).eval())
+    >>> with evaluating(model):
+    ...     print(any(module.training for module in model.modules()))
+    False
+    >>> [module.training for module in model.modules()]
+    [True, True, False]
+    """
+    training = [module for root in roots for module in root.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def module_width(module: nn.Module, side: Side) -> int | None:

@@ -15,11 +15,11 @@ from .component_map import ComponentMap
 from .copies import has_no_values, moved, random_copy
 from .dummy import BATCH, dummy_inputs
 from .ends import find_ends
-from .modules import every_module, uncompiled
+from .modules import evaluating, every_module, uncompiled
 from .overrides import Override, override
 from .stacks import Stack, find_stacks
 from .towers import find_towers, said_name
-from .trace import Trace, evaluating, watch
+from .trace import Trace, watch
 
 
 @dataclass(frozen=True, eq=False)

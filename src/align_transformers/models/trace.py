@@ -111,18 +111,6 @@ def watch(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     return watcher.trace
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Keep every module in eval mode while the context is open."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def is_linear(call: ModuleCall) -> bool:
     """Whether a call maps the last axis by one matrix: told by its weight, or by `in_features` if that is packed."""
     inputs, output, module = call.input, call.output, call.module

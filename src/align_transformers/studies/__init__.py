@@ -1,11 +1,12 @@
 """Studies: whole experiments, each written with the public names of the layers below.
 
-`Sweep` and what goes with it is what the next one is written with: `docs/new_study.md`.
+`grid` is one. `Sweep` and what goes with it is what the next one is written with: `docs/new_study.md`.
 """
 
 from ._cell_run import CellRun
 from ._sweep import Clean, Measurement, Scorer, Sweep
 from .causal_tracing import causal_tracing
 from .grid import grid
+from .score import score
 
-__all__ = ["CellRun", "Clean", "Measurement", "Scorer", "Sweep", "causal_tracing", "grid"]
+__all__ = ["CellRun", "Clean", "Measurement", "Scorer", "Sweep", "causal_tracing", "grid", "score"]

@@ -29,7 +29,7 @@ from ._corruption import Subject, counterfactual_inputs, noisy, subjects_of
 from ._prompts import Prompt, Tokens, Which, encode, indices, token_text
 from ._sweep import Clean, Measurement, Scorer, Sweep
 
-PLACES = (
+ROLES = (
     "first subject token", "middle subject tokens", "last subject token", "first subsequent token", "further tokens",
     "last token", "before the subject",
 )  # fmt: skip
@@ -91,10 +91,10 @@ def causal_tracing(
         planner: as for `execute`.
 
     Returns:
-        A `Table`, one row a component, layer, token and prompt: `place` (one of `PLACES`), `restored` (the mean
+        A `Table`, one row a component, layer, token and prompt: `role` (one of `ROLES`), `restored` (the mean
         probability over the draws), `indirect_effect` with `low` and `high` (95 % bootstrap interval over the draws;
         none for one draw), `draws`. `meta` has for each prompt `clean`, `corrupted`, `total_effect` and the answer, and
-        the noise's standard deviation. `table.mean(("component", "layer", "place"), value="indirect_effect")` has the
+        the noise's standard deviation. `table.mean(("component", "layer", "role"), value="indirect_effect")` has the
         average over prompts with its interval over these.
 
     Raises:
@@ -246,20 +246,20 @@ class _Restorations:
 
     def _cell(self, component: str, prompt: int, place: int, draw: int) -> dict[str, Any]:
         token = self.tokens.texts[prompt][place]
-        here = _place(place, self.spans[prompt], len(self.tokens.texts[prompt]))
+        here = _role(place, self.spans[prompt], len(self.tokens.texts[prompt]))
         return {
             "component": component,
             "position": place,
             "token": token,
-            "place": here,
+            "role": here,
             "prompt": prompt,
             "draw": draw,
         }
 
 
-def _place(place: int, span: Sequence[int], count: int) -> str:
+def _role(place: int, span: Sequence[int], count: int) -> str:
     """Return what a token is to the subject."""
-    first, middle, last, next_one, further, end, before = PLACES
+    first, middle, last, next_one, further, end, before = ROLES
     if place in span:
         return last if place == span[-1] else first if place == span[0] else middle
     if place == count - 1:
@@ -335,7 +335,7 @@ class _Probabilities(Scorer):
 
 def _averaged(cells: Table, meta: Mapping[str, Any]) -> Table:
     """Return the table with a row for all draws of a cell."""
-    by = ("component", "layer", "position", "token", "place", "prompt")
+    by = ("component", "layer", "position", "token", "role", "prompt")
     effects = cells.mean(by, value="indirect_effect")
     rows = [
         {

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .._errors import SpecError
 
-Choice = tuple[tuple[int, ...], ...]
-"""The parts chosen for each example: `choice[example]` is a tuple of part numbers."""
+Choice = tuple[tuple[int, ...] | None, ...]
+"""The parts chosen for each example: `choice[example]` is a tuple of part numbers; `None` where nothing is chosen."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def coordinate_mask(choice: Choice, partition: Partition | None, width: int) -> 
     """Mark the chosen coordinates of each example.
 
     Args:
-        choice: part numbers for each example; without a partition each coordinate is a part of its own.
+        choice: part numbers for each example, `None` for all coordinates; without a partition each coordinate is a part
+            of its own.
         partition: the parts, or `None`.
         width: number of coordinates.
 
@@ -130,7 +131,9 @@ def coordinate_mask(choice: Choice, partition: Partition | None, width: int) -> 
         mask = torch.zeros(len(choice), width, dtype=torch.bool)
     count = width if partition is None else len(partition.parts)
     for example, numbers in enumerate(choice):
-        for number in numbers:
+        if numbers is None:
+            mask[example] = True
+        for number in numbers or ():
             if not 0 <= number < count:
                 raise SpecError(f"subspace {number} of example {example} does not exist: there are {count}, from 0")
             mask[example, list(partition.parts[number]) if partition else number] = True
