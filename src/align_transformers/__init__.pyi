@@ -13,6 +13,7 @@ from ._errors import (
     SpecError,
     UnknownNameError,
 )
+from .anchors import Anchor, at, first_token, last_token, where
 from .config import IntervenableConfig, IntervenableRepresentationConfig, RepresentationConfig
 from .engine import (
     Bound,
@@ -92,7 +93,7 @@ from .plan import Constant, Edit, Logits, Plan, Read, Run
 from .planners import execute
 from .positions import Positions
 from .sites import COMPONENTS, Site
-from .studies import grid, score
+from .studies import causal_tracing, grid, score
 from .table import Table
 from .zoo import (
     GRUConfig,
@@ -117,6 +118,7 @@ __all__ = [
     "AdditionIntervention",
     "AlignError",
     "Alignment",
+    "Anchor",
     "ArtifactError",
     "AutoencoderIntervention",
     "Bound",
@@ -187,9 +189,11 @@ __all__ = [
     "ZeroIntervention",
     "accuracy",
     "activations",
+    "at",
     "attention_patterns",
     "bind",
     "bootstrap",
+    "causal_tracing",
     "compare",
     "create_blip",
     "create_blip_itm",
@@ -207,6 +211,7 @@ __all__ = [
     "describe",
     "evaluate",
     "execute",
+    "first_token",
     "fit",
     "fit_pca",
     "grid",
@@ -214,6 +219,7 @@ __all__ = [
     "kl_divergence",
     "kl_to_clean",
     "label_difference",
+    "last_token",
     "load_model",
     "logit_difference",
     "one_by_one",
@@ -226,4 +232,5 @@ __all__ = [
     "resolve",
     "score",
     "subspaces",
+    "where",
 ]

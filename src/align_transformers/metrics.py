@@ -49,7 +49,7 @@ class Metric:
 
     def __post_init__(self) -> None:
         for token in self.tokens or ():
-            _token_id(token, None)
+            token_id(token, None)
 
     def __call__(
         self, logits: Float[Tensor, "batch vocab"], clean: Float[Tensor, ...] | None = None
@@ -130,7 +130,7 @@ def logit_difference(
         >>> metric(torch.tensor([[1.0, 0.0, 4.0], [3.0, 0.0, 2.5]]))
         tensor([ 3.0000, -0.5000])
     """
-    first, second = _token_id(target, tokenizer), _token_id(other, tokenizer)
+    first, second = token_id(target, tokenizer), token_id(other, tokenizer)
     if first == second:
         raise SpecError(f"logit_difference of one token with itself ({target!r}) is always 0; give two tokens")
     return Metric(f"logit({_shown(target)}) - logit({_shown(other)})", _Difference(), (first, second))
@@ -153,7 +153,7 @@ def probability(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None =
         >>> probability(0)(torch.zeros(1, 4))
         tensor([0.2500])
     """
-    return Metric(f"probability({_shown(token)})", _Probability(_token_id(token, tokenizer)))
+    return Metric(f"probability({_shown(token)})", _Probability(token_id(token, tokenizer)))
 
 
 def accuracy(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Metric:
@@ -175,7 +175,7 @@ def accuracy(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None = No
         >>> accuracy(0)(torch.tensor([[1.0, 3.0, 2.0], [4.0, 1.0, 0.0]]))
         tensor([0., 1.])
     """
-    return Metric(f"accuracy({_shown(token)})", _Accuracy(_token_id(token, tokenizer)))
+    return Metric(f"accuracy({_shown(token)})", _Accuracy(token_id(token, tokenizer)))
 
 
 def rank(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Metric:
@@ -195,7 +195,7 @@ def rank(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None = None) 
         >>> rank(0)(torch.tensor([[1.0, 3.0, 2.0], [1.0, 1.0, 0.0]]))
         tensor([2., 0.])
     """
-    return Metric(f"rank({_shown(token)})", _Rank(_token_id(token, tokenizer)))
+    return Metric(f"rank({_shown(token)})", _Rank(token_id(token, tokenizer)))
 
 
 def kl_to_clean() -> Metric:
@@ -263,7 +263,7 @@ def _shown(token: int | str) -> str:
     return repr(token) if isinstance(token, str) else str(token)
 
 
-def _token_id(token: int | str, tokenizer: PreTrainedTokenizerBase | None) -> int:
+def token_id(token: int | str, tokenizer: PreTrainedTokenizerBase | None) -> int:
     """Return the id of `token`; a text must be exactly one token."""
     if not isinstance(token, str):
         if token < 0:

@@ -33,6 +33,9 @@ WAYS = ("partial", "together", "packed", "shortened")
 _TOLERANCE = 1e-3
 """Of the largest logit, in full precision."""
 
+_ROUNDING = 1e-5
+"""Of the largest logit, in full precision: what products of other shapes may differ by."""
+
 _TIMES = 4
 """So many times the difference that rounding makes is still rounding."""
 
@@ -111,6 +114,8 @@ class Measured(Trials):
         bound, results = _trial(self._model), self._results
         if isinstance(bound, str):
             return bound
+        if way == "together" and _rows_matter(bound):
+            return "other rows of a batch change a row, as scales or experts that all rows share do"
         if results.expected is None:
             results.expected = _outcome(bound, one_by_one)
         narrow = _differs(bound, Assumed(way, narrow=True), results.expected)
@@ -140,6 +145,41 @@ def _trial(model: nn.Module) -> Bound | str:
 def _shift(base: Tensor) -> Tensor:
     """Return something else than the base, of the same size."""
     return base.roll(1, -1) * 1.5
+
+
+def _rows_matter(bound: Bound) -> bool:
+    """Whether a row depends on what other rows hold: scales of whole tensors do that, and experts with limited room.
+
+    Args:
+        bound: a trial; of its text, the rows are run as they are, and with another row that holds extremes.
+    """
+    found = []
+    edit = next(run for run in bound.order if run.edits).edits[0]
+    inputs, examples = bound.inputs["base"], (*range(batch_size(bound.inputs["base"])), 0)
+    for other in (_alike, _extreme):
+        run = Run("run", "base", (Edit("edit", edit.site, "other"),), examples)
+        plan = Plan((run,), ("run",), Logits((1, 0, 2)))
+        found.append(
+            _outcome(bind(bound.model, plan, {"base": inputs}, {"other": FunctionIntervention(other)}), one_by_one)
+        )
+    plain, beside = found
+    if isinstance(plain, str) or isinstance(beside, str):
+        return False  # no pass of this model can be tried: the trial itself says so
+    rows, others = plain["run"][:-1].float(), beside["run"][:-1].float()
+    gap = float((rows - others).abs().max())
+    return not gap <= max(_ROUNDING, _TIMES * torch.finfo(plain["run"].dtype).eps) * float(rows.abs().max())
+
+
+def _alike(base: Tensor) -> Tensor:
+    """Return the base."""
+    return base
+
+
+def _extreme(base: Tensor) -> Tensor:
+    """Return the base with a last row of which one channel is as large as all others together, also behind a norm."""
+    last = torch.zeros_like(base[-1:])
+    last[..., 0] = 30 * base.abs().amax()
+    return torch.cat([base[:-1], last])
 
 
 def _outcome(bound: Bound, planner: Planner) -> dict[str, Tensor] | str:
