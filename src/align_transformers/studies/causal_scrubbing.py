@@ -158,7 +158,7 @@ def _losses(
     if (answers is None) == (metric is None):
         raise SpecError("the loss is that of answers=, the label of each prompt, or a metric=: give one of them")
     if metric is not None:
-        return metric  # type: ignore[no-any-return]
+        return metric
     each = [answers] * count if isinstance(answers, int | str) else list(answers)
     return [Metric(f"loss({answer!r})", _Loss(token_id(answer, tokenizer))) for answer in each]
 
