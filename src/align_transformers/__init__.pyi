@@ -93,7 +93,15 @@ from .plan import Constant, Edit, Logits, Plan, Read, Run
 from .planners import execute
 from .positions import Positions
 from .sites import COMPONENTS, Site
-from .studies import Claim, causal_scrubbing, causal_tracing, grid, logit_lens, path_patching, score
+from .studies import (
+    Claim,
+    causal_scrubbing,
+    causal_tracing,
+    grid,
+    logit_lens,
+    path_patching,
+    score,
+)
 from .table import Table
 from .zoo import (
     GRUConfig,
@@ -203,6 +211,7 @@ __all__ = [
     "create_gpt2_lm",
     "create_gpt_neo",
     "create_gpt_neox",
+    "direct_logit_attribution",
     "create_gru",
     "create_gru_classifier",
     "create_gru_lm",

@@ -7,6 +7,7 @@ from ._cell_run import CellRun
 from ._sweep import Clean, Measurement, Scorer, Sweep
 from .causal_scrubbing import Claim, causal_scrubbing
 from .causal_tracing import causal_tracing
+from .direct_attribution import direct_logit_attribution
 from .grid import grid
 from .lens import logit_lens
 from .path_patching import path_patching
@@ -21,6 +22,7 @@ __all__ = [
     "Sweep",
     "causal_scrubbing",
     "causal_tracing",
+    "direct_logit_attribution",
     "grid",
     "logit_lens",
     "path_patching",

@@ -1,0 +1,266 @@
+"""Direct logit attribution: the parts of the residual stream, each as what it adds to a logit.
+
+Elhage et al. 2021, "A mathematical framework for transformer circuits"; Wang et al. 2022, arXiv:2211.00593.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from .._errors import SiteError, SpecError
+from .._version import library_version
+from ..engine import Planner, bind
+from ..metrics import token_id
+from ..models import evaluating, resolve
+from ..plan import Logits, Plan, Read, Run
+from ..planners import execute
+from ..positions import Positions
+from ..sites import Site
+from ..table import Table
+from ._prompts import Prompt, encode, token_text
+from ._scoring import model_name
+
+_CLOSE = 1e-4
+"""What the parts may miss of the logits, as a share of the largest part and logit (float32 sums of many parts)."""
+
+
+@torch.no_grad()
+def direct_logit_attribution(
+    model: nn.Module,
+    prompts: Prompt,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    answers: int | str | Sequence[int | str] | None = None,
+    against: int | str | Sequence[int | str] | None = None,
+    heads: bool = True,
+    at: int | Sequence[int] = -1,
+    planner: Planner | None = None,
+) -> Table:
+    """Take the residual stream in front of the final norm apart, and tell what each part adds to the answer's logit.
+
+    The stream x is the sum of the embeddings and what attention and MLP of every block add to it. With the norm's scale
+    *frozen* at that of x, norm and unembedding are linear: the logit is the sum over parts p of w . (A p) and a
+    constant, where A is the frozen norm and w the answer's row of the unembedding. One forward pass is made.
+
+    Args:
+        model: a language model with one residual stream, in whatever mode; it is not changed.
+        prompts: one text or several, or token tensors.
+        tokenizer: needed where prompts or answers are texts.
+        answers: one token (id or text) for all prompts or for each; default: the most probable one.
+        against: tokens whose logit is taken off: the parts are those of the logit difference then.
+        heads: attention is told head by head, where what it adds is linear in the heads' outputs; the projection's bias
+            is a row of its own. `False`: a row a layer.
+        at: at which token, for all prompts or for each, as for `grid`.
+        planner: as for `execute`.
+
+    Returns:
+        A `Table`, one row a part and prompt: `component` (`block_input` of layer 0: the embeddings;
+        `head_contribution`, `mlp_contribution`, ...), `layer`, `head`, `contribution` (in logits). `component`
+        `attention_bias` is what an output projection's bias adds, `constant` what biases of norm and unembedding add.
+        `meta` has for each prompt `logit`, which the rows sum up to, and `error`, by how much they miss it. Where the
+        model caps its logits (`capped`), it is that in front of the cap.
+
+    Raises:
+        SiteError: it is not known what the blocks add to the residual stream, or that they add it.
+        SpecError: the parts do not sum up to the logits, or an argument makes no sense.
+
+    Example:
+        >>> import transformers
+        >>> _ = torch.manual_seed(0)
+        >>> sizes = dict(vocab_size=50, n_embd=16, n_head=2, n_layer=2, n_positions=8)
+        >>> model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
+        >>> table = direct_logit_attribution(model, {"input_ids": torch.tensor([[1, 2, 3]])}, answers=7)
+        >>> abs(sum(table.columns["contribution"]) - table.meta["logit"][0]) < 1e-5
+        True
+    """
+    encoded = encode(prompts, tokenizer, model)
+    parts = list(_parts(model, heads))
+    depth = len(resolve(model).stacks[""])
+    ends = Site("block_output", depth - 1), Site("final_norm_output")
+    columns = encoded.tokens("").columns(at)
+    places = Positions(tuple((column,) for column in columns))
+    reads = {site: Read("clean", site, places) for site in (*(part.site for part in parts), *ends)}
+    plan = Plan((Run("clean", "prompts"),), ("clean",), Logits(None, (("prompts", columns),)), tuple(reads.values()))
+    with evaluating(model):
+        outcome = execute(bind(model, plan, {"prompts": encoded.inputs}, {}), planner)
+        values = {site: outcome.values[read][:, 0].float() for site, read in reads.items()}
+        logits = outcome.outputs["clean"].float()
+        norm = _FrozenNorm(resolve(model).slot(ends[1]).module, values[ends[0]], values[ends[1]])
+        end = _Unembedding(model, values[ends[1]], logits)
+    chosen = _tokens(answers, logits.argmax(-1).tolist(), len(encoded), tokenizer, "answers")
+    others = None if against is None else _tokens(against, [], len(encoded), tokenizer, "against")
+    rows = end.rows(chosen) - (0 if others is None else end.rows(others))
+    told = list(_shares(parts, values, norm, rows))
+    constant = (norm.bias * rows).sum(-1) + end.constants(chosen) - (0 if others is None else end.constants(others))
+    told.append(({"component": "constant", "layer": None, "head": None}, constant))
+    target = end.logits(chosen) - (0 if others is None else end.logits(others))
+    error = (sum(share for _, share in told) - target).abs()
+    largest = torch.stack([share.abs() for _, share in told]).amax(0).clamp(min=1)
+    if bool((error > _CLOSE * largest).any()):
+        raise SpecError(
+            f"the parts of {type(model).__name__} miss the logit by {float(error.max()):.2g}: something else adds to "
+            "its residual stream"
+        )
+    return Table.from_rows(
+        (
+            {**part, "prompt": prompt, "contribution": float(share[prompt])}
+            for prompt in range(len(encoded))
+            for part, share in told
+        ),
+        meta={
+            "study": "direct_logit_attribution",
+            "model": model_name(model),
+            "prompts": list(encoded.texts),
+            "answers": [token_text(token, tokenizer) for token in chosen],
+            "against": None if others is None else [token_text(token, tokenizer) for token in others],
+            "logit": target.tolist(),
+            "error": error.tolist(),
+            "capped": end.capped,
+            "passes": {way: [p.way for p in outcome.passes].count(way) for way in {p.way for p in outcome.passes}},
+            "version": library_version(),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What adds to the residual stream at a site; `heads`, where it is told head by head."""
+
+    site: Site
+    heads: int = 0
+
+
+def _parts(model: nn.Module, heads: bool) -> Iterator[_Part]:
+    """Yield all that adds to the residual stream.
+
+    Raises:
+        SiteError: there is something of which it is not known what it adds.
+    """
+    found = resolve(model)
+    if "" not in found.stacks:
+        raise SiteError(f"{type(model).__name__} has {sorted(found.stacks)}: logits are taken apart along one stream")
+    yield _Part(Site("block_input", 0))
+    for layer, block in enumerate(found.stacks[""]):
+        mixer = str(block.flags.get("mixer", "softmax"))
+        if "softmax" in mixer:
+            yield _Part(Site("attention_contribution", layer))
+            if heads and (slot := found.find(Site("head_contribution", layer))) is not None:
+                yield _Part(Site("head_contribution", layer), len(slot[0].heads or ()))
+        if "other" in mixer:
+            yield _Part(Site("mixer_contribution", layer))
+        if block.flags.get("mlp") != "none":
+            yield _Part(Site("mlp_contribution", layer))
+
+
+def _shares(
+    parts: Sequence[_Part], values: Mapping[Site, Tensor], norm: _FrozenNorm, rows: Tensor
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """Yield what each part adds to the logit of each prompt."""
+    split = {part.site.layer for part in parts if part.heads}
+    for part in parts:
+        layer, name = part.site.layer, part.site.component
+        value = values[part.site]
+        if part.heads:
+            each = value.unflatten(-1, (part.heads, -1))
+            for head in range(part.heads):
+                cell = {"component": name, "layer": layer, "head": head}
+                yield cell, (norm(each[:, head]) * rows).sum(-1)
+            rest = values[Site("attention_contribution", layer)] - each.sum(1)
+            yield {"component": "attention_bias", "layer": layer, "head": None}, (norm(rest) * rows).sum(-1)
+        elif name != "attention_contribution" or layer not in split:
+            yield {"component": name, "layer": layer, "head": None}, (norm(value) * rows).sum(-1)
+
+
+class _FrozenNorm:
+    """A norm with its scale as it was: linear. What it is is measured, since norms are written in many ways.
+
+    Args:
+        module: the norm.
+        before: `(prompts, width)` what went in.
+        after: `(prompts, width)` what came out.
+
+    Raises:
+        SpecError: with a frozen scale it is not linear.
+    """
+
+    def __init__(self, module: nn.Module, before: Tensor, after: Tensor) -> None:
+        weight = next(iter(module.parameters()), before)
+
+        def call(value: Tensor) -> Tensor:
+            return module(value.to(weight.dtype)).float()  # type: ignore[no-any-return]
+
+        self.bias = (call(before) + call(-before)) / 2
+        width = before.shape[-1]
+        signs = torch.ones(width, device=before.device)
+        signs[1::2] = -1
+        signs = signs - (signs.mean() if width % 2 else 0)
+        shifted = call(before + before.abs().mean())
+        self._centred = bool((shifted - call(before)).abs().max() < 1e-3 * (1 + after.abs().max()))
+        self._weight = (call(signs[None]) - self.bias) / signs
+        ready = self._through(before)
+        self._scale = ((after - self.bias) * ready).sum(-1, keepdim=True) / (ready * ready).sum(-1, keepdim=True)
+        missed = (self(before) + self.bias - after).abs().max()
+        if bool(missed > 1e-3 * (1 + after.abs().max())):
+            raise SpecError(
+                f"{type(module).__name__} is not linear where its scale is frozen (off by {float(missed):.2g})"
+            )
+
+    def _through(self, value: Tensor) -> Tensor:
+        return (value - value.mean(-1, keepdim=True) if self._centred else value) * self._weight
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """Return what the frozen norm makes of a part, without its bias."""
+        return self._through(value) * self._scale
+
+
+class _Unembedding:
+    """The rows of the unembedding, with what the model multiplies its logits with.
+
+    Args:
+        model: the user's.
+        normed: `(prompts, width)` what is unembedded.
+        logits: `(prompts, vocab)` of the model.
+    """
+
+    def __init__(self, model: nn.Module, normed: Tensor, logits: Tensor) -> None:
+        module = getattr(model, "get_output_embeddings", lambda: None)()
+        if module is None or not hasattr(module, "weight"):
+            raise SiteError(f"{type(model).__name__} names no layer that makes logits (get_output_embeddings)")
+        self._module, self._normed = module, normed
+        plain = module(normed.to(module.weight.dtype)).float()
+        self._factor = float((logits * plain).sum() / (plain * plain).sum())
+        off = (plain * self._factor - logits).abs().max()
+        self.capped = bool(off > 1e-3 * (1 + logits.abs().max()))
+        if self.capped:
+            self._factor = 1.0
+        self._all = plain * self._factor
+
+    def rows(self, tokens: Sequence[int]) -> Tensor:
+        """Return the row of a token for each prompt, `(prompts, width)`."""
+        return self._module.weight[list(tokens)].float() * self._factor  # type: ignore[no-any-return]
+
+    def constants(self, tokens: Sequence[int]) -> Tensor:
+        """Return the bias of a token for each prompt."""
+        bias = getattr(self._module, "bias", None)
+        found = torch.zeros(len(tokens), device=self._normed.device) if bias is None else bias[list(tokens)].float()
+        return found * self._factor
+
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        """Return the logit of a token for each prompt."""
+        return self._all.gather(1, torch.tensor(list(tokens), device=self._all.device)[:, None])[:, 0]
+
+
+def _tokens(
+    given: Any, default: Sequence[int], count: int, tokenizer: PreTrainedTokenizerBase | None, what: str
+) -> list[int]:
+    """Return a token for each prompt."""
+    each = default if given is None else [given] * count if isinstance(given, int | str) else list(given)
+    if len(each) != count:
+        raise SpecError(f"{what}: there are {len(each)} tokens for {count} prompts: give one, or one for each")
+    return [token_id(token, tokenizer) for token in each]

@@ -1,0 +1,121 @@
+"""Direct logit attribution against hooks and the norms' formulas, written by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.fast.families import blocks, shared
+from tests.helpers import padded_tokens, tokens
+from torch import Tensor
+
+from align_transformers import SiteError, SpecError, direct_logit_attribution
+
+AFTER_HEADS = {"gpt2": "attn.c_proj", "llama": "self_attn.o_proj", "neox": "attention.dense"}
+
+
+def frozen(family: str, model: Any, stream: Tensor) -> Any:
+    """Return the final norm with the scale that it has at the stream, by its formula."""
+    if family == "llama":
+        norm = model.model.norm
+        scale = (stream.pow(2).mean() + norm.variance_epsilon).rsqrt()
+        return lambda part: part * scale * norm.weight
+    norm = model.transformer.ln_f if family == "gpt2" else model.gpt_neox.final_layer_norm
+    scale = (stream.var(unbiased=False) + norm.eps).rsqrt()
+    return lambda part: (part - part.mean()) * scale * norm.weight
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "neox"])
+@torch.no_grad()
+def test_parts_are_those_of_hooks_and_formulas(family: str) -> None:
+    model, inputs = shared(family), tokens(2, 5)
+    seen: dict[Any, Tensor] = {}
+    hooks = []
+    for layer, block in enumerate(blocks(model)):
+        places = {"z": block.get_submodule(AFTER_HEADS[family])}
+
+        def keep_input(_m: Any, args: Any, layer: int = layer) -> None:
+            seen["z", layer] = args[0][:, -1]
+
+        def keep(_m: Any, _a: Any, out: Any, layer: int = layer) -> None:
+            seen["mlp", layer] = out[:, -1]
+
+        def keep_block(_m: Any, args: Any, out: Any, layer: int = layer) -> None:
+            seen["in", layer], seen["out"] = args[0][:, -1], (out[0] if isinstance(out, tuple) else out)[:, -1]
+
+        hooks += [places["z"].register_forward_pre_hook(keep_input), block.mlp.register_forward_hook(keep)]
+        hooks.append(block.register_forward_hook(keep_block))
+    logits = model(**inputs).logits[:, -1]
+    for hook in hooks:
+        hook.remove()
+    table = direct_logit_attribution(model, inputs, answers=[7, 3], against=9)
+    assert table.meta["passes"] == {"full": 1} or sum(table.meta["passes"].values()) == 1
+    for prompt, answer in enumerate((7, 3)):
+        norm = frozen(family, model, seen["out"][prompt])
+        weight = model.get_output_embeddings().weight
+        row = weight[answer] - weight[9]
+        found = {
+            (r["component"], r["layer"], r["head"]): r["contribution"] for r in table.rows() if r["prompt"] == prompt
+        }
+        for layer, block in enumerate(blocks(model)):
+            wide = block.get_submodule(AFTER_HEADS[family])
+            matrix = wide.weight if family == "gpt2" else wide.weight.T
+            width = len(matrix) // 4
+            for head in range(4):
+                part = (
+                    seen["z", layer][prompt, head * width : (head + 1) * width]
+                    @ matrix[head * width : (head + 1) * width]
+                )
+                expected = float(norm(part) @ row)
+                assert found["head_contribution", layer, head] == pytest.approx(expected, abs=2e-5)
+            assert found["mlp_contribution", layer, None] == pytest.approx(
+                float(norm(seen["mlp", layer][prompt]) @ row), abs=2e-5
+            )
+        assert found["block_input", 0, None] == pytest.approx(float(norm(seen["in", 0][prompt]) @ row), abs=2e-5)
+        whole = float(logits[prompt, answer] - logits[prompt, 9])
+        assert table.meta["logit"][prompt] == pytest.approx(whole, abs=2e-5)
+        assert sum(found.values()) == pytest.approx(whole, abs=5e-5)
+
+
+@torch.no_grad()
+def test_norms_behind_the_parts_and_capped_logits() -> None:
+    model, inputs = shared("gemma2"), padded_tokens((5, 3), "left")
+    inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    table = direct_logit_attribution(model, inputs, answers=4)
+    assert table.meta["capped"]
+    assert "head_contribution" not in table.columns["component"]
+    cap = model.config.final_logit_softcapping
+    logits = model(**inputs).logits[:, -1, 4]
+    for prompt in range(2):
+        whole = sum(r["contribution"] for r in table.rows() if r["prompt"] == prompt)
+        assert cap * float(torch.tanh(torch.tensor(whole) / cap)) == pytest.approx(float(logits[prompt]), abs=5e-5)
+
+
+def test_heads_sum_to_attention_and_the_default_is_what_the_model_says() -> None:
+    model = shared("gpt2")
+    by_head = direct_logit_attribution(model, tokens(1, 4))
+    by_layer = direct_logit_attribution(model, tokens(1, 4), heads=False)
+    for layer in range(3):
+        parts = [
+            r["contribution"]
+            for r in by_head.rows()
+            if r["layer"] == layer and r["component"] in ("head_contribution", "attention_bias")
+        ]
+        (whole,) = (
+            r["contribution"]
+            for r in by_layer.rows()
+            if r["layer"] == layer and r["component"] == "attention_contribution"
+        )
+        assert len(parts) == 5
+        assert sum(parts) == pytest.approx(whole, abs=1e-5)
+    assert by_head.meta["answers"] == [str(int(model(**tokens(1, 4)).logits[0, -1].argmax()))]
+
+
+def test_what_cannot_be_taken_apart_is_refused() -> None:
+    with pytest.raises(SiteError, match="along one stream"):
+        direct_logit_attribution(shared("t5"), tokens(1, 4))
+    with pytest.raises(SpecError, match="2 tokens for 1 prompts"):
+        direct_logit_attribution(shared("gpt2"), tokens(1, 4), answers=[1, 2])
+    with pytest.raises(SiteError):
+        direct_logit_attribution(shared("bert"), tokens(1, 4), answers=1)
