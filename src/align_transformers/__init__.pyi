@@ -93,7 +93,7 @@ from .plan import Constant, Edit, Logits, Plan, Read, Run
 from .planners import execute
 from .positions import Positions
 from .sites import COMPONENTS, Site
-from .studies import causal_tracing, grid, score
+from .studies import causal_tracing, grid, logit_lens, path_patching, score
 from .table import Table
 from .zoo import (
     GRUConfig,
@@ -222,8 +222,10 @@ __all__ = [
     "last_token",
     "load_model",
     "logit_difference",
+    "logit_lens",
     "one_by_one",
     "operations",
+    "path_patching",
     "planned",
     "precompute",
     "probability",
