@@ -93,7 +93,7 @@ from .plan import Constant, Edit, Logits, Plan, Read, Run
 from .planners import execute
 from .positions import Positions
 from .sites import COMPONENTS, Site
-from .studies import causal_tracing, grid, logit_lens, path_patching, score
+from .studies import Claim, causal_scrubbing, causal_tracing, grid, logit_lens, path_patching, score
 from .table import Table
 from .zoo import (
     GRUConfig,
@@ -123,6 +123,7 @@ __all__ = [
     "AutoencoderIntervention",
     "Bound",
     "BoundlessRotatedSpaceIntervention",
+    "Claim",
     "CollectIntervention",
     "Collected",
     "Comparison",
@@ -193,6 +194,7 @@ __all__ = [
     "attention_patterns",
     "bind",
     "bootstrap",
+    "causal_scrubbing",
     "causal_tracing",
     "compare",
     "create_blip",
