@@ -89,7 +89,7 @@ def compose(
     links = _links(config.mode, groups, names)
     located = _locations(call.unit_locations, links, representations, inputs)
     chosen = choose_subspaces(call.subspaces, len(representations), batch_size(call.base))
-    constants = _constants(call.source_representations, representations)
+    constants = constants_of(call.source_representations, representations)
     interventions = {one.key: one.intervention for one in representations}
     edits: dict[str, list[Edit]] = {name: [] for name in inputs}
     for number, one in enumerate(representations):
@@ -246,8 +246,16 @@ def _by_link(spec: Any, names: Sequence[str]) -> list[Any]:
     return [{name: spec[name]} for name in names]
 
 
-def _constants(given: Any, representations: Sequence[Representation]) -> dict[str, Tensor]:
-    """Return the constant sources by key: those of the call, and else those that interventions carry."""
+def constants_of(given: Any, representations: Sequence[Representation]) -> dict[str, Tensor]:
+    """Return the constant sources by key: those of the call, and else those that interventions carry.
+
+    Args:
+        given: a call's `source_representations`.
+        representations: those of the configuration, in its order.
+
+    Raises:
+        SpecError, UnknownNameError: they are of other interventions.
+    """
     keys = [one.key for one in representations]
     carried = {one.key: one.intervention.source_representation for one in representations}
     if given is None:

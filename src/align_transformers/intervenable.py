@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from . import engine, planners, storage
 from ._errors import SpecError
+from .applied import applied
 from .binding_cache import BindingCache
 from .compose import Call, Timing, compose
 from .config import IntervenableConfig
 from .engine import Bound, Collected, Inputs, Outcome, Planner
 from .interventions import TrainableIntervention
-from .keywords import forward_keywords, generate_keywords, sorted_out
+from .keywords import forward_keywords, generate_keywords, sorted_out, with_keywords
 from .learning import Alignment, Fitted, Scores, evaluate_call, fit_call
 from .models.padding import as_alone, warn_of_shift
 from .outputs import IntervenableGeneration, IntervenableOutput
@@ -96,7 +97,7 @@ class IntervenableModel(nn.Module):
             UserWarning: padding on the left shifts what the model makes of the tokens, for want of `position_ids`.
         """
         given, rest = self._sorted_out(model_kwargs, forward_keywords, source_representations)
-        call = Call(_with_kwargs(base, rest), sources, unit_locations, given, subspaces)
+        call = Call(with_keywords(base, rest), sources, unit_locations, given, subspaces)
         bound = self._bind(call, original=output_original_output)
         for inputs in (call.base, *(sources if isinstance(sources, list | tuple) else [sources])):
             warn_of_shift(self.model, inputs)
@@ -158,6 +159,8 @@ class IntervenableModel(nn.Module):
         seen = self._collected(outcome)
         values, masks = [list(one.values) for one in seen], [list(one.real) for one in seen]
         return IntervenableGeneration(original, outcome.outputs["base"], values, masks, outcome.effects)
+
+    applied = applied
 
     @overload
     def train(self, mode: bool = True) -> IntervenableModel: ...
@@ -386,12 +389,3 @@ class IntervenableModel(nn.Module):
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """Return what the calls of a module gave as one tensor."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
-
-
-def _with_kwargs(base: Inputs, model_kwargs: Mapping[str, Any]) -> Inputs:
-    """Return the base together with further keyword arguments of the model."""
-    if not model_kwargs:
-        return base
-    if not isinstance(base, Mapping):
-        raise SpecError(f"the base is one tensor, so {sorted(model_kwargs)} cannot go with it: pass the base as a dict")
-    return {**base, **model_kwargs}

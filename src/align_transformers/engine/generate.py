@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -40,10 +41,24 @@ def generate(bound: Bound, options: Mapping[str, Any], planner: Planner = one_by
     _checked(bound.model, bound.inputs[bound.plan.run(wanted[0]).input])
 
     def forward(record: Record, inputs: Inputs, restart: Callable[[], None]) -> Any:
-        with before_forward(bound.model, _clock(record, bound.model, inputs, restart)):
+        with clocked(record, bound.model, inputs, restart):
             return generate_plain(bound.model, inputs, options)
 
     return execute(replace(bound, generates=True), planner, forward=forward)
+
+
+@contextmanager
+def clocked(record: Record, model: nn.Module, prompt: Inputs, restart: Callable[[], None]) -> Iterator[None]:
+    """Tell the edits of a generation, while the context is open, where in the text each forward pass is.
+
+    Args:
+        record: of the generation.
+        model: that generates.
+        prompt: its inputs.
+        restart: called before every forward pass.
+    """
+    with before_forward(model, _clock(record, model, prompt, restart)):
+        yield
 
 
 def generate_plain(model: nn.Module, prompt: Inputs, options: Mapping[str, Any]) -> Any:

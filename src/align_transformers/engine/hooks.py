@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from ..models.inside_attention import Visit, Visits, around_attention, attend
 from ..models.inside_experts import around_experts, consult, inside_router
 from ..models.interfaces import Around
 from ..models.recurrent_cells import by_cells
-from ..models.scope import after_call, before_call, hook_after, hook_before
+from ..models.scope import Scope, after_call, before_call, hook_after, hook_before, innermost
 from ..models.slot import Leaf
 
 Act = Callable[[Tensor, int, bool], Tensor | None]
@@ -50,6 +52,16 @@ class _ModuleVisit:
                         container = replace_leaf(container, place, new)
         return container
 
+    @contextmanager
+    def after(self, taps: Sequence[Tap]) -> Iterator[None]:
+        """Act after some other taps while the context is open."""
+        own = self.taps
+        self.taps = [*taps, *own]
+        try:
+            yield
+        finally:
+            self.taps = own
+
     def hold(self) -> Callable[[], None]:
         """Stand at the module, and return what ends that."""
         slot = self.taps[0].slot
@@ -68,6 +80,9 @@ class _ModuleVisit:
 @contextmanager
 def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
     """Hold the hooks of one pass.
+
+    In a call of a model under edits that stay, which is a part of a pass, the taps stand in one line with those of the
+    pass, before them: the pass sees the model as it is under those edits.
 
     Args:
         taps: what to do where; taps at the same side of the same module act in this order.
@@ -89,9 +104,12 @@ def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
             groups.setdefault((id(slot.module), slot.side, slot.via), []).append(tap)
         for module in fused.values():
             stack.enter_context(by_cells(module))
-        visits = [_ModuleVisit(group) for group in groups.values()]
+        line = _line_here()
+        new = {key: _ModuleVisit(group) for key, group in groups.items() if key not in line.visits}
+        for key in groups.keys() - new.keys():
+            stack.enter_context(line.visits[key].after(groups[key]))
         inside: dict[int, dict[str, Visit]] = {}
-        for visit in visits:
+        for visit in new.values():
             slot = visit.taps[0].slot
             if slot.via == "module":
                 stack.callback(visit.hold())
@@ -99,9 +117,59 @@ def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
                 stack.enter_context(inside_router(slot.module, visit))
             else:
                 inside.setdefault(id(slot.module), {})[slot.via] = visit
-        if inside:
+        if line.inside:
+            stack.enter_context(_joined(line.inside, inside))
+        elif inside:
             stack.enter_context(_inside_interfaces(inside))
-        yield partial(_restart, visits)
+        stack.enter_context(_standing(_Line(innermost(), {**line.visits, **new}, line.inside or inside)))
+        yield partial(_restart, [visit for key, visit in {**line.visits, **new}.items() if key in groups])
+
+
+@dataclass(frozen=True, eq=False)
+class _Line:
+    """What stands where in a pass.
+
+    Args:
+        scope: of the pass.
+        visits: by module, side and way in.
+        inside: those of them that stand inside attention and experts, by `id` of the module.
+    """
+
+    scope: Scope | None = None
+    visits: Mapping[tuple[int, str, str], _ModuleVisit] = field(default_factory=dict)
+    inside: dict[int, dict[str, Visit]] = field(default_factory=dict)
+
+
+_lines: ContextVar[_Line | None] = ContextVar("_lines", default=None)
+
+
+def _line_here() -> _Line:
+    """Return what stands in the pass of which this is a call; an empty line for a pass of its own."""
+    line = _lines.get()
+    return line if line is not None and innermost().of and line.scope is not None and line.scope.acts else _Line()
+
+
+@contextmanager
+def _standing(line: _Line) -> Iterator[None]:
+    before = _lines.get()
+    _lines.set(line)
+    try:
+        yield
+    finally:
+        _lines.set(before)
+
+
+@contextmanager
+def _joined(standing: dict[int, dict[str, Visit]], new: Mapping[int, Mapping[str, Visit]]) -> Iterator[None]:
+    """Let more stand inside attention and experts while the context is open."""
+    before = {module: dict(visits) for module, visits in standing.items()}
+    for module, visits in new.items():
+        standing[module] = {**standing.get(module, {}), **visits}
+    try:
+        yield
+    finally:
+        standing.clear()
+        standing.update(before)
 
 
 def _restart(visits: Sequence[_ModuleVisit]) -> None:

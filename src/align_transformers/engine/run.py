@@ -148,7 +148,7 @@ def run_step(results: Results, step: Step, forward: Forward | None) -> tuple[Rep
             if not _says_no_memory(error):
                 raise
             return OutOfMemory(error), {}
-    _check_steps(record, [*reads, *names], this.inputs)
+    check_steps(record, [*reads, *names], this.inputs)
     _check_reads(record, reads, step)
     if step.wanted and bound.plan.logits is not None:
         output = pick_logits(output, this.at, record.tokens, this.narrowed())
@@ -294,7 +294,7 @@ def _check_clocks(bound: Bound) -> None:
                 raise PlanError(f"{edit.site}: generated tokens are edited, but run {run.name!r} generates none")
 
 
-def _check_steps(record: Record, keys: Sequence[BoundRead | str], inputs: Inputs) -> None:
+def check_steps(record: Record, keys: Sequence[BoundRead | str], inputs: Inputs) -> None:
     """Refuse time steps that this pass never came to, and hand on what was collected step by step.
 
     Args:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .arguments import arguments
 from .modules import evaluating, uncompiled
+from .quiet import quietly
 from .sequence import CACHES, Inputs, token_axis
 from .slot import find_leaf
 
@@ -143,7 +144,7 @@ def _measure(model: nn.Module, inputs: Mapping[str, Any], real: Tensor, row: int
     padded = _cut(inputs, real.shape, row, slice(max(start - _ENOUGH, 0), end))
     placed = {**padded, "position_ids": _positions(padded["attention_mask"])}
     named, open_ended = arguments(model)
-    with torch.no_grad(), evaluating(model), warnings.catch_warnings():
+    with torch.no_grad(), evaluating(model), quietly(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a model says of position_ids that it does not use
         alone = _seen(model, _cut(inputs, real.shape, row, slice(start, end)), end - start)
         plain = _seen(model, padded, end - start)
