@@ -82,6 +82,11 @@ def padded_tokens(lengths: Sequence[int], side: str, seed: int = 0) -> dict[str,
     return inputs
 
 
+def placed(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a padded batch with the positions that its examples have alone."""
+    return {**inputs, "position_ids": (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
+
+
 @dataclass(frozen=True)
 class Locus:
     """Where a component is, by hand: a module, its side, and the slice of the last axis."""

@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from tests.helpers import new_model, padded_tokens, tokens
+from tests.helpers import new_model, padded_tokens, placed, tokens
 
 from align_transformers import AlignError, IntervenableModel, Positions, VanillaIntervention, resolve
 from align_transformers import intervenable as face
@@ -55,8 +55,8 @@ def test_locations_that_a_caller_changes_in_place_are_seen(swap):
 
 def test_padding_elsewhere_is_bound_anew(swap):
     made, bindings = swap
-    base, source = padded_tokens([5, 4], "left"), tokens(2, 5, seed=1)
-    for padded in (base, padded_tokens([4, 5], "left")):
+    base, source = placed(padded_tokens([5, 4], "left")), tokens(2, 5, seed=1)
+    for padded in (base, placed(padded_tokens([4, 5], "left"))):
         made(padded, source, {"sources->base": (-1, -1)})
     assert len(bindings) == 2
 

@@ -163,8 +163,9 @@ def test_without_a_source_what_needs_one_is_left_out_if_the_call_says_so():
     one = FunctionIntervention(lambda base: base)
     made = composed([VanillaIntervention(), ZeroIntervention(), two, one], Call(BASE, [None]))
     assert list(edits(made)) == ["r1", "r3"]
-    silent = composed([VanillaIntervention(), two], Call(BASE))  # the call names no sources: `bind` speaks of r0
-    assert sources(silent) == {("base", "r0"): None, ("base", "r1"): None}
+    with pytest.raises(PlanError, match=r"VanillaIntervention at .* needs a source"):
+        composed([VanillaIntervention(), two], Call(BASE))  # the call names no sources
+    assert sources(composed([two], Call(BASE))) == {("base", "r0"): None}
 
 
 def test_a_function_of_the_base_needs_no_run():

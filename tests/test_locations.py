@@ -298,7 +298,6 @@ def test_subspaces(spec, found):
         ([[[0], [1]]], "subspaces names 1 interventions, but there are 2"),
         ([[[[0]]], [[0]]], "subspaces is nested wrongly"),
         (-1, "-1 counts from the end"),
-        ("all", "found 'all'"),
     ],
 )
 def test_subspaces_refused(spec, message):

@@ -157,6 +157,7 @@ def spec(model: Any, component: str, unit: str, kind: Any, **more: Any) -> dict[
     return {"layer": layer_of(model), "component": component, "unit": unit, "intervention_type": kind, **more}
 
 
+@pytest.mark.filterwarnings("ignore:the batch is padded on the left")  # the hooks by hand get the same batch
 @torch.no_grad()
 def test_swaps(name: str) -> None:
     model = model_of(name)

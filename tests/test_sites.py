@@ -110,6 +110,17 @@ def test_refused(arguments, message):
         Site(*arguments)
 
 
+@pytest.mark.parametrize("path", ["h[3].mlp.output", "model.layers.3.output", "h[3].experts[0].input", "3.output"])
+def test_a_layer_that_a_path_says_too_is_left_out(path):
+    assert Site(path, 3) == Site(path)
+
+
+@pytest.mark.parametrize("path", ["h3.output", "h[13].output", "h[3x].output", "lm_head.output", "output"])
+def test_a_layer_that_a_path_does_not_say(path):
+    with pytest.raises(SpecError, match="names its module itself; found layer=3 beside it"):
+        Site(path, 3)
+
+
 def test_numbers_of_numpy_become_plain_ones():
     with untyped():
         site = Site("mlp_output", np.arange(3)[2])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.untyped import untyped
 
 from align_transformers._errors import SpecError, UnknownNameError
 from align_transformers._files import write_atomically
@@ -334,3 +335,48 @@ def test_a_missing_extra_is_named(table, tmp_path, monkeypatch, module, act):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"needs {module}: .*align-transformers\[tables\]"):
         act(table, tmp_path / "t.parquet")
+
+
+def test_concat_is_one_table_below_the_other(table):
+    other = Table.from_rows([row(7, 1, head=3)], meta={"model": "other", "base_value": -1.5})
+    both = Table.concat([table, other])
+    assert len(both) == len(table) + 1
+    assert both.columns["layer"] == (*table.columns["layer"], 7)
+    assert both.columns["head"] == (*[None] * len(table), 3)
+    assert both.meta["base_value"] == -1.5
+    assert "model" not in both.meta
+    assert [one["model"] for one in both.meta["tables"]] == ["toy", "other"]
+    named = Table.concat({"a": table, "b": table}, name="run")
+    assert named.columns["run"] == ("a",) * len(table) + ("b",) * len(table)
+    assert next(iter(named.columns)) == "run"
+    assert named.mean(["run", "layer"]).columns["count"] == (2,) * 6
+    assert Table.concat([table]).columns == table.columns
+    nothing = table.select(where={"layer": 99})
+    assert list(Table.concat([nothing, nothing]).columns) == list(table.columns)
+    assert Table.from_dict(json.loads(json.dumps(both.to_dict()))) == both
+
+
+@pytest.mark.parametrize("wrong", [[], [{"rows": []}], {}])
+def test_concat_takes_tables(wrong):
+    with untyped(), pytest.raises(SpecError, match="takes tables"):
+        Table.concat(wrong)
+
+
+def test_a_column_is_not_named_twice(table):
+    with pytest.raises(SpecError, match="'layer' already"):
+        Table.concat({"a": table}, name="layer")
+
+
+def test_places_are_of_tables_that_know_their_pairs(table):
+    with pytest.raises(UnknownNameError, match="pair"):
+        table.relative_to("last")
+    rows = [row(0, 1, pair=0), row(0, 2, pair=1)]
+    with pytest.raises(SpecError, match="know their pairs"):
+        Table.from_rows(rows, meta={}).relative_to("last")
+    known = Table.from_rows(rows, meta={"pairs": 2})
+    assert known.relative_to([1, 0]).columns["place"] == (0, 2)
+    with pytest.raises(SpecError, match="base_tokens"):
+        known.relative_to("last")
+    for wrong in ("first", [1], [1, "first"], [1, 2, 3]):
+        with untyped(), pytest.raises(SpecError, match="anchor"):
+            known.relative_to(wrong)

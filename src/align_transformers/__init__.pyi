@@ -13,6 +13,7 @@ from ._errors import (
     SpecError,
     UnknownNameError,
 )
+from .anchors import Anchor, at, first_token, last_token, where
 from .config import IntervenableConfig, IntervenableRepresentationConfig, RepresentationConfig
 from .engine import (
     Bound,
@@ -58,13 +59,16 @@ from .interventions import (
 )
 from .learning import (
     Alignment,
+    Comparison,
     FitError,
     Fitted,
     Interval,
     Scores,
     Settings,
     activations,
+    attention_patterns,
     bootstrap,
+    compare,
     cross_entropy,
     evaluate,
     fit,
@@ -77,6 +81,7 @@ from .learning import (
 )
 from .metrics import (
     Metric,
+    accuracy,
     kl_to_clean,
     logit_difference,
     probability,
@@ -88,7 +93,7 @@ from .plan import Constant, Edit, Logits, Plan, Read, Run
 from .planners import execute
 from .positions import Positions
 from .sites import COMPONENTS, Site
-from .studies import grid
+from .studies import causal_tracing, grid, score
 from .table import Table
 from .zoo import (
     GRUConfig,
@@ -113,12 +118,14 @@ __all__ = [
     "AdditionIntervention",
     "AlignError",
     "Alignment",
+    "Anchor",
     "ArtifactError",
     "AutoencoderIntervention",
     "Bound",
     "BoundlessRotatedSpaceIntervention",
     "CollectIntervention",
     "Collected",
+    "Comparison",
     "Constant",
     "ConstantSourceIntervention",
     "Description",
@@ -180,9 +187,14 @@ __all__ = [
     "UnknownNameError",
     "VanillaIntervention",
     "ZeroIntervention",
+    "accuracy",
     "activations",
+    "at",
+    "attention_patterns",
     "bind",
     "bootstrap",
+    "causal_tracing",
+    "compare",
     "create_blip",
     "create_blip_itm",
     "create_gpt2",
@@ -199,6 +211,7 @@ __all__ = [
     "describe",
     "evaluate",
     "execute",
+    "first_token",
     "fit",
     "fit_pca",
     "grid",
@@ -206,6 +219,7 @@ __all__ = [
     "kl_divergence",
     "kl_to_clean",
     "label_difference",
+    "last_token",
     "load_model",
     "logit_difference",
     "one_by_one",
@@ -216,5 +230,7 @@ __all__ = [
     "progress_bar",
     "rank",
     "resolve",
+    "score",
     "subspaces",
+    "where",
 ]

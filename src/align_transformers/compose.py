@@ -12,7 +12,9 @@ from torch import Tensor
 from ._errors import PlanError, SpecError, UnknownNameError, near_misses
 from .config import IntervenableConfig
 from .engine import Inputs, batch_size, real_spans
-from .locations import Axis, Location, choose_subspaces, locate
+from .interventions import Intervention
+from .interventions.user_function import HandedIntervention, takes_anything
+from .locations import Axis, Handed, Location, choose_subspaces, locate
 from .plan import Constant, Edit, Plan, Read, Run
 from .positions import Positions, Steps
 from .representations import Representation
@@ -44,10 +46,11 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Composed:
-    """A plan, with the inputs and constants that it names."""
+    """A plan, with the inputs, interventions and constants that it names."""
 
     plan: Plan
     inputs: Mapping[str, Inputs]
+    interventions: Mapping[str, Intervention]
     constants: Mapping[str, Tensor]
 
 
@@ -85,21 +88,25 @@ def compose(
     names, inputs = _named(config, groups, call)
     links = _links(config.mode, groups, names)
     located = _locations(call.unit_locations, links, representations, inputs)
-    subspaces = choose_subspaces(call.subspaces, len(representations), batch_size(call.base))
+    chosen = choose_subspaces(call.subspaces, len(representations), batch_size(call.base))
     constants = _constants(call.source_representations, representations)
+    interventions = {one.key: one.intervention for one in representations}
     edits: dict[str, list[Edit]] = {name: [] for name in inputs}
     for number, one in enumerate(representations):
         link, location = located[number]
         if location is not None:
             source = _source(one, link.sources[number], location, constants)
             if source is not None or not _is_skipped(one, call):
-                edits[link.target].append(_edit(one, link.target, location, subspaces[number], source, call))
+                _check_source(one, source, call)
+                location, source = _once(one, location, source, constants)
+                subspace = _subspace(one, chosen[number], batch_size(inputs[link.target]), interventions)
+                edits[link.target].append(_edit(one, link.target, location, subspace, source, call))
     runs = [Run(name, name, tuple(made)) for name, made in edits.items()]
     if original:
         runs.append(Run("original", "base"))
     plan = Plan(tuple(runs), ("original", "base") if original else ("base",))
     _check_all_matter(plan)
-    return Composed(plan, inputs, constants)
+    return Composed(plan, inputs, interventions, constants)
 
 
 def inputs_of(config: IntervenableConfig, call: Call) -> dict[str, Inputs]:
@@ -277,6 +284,55 @@ def _is_skipped(one: Representation, call: Call) -> bool:
     return call.sources is not None and one.intervention.source_kind in ("run", "optional")
 
 
+def _once(
+    one: Representation, location: Location, source: Read | Constant | None, constants: Mapping[str, Tensor]
+) -> tuple[Location, Read | Constant | None]:
+    """Return where an edit writes and what it reads, without places that an example names again: it is the same value.
+
+    Only where the intervention works unit by unit; a place with two sources stays named twice, and is refused.
+    """
+    rows, reads = location.base.rows, location.source.rows
+    by_unit = isinstance(source, Constant) and constants[source.name].ndim > 1 and constants[source.name].shape[-2] > 1
+    if rows is None or not (one.intervention.writes and one.intervention.keep_last_dim) or by_unit:
+        return location, source
+    if not isinstance(source, Read):
+        base = replace(location.base, rows=tuple(tuple(dict.fromkeys(row)) for row in rows))
+        return replace(location, base=base), source
+    if reads is None or list(map(len, reads)) != list(map(len, rows)):
+        return location, source
+    pairs = [list(dict.fromkeys(zip(read, row, strict=True))) for read, row in zip(reads, rows, strict=True)]
+    base = replace(location.base, rows=tuple(tuple(place for _, place in row) for row in pairs))
+    origin = replace(location.source, rows=tuple(tuple(place for place, _ in row) for row in pairs))
+    return Location(origin, base), replace(source, positions=origin)
+
+
+def _check_source(one: Representation, source: Read | Constant | None, call: Call) -> None:
+    """Refuse an intervention that needs a source where the call has none: without it there is nothing to do."""
+    if source is None and call.sources is None and one.intervention.source_kind == "run":
+        raise PlanError(
+            f"{type(one.intervention).__name__} at {one.site} needs a source: give sources=..., or "
+            "source_representations=..., or an instance constructed with source_representation=. For a run without "
+            "interventions call the model itself: intervenable.model(**base)"
+        )
+
+
+def _subspace(
+    one: Representation, chosen: Choice | Handed | None, batch: int, interventions: dict[str, Intervention]
+) -> Choice | None:
+    """Return the parts that an intervention gets; for one that is handed something else, put in one that has it."""
+    if chosen is None:
+        return None
+    name = f"{type(one.intervention).__name__} at {one.site}"
+    if not one.intervention.takes_subspaces():
+        raise SpecError(f"{name} got subspaces, but its forward(base, source) takes none: add subspaces=None to it")
+    if not isinstance(chosen, Handed):
+        return chosen
+    if not takes_anything(one.intervention):
+        raise SpecError(f"subspaces of {name} are numbers of parts, a list for each example; found {chosen.value!r}")
+    interventions[one.key] = HandedIntervention(one.intervention, chosen.value, batch)
+    return None
+
+
 def _edit(
     one: Representation,
     target: str,
@@ -286,9 +342,6 @@ def _edit(
     call: Call,
 ) -> Edit:
     """Return the edit of one representation."""
-    name = f"{type(one.intervention).__name__} at {one.site}"
-    if subspace is not None and not one.intervention.takes_subspaces():
-        raise SpecError(f"{name} got subspaces, but its forward(base, source) takes none: add subspaces=None to it")
     positions = location.base
     if call.timing is not None and target == "base":
         positions = _timed(positions, call.timing, batch_size(call.base))

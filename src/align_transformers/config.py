@@ -26,8 +26,9 @@ ALIASES: Mapping[str, str] = {
     "intervenable_representations": "representations",
     "intervenable_interventions_type": "intervention_types",
     "intervenable_interventions": "interventions",
+    "activations_sources": "source_representations",
 }
-"""Older and longer keywords, and what each is called here."""
+"""Older and longer keywords of configurations and calls, and what each is called here."""
 
 C = TypeVar("C", bound=type)
 
@@ -39,16 +40,19 @@ def _accepts_aliases(cls: C) -> C:
 
     @functools.wraps(construct)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        renamed: dict[str, Any] = {}
+        order = names[1:] if args and _is_representations(args[0]) and names[1] == "representations" else names
+        if len(args) > len(order):
+            raise SpecError(f"{cls.__name__} has the fields {', '.join(order)}; found {len(args)} values")
+        renamed = dict(zip(order, args, strict=False))
         for keyword, value in kwargs.items():
             name = ALIASES.get(keyword, keyword)
             if name not in names:
                 known = names + [alias for alias, target in ALIASES.items() if target in names]
                 raise UnknownNameError(f"{cls.__name__} has no field {keyword!r}; {near_misses(keyword, known)}")
-            if name in renamed or name in names[: len(args)]:
+            if name in renamed:
                 raise SpecError(f"{cls.__name__} got {name!r} twice (here as {keyword!r})")
             renamed[name] = value
-        construct(self, *args, **renamed)
+        construct(self, **renamed)
 
     cls.__init__ = __init__  # type: ignore[misc]
     return cls
@@ -127,6 +131,8 @@ class RepresentationConfig:
 @dataclass(frozen=True, eq=False)
 class IntervenableConfig:
     """A set of representations and how they are combined.
+
+    The representations may come first, too, then the intervention types: `IntervenableConfig([...], Class)`.
 
     Args:
         model_type: kept for the record; the model itself tells what it is.
@@ -210,6 +216,10 @@ class IntervenableConfig:
                     f"representations {origin} and {number} share intervention_link_key={one.intervention_link_key!r}, "
                     "so their intervention, partition, low_rank_dimension and source_representation must be the same"
                 )
+
+
+def _is_representations(given: Any) -> bool:
+    return isinstance(given, RepresentationConfig | Mapping | list | tuple)
 
 
 def _representations(given: Any) -> tuple[RepresentationConfig, ...]:

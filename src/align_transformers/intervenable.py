@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -14,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from . import engine, planners, storage
-from ._errors import SpecError, UnknownNameError
+from ._errors import SpecError
 from .binding_cache import BindingCache
 from .compose import Call, Timing, compose
 from .config import IntervenableConfig
 from .engine import Bound, Collected, Inputs, Outcome, Planner
 from .interventions import TrainableIntervention
+from .keywords import forward_keywords, generate_keywords, sorted_out
 from .learning import Alignment, Fitted, Scores, evaluate_call, fit_call
+from .models.padding import as_alone, warn_of_shift
 from .outputs import IntervenableGeneration, IntervenableOutput
 from .positions import read_steps
 from .representations import represent
@@ -70,7 +71,9 @@ class IntervenableModel(nn.Module):
         """Run the base with the interventions in place.
 
         Args:
-            base: the model's keyword arguments as a dict (or its only argument, a tensor), batch first.
+            base: the model's keyword arguments as a dict (or its only argument, a tensor), batch first. The model gets
+                them as they are: a batch that is padded on the left needs `position_ids` where the model's positions
+                are learned (`grid`, `activations`, `fit`, `evaluate` and `generate` see to that by themselves).
             sources: one dict for all groups, or a list with one a group; `None` in the list skips the group's
                 interventions that need a source. A source of one example serves every example of the base.
             unit_locations: where to read and write; see `locate`. `None` is the whole tensor.
@@ -79,7 +82,8 @@ class IntervenableModel(nn.Module):
             subspaces: `[n_interventions][batch][ids]`; missing outer levels are the same for all.
             output_original_output: also run the base without interventions.
             return_dict: return an `IntervenableOutput` instead of the pair.
-            **model_kwargs: handed to the model with the base (`labels`, `use_cache`, `output_hidden_states`, ...).
+            **model_kwargs: handed to the model with the base (`labels`, `use_cache`, `output_hidden_states`, ...): what
+                its signature names. `activations_sources` is another name of `source_representations`.
 
         Returns:
             `(original, counterfactual)`: what the model returned for the plain base (`None` unless asked for) and for
@@ -87,10 +91,16 @@ class IntervenableModel(nn.Module):
 
         Raises:
             AlignError: any of its kinds; wrong arguments are refused before a forward pass is run.
+
+        Warns:
+            UserWarning: padding on the left shifts what the model makes of the tokens, for want of `position_ids`.
         """
-        _refuse_misspelt(model_kwargs, self.forward, self.model.forward)
-        call = Call(_with_kwargs(base, model_kwargs), sources, unit_locations, source_representations, subspaces)
-        outcome = planners.execute(self._bind(call, original=output_original_output), self.planner)
+        given, rest = self._sorted_out(model_kwargs, forward_keywords, source_representations)
+        call = Call(_with_kwargs(base, rest), sources, unit_locations, given, subspaces)
+        bound = self._bind(call, original=output_original_output)
+        for inputs in (call.base, *(sources if isinstance(sources, list | tuple) else [sources])):
+            warn_of_shift(self.model, inputs)
+        outcome = planners.execute(bound, self.planner)
         pair = outcome.outputs.get("original"), outcome.outputs["base"]
         if not return_dict:
             return pair
@@ -119,7 +129,7 @@ class IntervenableModel(nn.Module):
 
         Args:
             base: the prompts, as for `forward`; left-padded where lengths differ.
-            sources: as for `forward`.
+            sources: as for `forward`; they get `position_ids` where they need some.
             unit_locations: as for `forward`; base positions are positions of the prompt. Without
                 `intervene_on_prompt` a base position may only be 0: the token that is being processed.
             source_representations: as for `forward`.
@@ -129,15 +139,18 @@ class IntervenableModel(nn.Module):
                 `intervene_on_prompt`.
             output_original_output: also generate without interventions.
             return_dict: return an `IntervenableGeneration` instead of the pair.
-            **generate_kwargs: handed to the model's `generate`.
+            **generate_kwargs: handed to the model's `generate`: what this, its configuration or `forward` names.
 
         Returns:
             `(original, intervened)`: what the model's `generate` returned (token ids, usually).
         """
-        _refuse_misspelt(generate_kwargs, self.generate, self.model.forward)
+        source_representations, generate_kwargs = self._sorted_out(
+            generate_kwargs, generate_keywords, source_representations
+        )
         timing = Timing(intervene_on_prompt, read_steps(steps, () if intervene_on_prompt else "all"))
         call = Call(base, sources, unit_locations, source_representations, subspaces, timing)
-        bound = self._bind(call)
+        self._bind(call)  # refuses what is wrong, before anything is run to see what padding does
+        bound = self._bind(replace(call, sources=as_alone(self.model, sources)))  # as generation does with the prompts
         original = engine.generate_plain(self.model, base, generate_kwargs) if output_original_output else None
         outcome = engine.generate(bound, generate_kwargs, self.planner or planners.DEFAULT)
         if not return_dict:
@@ -265,6 +278,20 @@ class IntervenableModel(nn.Module):
         ]
         return IntervenableModel(replace(self.config, representations=listed), self.model)
 
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters of the interventions; those of the model, which is not to learn, are `model`'s own.
+
+        Args:
+            prefix: in front of each name.
+            recurse: also those of the modules inside: all there are.
+            remove_duplicate: yield a shared one once.
+        """
+        if recurse:
+            inside = f"{prefix}._trained" if prefix else "_trained"
+            yield from self._trained.named_parameters(inside, remove_duplicate=remove_duplicate)
+
     def get_trainable_parameters(self) -> list[nn.Parameter]:
         """Return each parameter of the interventions that requires a gradient, once."""
         return [p for p in self._trained.parameters() if p.requires_grad]
@@ -337,9 +364,20 @@ class IntervenableModel(nn.Module):
 
         def bind() -> Bound:
             composed = compose(self.config, self.representations, call, original=original)
-            return engine.bind(self.model, composed.plan, composed.inputs, self.interventions, composed.constants)
+            return engine.bind(self.model, composed.plan, composed.inputs, composed.interventions, composed.constants)
 
         return self._bindings.bound(self.model, call, original, bind)
+
+    def _sorted_out(
+        self, keywords: Mapping[str, Any], names: Callable[[nn.Module], Iterable[str]], source_representations: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return the constant sources, under whichever name they were given, and the model's keywords."""
+        if not keywords:
+            return source_representations, {}
+        ours = dict.fromkeys(inspect.signature(self.generate).parameters.keys() | {"return_dict"})
+        ours["source_representations"] = source_representations
+        found, rest = sorted_out(keywords, ours, names(self.model))
+        return found["source_representations"], rest
 
     def _collected(self, outcome: Outcome) -> list[Collected]:
         return [outcome.collected[key] for key in self.interventions if key in outcome.collected]
@@ -348,21 +386,6 @@ class IntervenableModel(nn.Module):
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """Return what the calls of a module gave as one tensor."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
-
-
-def _refuse_misspelt(keywords: Mapping[str, Any], ours: Callable[..., Any], models: Callable[..., Any]) -> None:
-    """Refuse a keyword that is nearly one of ours: transformers' models swallow those that they do not know.
-
-    Raises:
-        UnknownNameError: the model's forward pass does not name it, and one of `ours` is nearly spelt so.
-    """
-    if not keywords:
-        return
-    known = [name for name in inspect.signature(ours).parameters if len(name) > 4]
-    for keyword in keywords.keys() - inspect.signature(models).parameters.keys():
-        close = get_close_matches(keyword, known, n=1, cutoff=0.8)
-        if close:
-            raise UnknownNameError(f"no argument {keyword!r}: did you mean {close[0]!r}?")
 
 
 def _with_kwargs(base: Inputs, model_kwargs: Mapping[str, Any]) -> Inputs:

@@ -49,12 +49,31 @@ class Location:
     base: Positions
 
 
+@dataclass(frozen=True, eq=False)
+class Handed:
+    """What a call hands to an intervention of the user's instead of numbers of parts."""
+
+    value: Any
+
+
 @dataclass(frozen=True)
 class Addressed:
-    """How one intervention is addressed: its unit, and how many units a call may name for an example."""
+    """How one intervention is addressed.
+
+    Args:
+        unit: what locations count.
+        max_number_of_units: how many units a call may name for an example.
+        unit_by_unit: the intervention sees one position at a time, so that a call may name any number of positions.
+    """
 
     unit: Unit
     max_number_of_units: int
+    unit_by_unit: bool = False
+
+    @property
+    def most_positions(self) -> int | None:
+        """How many positions a call may name for an example; `None` for any number."""
+        return None if self.unit_by_unit else self.max_number_of_units
 
 
 def locate(
@@ -98,12 +117,13 @@ def locate(
     return found
 
 
-def choose_subspaces(spec: Any, count: int, batch: int) -> list[Choice | None]:
+def choose_subspaces(spec: Any, count: int, batch: int) -> list[Choice | Handed | None]:
     """Return for each intervention the chosen subspaces of each example.
 
     Args:
-        spec: `[n_interventions][batch][ids]`; missing outer levels are the same for all. `None` for one intervention's
-            entry, or altogether, is the whole vector.
+        spec: `[n_interventions][batch][ids]`; missing outer levels are the same for all. `None` for one example, for
+            one intervention's entry, or altogether, is the whole vector. What is not made of integers is handed on as
+            it is: a list with one entry an intervention, or anything else for all.
         count: number of interventions.
         batch: number of examples.
 
@@ -112,11 +132,43 @@ def choose_subspaces(spec: Any, count: int, batch: int) -> list[Choice | None]:
 
     >>> choose_subspaces([[0], [1]], count=1, batch=2)
     [((0,), (1,))]
+    >>> choose_subspaces([[[0], None]], count=1, batch=2)
+    [((0,), None)]
     """
-    if spec is None:
+    if not _is_plain(spec):
+        return _handed(spec, count, batch)
+    value = _plain(spec)
+    if isinstance(value, list) and value and all(item is None for item in value):
+        if len(value) not in (count, batch):
+            raise SpecError(
+                f"subspaces names {len(value)} examples, but the batch has {batch} and there are {count} interventions"
+            )
         return [None] * count
-    entries = _entries(_plain(spec), [2] * count, "subspaces")
-    return [None if entry is None else _rows(entry, Axis(batch), "subspaces") for entry in entries]
+    entries = [None] * count if value is None else _entries(value, [2] * count, "subspaces", 1)
+    return [None if entry is None else _choice(entry, batch) for entry in entries]
+
+
+def _handed(spec: Any, count: int, batch: int) -> list[Choice | Handed | None]:
+    """Return what is handed to each intervention, where not all of it is made of integers."""
+    if not isinstance(spec, list | tuple):
+        return [Handed(spec)] * count
+    if len(spec) != count:
+        raise SpecError(
+            f"subspaces that are not made of integers have one entry for each of the {count} interventions; found "
+            f"{len(spec)}"
+        )
+    return [
+        Handed(entry) if not _is_plain(entry) else None if entry is None else _choice(_plain(entry), batch)
+        for entry in spec
+    ]
+
+
+def _choice(value: Any, batch: int) -> Choice:
+    """Return the parts of each example; an example with `None` chooses nothing."""
+    if not isinstance(value, list) or None not in value:
+        return _rows(value, Axis(batch), "subspaces")
+    said = _rows([[] if entry is None else entry for entry in value], Axis(batch), "subspaces")
+    return tuple(None if entry is None else row for entry, row in zip(value, said, strict=True))
 
 
 def _sides(spec: Any, link: str) -> tuple[Any, Any]:
@@ -145,6 +197,15 @@ def _sides(spec: Any, link: str) -> tuple[Any, Any]:
     return value[0], value[1]
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a value is made of integers, slices, `None`, and lists of these."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple | range):
+        return all(map(_is_plain, value))
+    return isinstance(value, int | slice | None) and not isinstance(value, bool)
+
+
 def _plain(value: Any) -> Any:
     """Return tensors, arrays, tuples and ranges as nested lists of Python integers; slices and `None` stay."""
     if hasattr(value, "tolist"):
@@ -154,20 +215,21 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple | range) else value
 
 
-def _depth(value: Any) -> int:
-    """Count the levels of nesting; a slice stands for a list of units."""
+def _depth(value: Any, of_none: int = 0) -> int:
+    """Count the levels of nesting; a slice stands for a list of units, `None` for so many levels."""
     if isinstance(value, list):
-        return 1 + max((_depth(item) for item in value if item is not None), default=0)
-    return 1 if isinstance(value, slice) else 0
+        return 1 + max((_depth(item, of_none) for item in value), default=0)
+    return of_none if value is None else 1 if isinstance(value, slice) else 0
 
 
-def _entries(value: Any, depths: Sequence[int], what: str) -> list[Any]:
+def _entries(value: Any, depths: Sequence[int], what: str, of_none: int = 0) -> list[Any]:
     """Return one entry an intervention: those of a full form, or the same for all.
 
     Args:
         value: plain nested value.
         depths: for each intervention the depth of its entry in the full form.
         what: for the messages.
+        of_none: levels of nesting that `None` stands for.
     """
     mixed = len(set(depths)) > 1  # which levels a short form lacks would depend on the intervention
     skips_all = isinstance(value, list) and value and all(item is None for item in value)
@@ -175,13 +237,13 @@ def _entries(value: Any, depths: Sequence[int], what: str) -> list[Any]:
         f"{what} is nested wrongly: {value!r}; the full form is {' or '.join(sorted({_FORMS[d] for d in depths}))}"
         + (", and interventions with the unit h.pos among others need it" if mixed else "")
     )
-    if not (mixed or skips_all or _depth(value) > max(depths)):
+    if not (mixed or skips_all or _depth(value, of_none) > max(depths)):
         return [value] * len(depths)
     if not isinstance(value, list):
         raise wrong
     if len(value) != len(depths):
         raise SpecError(f"{what} names {len(value)} interventions, but there are {len(depths)}: {value!r}")
-    if any(entry is not None and _depth(entry) != depth for entry, depth in zip(value, depths, strict=True)):
+    if any(entry is not None and _depth(entry, of_none) != depth for entry, depth in zip(value, depths, strict=True)):
         raise wrong
     return value
 
@@ -204,13 +266,14 @@ def _normalise(
 
 def _positions(value: Any, addressed: Addressed, axis: Axis, what: str) -> Positions:
     limit, heads = addressed.max_number_of_units, replace(axis, spans=None)
+    most = addressed.most_positions
     if addressed.unit == "h.pos":
         if not isinstance(value, list) or len(value) != 2:
             raise SpecError(f"{what}: the unit h.pos takes a pair (heads, positions); found {value!r}")
-        return Positions(_rows(value[1], axis, what, limit), _rows(value[0], heads, f"{what} (heads)", limit))
+        return Positions(_rows(value[1], axis, what, most), _rows(value[0], heads, f"{what} (heads)", limit))
     if addressed.unit == "h":
         return Positions(None, _rows(value, heads, f"{what} (heads)", limit))
-    return Positions(_rows(value, axis, what, limit))
+    return Positions(_rows(value, axis, what, most))
 
 
 def _rows(value: Any, axis: Axis, what: str, limit: int | None = None) -> Rows:

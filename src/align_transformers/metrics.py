@@ -49,10 +49,10 @@ class Metric:
 
     def __post_init__(self) -> None:
         for token in self.tokens or ():
-            _token_id(token, None)
+            token_id(token, None)
 
     def __call__(
-        self, logits: Float[Tensor, "batch vocab"], clean: Float[Tensor, "batch vocab"] | None = None
+        self, logits: Float[Tensor, "batch vocab"], clean: Float[Tensor, ...] | None = None
     ) -> Float[Tensor, " batch"]:
         """Return the metric of each row of `logits`, float32 of shape `(batch,)`.
 
@@ -73,7 +73,7 @@ class Metric:
         return logits[:, list(self.tokens)]
 
     def of(
-        self, logits: Float[Tensor, "batch tokens"], clean: Float[Tensor, "batch tokens"] | None = None
+        self, logits: Float[Tensor, "batch tokens"], clean: Float[Tensor, ...] | None = None
     ) -> Float[Tensor, " batch"]:
         """Return the metric of logits of `tokens` alone; of the whole vocabulary where `tokens` is `None`.
 
@@ -91,6 +91,11 @@ class Metric:
             )
         if self.compares and clean is None:
             raise SpecError(f"metric {self.name!r} compares with the clean run: give its logits, too")
+        if self.compares and clean is not None and clean.shape != logits.shape:
+            raise SpecError(
+                f"metric {self.name!r} compares logits of the same examples; found the shapes {tuple(logits.shape)} "
+                f"and {tuple(clean.shape)} of the clean run"
+            )
         given = [logits, clean] if self.compares and clean is not None else [logits]
         values = self.function(*(one.float() for one in given))
         if values.shape != logits.shape[:1]:
@@ -125,7 +130,7 @@ def logit_difference(
         >>> metric(torch.tensor([[1.0, 0.0, 4.0], [3.0, 0.0, 2.5]]))
         tensor([ 3.0000, -0.5000])
     """
-    first, second = _token_id(target, tokenizer), _token_id(other, tokenizer)
+    first, second = token_id(target, tokenizer), token_id(other, tokenizer)
     if first == second:
         raise SpecError(f"logit_difference of one token with itself ({target!r}) is always 0; give two tokens")
     return Metric(f"logit({_shown(target)}) - logit({_shown(other)})", _Difference(), (first, second))
@@ -148,7 +153,29 @@ def probability(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None =
         >>> probability(0)(torch.zeros(1, 4))
         tensor([0.2500])
     """
-    return Metric(f"probability({_shown(token)})", _Probability(_token_id(token, tokenizer)))
+    return Metric(f"probability({_shown(token)})", _Probability(token_id(token, tokenizer)))
+
+
+def accuracy(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Metric:
+    """1 where `token` is the most probable one, else 0: its mean over prompts is the accuracy, over swaps the IIA.
+
+    Args:
+        token: an id, or a text that is exactly one token: the answer.
+        tokenizer: needed where the token is given as text.
+
+    Returns:
+        A `Metric`; equal arguments give equal metrics.
+
+    Raises:
+        SpecError: the text is not one token, or needs a tokenizer.
+
+    Geiger et al. 2021, arXiv:2106.02997.
+
+    Example:
+        >>> accuracy(0)(torch.tensor([[1.0, 3.0, 2.0], [4.0, 1.0, 0.0]]))
+        tensor([0., 1.])
+    """
+    return Metric(f"accuracy({_shown(token)})", _Accuracy(token_id(token, tokenizer)))
 
 
 def rank(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Metric:
@@ -168,7 +195,7 @@ def rank(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None = None) 
         >>> rank(0)(torch.tensor([[1.0, 3.0, 2.0], [1.0, 1.0, 0.0]]))
         tensor([2., 0.])
     """
-    return Metric(f"rank({_shown(token)})", _Rank(_token_id(token, tokenizer)))
+    return Metric(f"rank({_shown(token)})", _Rank(token_id(token, tokenizer)))
 
 
 def kl_to_clean() -> Metric:
@@ -190,6 +217,15 @@ def kl_to_clean() -> Metric:
 class _Difference:
     def __call__(self, logits: Tensor) -> Tensor:
         return logits[:, 0] - logits[:, 1]
+
+
+@dataclass(frozen=True)
+class _Accuracy:
+    token: int
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        _check_vocabulary(logits, self.token)
+        return logits.argmax(dim=-1) == self.token
 
 
 @dataclass(frozen=True)
@@ -227,7 +263,7 @@ def _shown(token: int | str) -> str:
     return repr(token) if isinstance(token, str) else str(token)
 
 
-def _token_id(token: int | str, tokenizer: PreTrainedTokenizerBase | None) -> int:
+def token_id(token: int | str, tokenizer: PreTrainedTokenizerBase | None) -> int:
     """Return the id of `token`; a text must be exactly one token."""
     if not isinstance(token, str):
         if token < 0:

@@ -25,8 +25,8 @@ class Read:
         run: name of the run that is read.
         site: where in the network.
         positions: at which places of the read run's sequence.
-        examples: which example of the read run each line of `positions` looks at; `None`: the one of the same number,
-            or the only one.
+        examples: which example of the read run each line looks at, of `positions` or, where these name none, of the
+            whole sequence; `None`: the one of the same number, or the only one.
     """
 
     run: str

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import engine
 from .engine import Bound, Inputs, Outcome, Planner, bind, one_by_one
+from .models import evaluating
 from .plan import Plan, Read, Run
 from .positions import Positions
 from .sites import Site
@@ -59,6 +60,8 @@ def capture(
 ) -> Tensor:
     """Return the activations of an input at one site, `(batch, units, width)`; zeros where an example has fewer units.
 
+    The model is in eval mode meanwhile.
+
     Args:
         model: the user's; it is not changed.
         inputs: the model's keyword arguments, or its only tensor.
@@ -75,5 +78,5 @@ def capture(
     """
     read = Read("run", site, positions)
     plan = Plan((Run("run", "inputs"),), (), None, (read,))
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(model):
         return execute(bind(model, plan, {"inputs": inputs}, {}), planner).values[read]

@@ -60,6 +60,11 @@ class Positions:
         named = self.rows if self.rows is not None else self.heads
         return None if named is None else len(named)
 
+    @property
+    def distinct(self) -> bool:
+        """Whether no example names a place twice."""
+        return all(len(set(row)) == len(row) for rows in (self.rows, self.heads) for row in rows or ())
+
     def check_distinct(self, where: str) -> None:
         """Refuse a place that an example names twice: written twice, it would have two values.
 

@@ -38,7 +38,8 @@ def represent(config: IntervenableConfig, model: nn.Module) -> list[Representati
             intervention = build_intervention(spec, _options(representation, slot), units=units)
         if link is not None:
             linked[link] = intervention
-        addressed = Addressed(representation.unit, representation.max_number_of_units)
+        by_unit = intervention.keep_last_dim and representation.unit != "h"
+        addressed = Addressed(representation.unit, representation.max_number_of_units, by_unit)
         found.append(Representation(_key(representation, number), site, intervention, addressed))
     return found
 

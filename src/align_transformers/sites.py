@@ -105,6 +105,7 @@ COMPONENT_NAMES: tuple[str, ...] = tuple(
     dict.fromkeys((*COMPONENTS, *(HEAD_PREFIX + name for name, component in COMPONENTS.items() if component.per_head)))
 )
 
+_NUMBER = re.compile(r"(?<![^.\[])\d+(?=[.\]])")
 _PATH = re.compile(r"^(?:(?P<module>.+)\.)?(?P<side>input|output)$")
 
 
@@ -115,12 +116,13 @@ class Site:
     Args:
         component: a name from `COMPONENT_NAMES`, or a module's dotted path ending in `.input` or `.output`. Where a
             model has several stacks of blocks, the name has the stack's in front: `encoder.block_output`.
-        layer: block number, from 0; `None` exactly when `component` is a path or an end of the model.
+        layer: block number, from 0; `None` when `component` is an end of the model or a path. Beside a path it may be
+            one of the numbers in it, and is left out.
         call: which call of the module in one forward pass, from 0; `None` for every call.
 
     Raises:
         UnknownNameError: `component` is neither a known name nor a path.
-        SpecError: `layer` is missing or given beside a path; `layer` or `call` is not a number from 0.
+        SpecError: `layer` is missing, or another than a path says; `layer` or `call` is not a number from 0.
 
     >>> Site("mlp_output", 3)
     Site(component='mlp_output', layer=3, call=None)
@@ -128,6 +130,8 @@ class Site:
     ('value_output', 'encoder')
     >>> Site("transformer.h[0].mlp.output").path
     ('transformer.h.0.mlp', 'output')
+    >>> Site("transformer.h[0].mlp.output", 0).layer is None
+    True
     """
 
     component: str
@@ -149,8 +153,10 @@ class Site:
             if self.layer is None:
                 raise SpecError(f"component {self.component!r} needs a layer number from 0; found layer=None")
         elif self.layer is not None:
-            what = "is an end of the model" if self.name else "names its module itself"
-            raise SpecError(f"{self.component!r} {what}; found layer={self.layer} beside it")
+            if self.name or str(self.layer) not in _NUMBER.findall(self.component):
+                what = "is an end of the model" if self.name else "names its module itself"
+                raise SpecError(f"{self.component!r} {what}; found layer={self.layer} beside it")
+            object.__setattr__(self, "layer", None)  # it says again what the path says
 
     @property
     def name(self) -> str | None:

@@ -98,6 +98,7 @@ def test_attention_of_a_mixers_block_is_refused() -> None:
         IntervenableModel(spec("mixer_output", ZeroIntervention, 1), model_of("llama"))
 
 
+@pytest.mark.filterwarnings("ignore:the batch is padded on the left")  # the hooks by hand get the same batch
 @pytest.mark.parametrize(("name", "component"), ENDS)
 @torch.no_grad()
 def test_ends(name: str, component: str) -> None:

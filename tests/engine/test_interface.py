@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tests.helpers import HIDDEN, VOCAB, hook_counts, new_model, padded_tokens, tokens
+from tests.helpers import HIDDEN, VOCAB, hook_counts, new_model, padded_tokens, placed, tokens
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.moe import ExpertsInterface
@@ -161,7 +161,7 @@ def seen_by_hand(name: str, way: str, inputs: dict[str, Tensor], stage: str) -> 
 
 def padded(seed: int = 0) -> dict[str, Tensor]:
     """Return two prompts; the second is padded on the left by one, the first by nothing."""
-    return padded_tokens((LENGTH, LENGTH - 1), "left", seed)
+    return placed(padded_tokens((LENGTH, LENGTH - 1), "left", seed))
 
 
 def real(inputs: dict[str, Tensor]) -> Tensor:

@@ -66,9 +66,9 @@ def at(component, layer, **more):
 def test_hooks_of_others_survive_and_see_the_edited_output(family):
     model, base, source = new_model(family), tokens(2, 5), tokens(2, 5, 1)
     place = locus(model, "mlp_output", 1)
-    face = IntervenableModel(at("mlp_output", 1), model)  # watches one dummy pass, which hooks of others would see, too
     seen: list[torch.Tensor] = []
     with hooked((place.module, "output", lambda t: seen.append(t.clone()))):
+        face = IntervenableModel(at("mlp_output", 1), model)  # watches a dummy pass, of which others do not hear
         before = hook_counts(model)
         face(base, source)
         assert hook_counts(model) == before

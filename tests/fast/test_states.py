@@ -13,10 +13,12 @@ from tests.fast.families import FAMILIES, blocks, build, prompts, shared
 from torch import nn
 from transformers import DynamicCache
 
-from align_transformers.engine.hooks import forwards, tapped
+from align_transformers.engine.hooks import tapped
 from align_transformers.fast.depth import blocks_of
 from align_transformers.fast.states import Recorder, States, by_batch, is_causal, is_side_channel, not_by_batch
 from align_transformers.models import resolve
+from align_transformers.models.detours import forwards
+from align_transformers.models.scope import scope
 
 Pair = namedtuple("Pair", ["one", "other"])
 
@@ -25,7 +27,7 @@ def keep(model: Any, inputs: dict, places: set, heads: bool) -> States:
     resolve(model)
     states = States(len(inputs["input_ids"]))
     recorder = Recorder(states, blocks_of(model), places, heads=heads)
-    with torch.no_grad(), recorder.around(), tapped([]), recorder.within():
+    with torch.no_grad(), scope(), recorder.around(), tapped([]), recorder.within():
         model(**inputs)
     return states
 
@@ -141,7 +143,7 @@ def test_a_stand_in_is_gone_afterwards_also_where_the_user_had_one():
     stand_ins = {module: lambda forward: lambda x: forward(x) + 1, other: lambda forward: lambda x: forward(x) + 2}
     x = torch.ones(1, 2)
     plain = module(x)
-    with forwards(stand_ins):
+    with scope(), forwards(stand_ins):
         assert torch.equal(module(x), plain + 1)
         assert torch.equal(other(x), torch.full((1, 2), 2.0))
     assert "forward" not in vars(module)

@@ -12,6 +12,7 @@ from tests.architectures.shrink import SMALL_HEADS
 from tests.architectures.tiny import randomise, tiny_config, tiny_model
 from tests.fast.families import blocks, build, interpret, prompts, read_logits, roll, shared
 from tests.fast.sweep_trials import compare, windowed
+from tests.helpers import HIDDEN
 from torch import Tensor, nn
 
 from align_transformers import Edit, Plan, Positions, Read, Run, Site, ZeroIntervention, bind, execute
@@ -442,3 +443,58 @@ def test_features_that_are_added_between_blocks(position):
             handle = layers[site.layer].register_forward_pre_hook(before, with_kwargs=True)
         with handle, torch.no_grad():
             assert_close(outcome.outputs[str(number)], model(**inputs).logits[:, -1])
+
+
+class Int8(nn.Linear):
+    """A layer that rounds its input by a scale that all rows share."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = x.detach().abs().amax() / 127
+        return nn.functional.linear((x / scale).round() * scale, self.weight, self.bias)
+
+
+class LLMInt8(nn.Linear):
+    """A layer that rounds every row by its own scale, apart from columns in which any row is large."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        large = (x.abs() > 4).flatten(0, -2).any(0)
+        scale = x.masked_fill(large, 0).abs().amax(-1, keepdim=True).clamp(min=1e-6) / 127
+        return nn.functional.linear(torch.where(large, x, (x / scale).round() * scale), self.weight, self.bias)
+
+
+class RoomForThree(nn.Linear):
+    """An expert that only the three tokens of the batch with the largest first number get to."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x[..., 0].flatten()
+        chosen = torch.zeros_like(first).scatter(0, first.topk(min(3, len(first))).indices, 1.0)
+        return super().forward(x) * chosen.view(*x.shape[:-1], 1)
+
+
+@pytest.mark.parametrize("kind", [Int8, LLMInt8, RoomForThree])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_where_other_rows_change_a_row_every_run_is_run_alone(kind, family):
+    model = build(family)
+    for block in blocks(model):
+        layer = block.mlp.down_proj if family == "llama" else block.mlp
+        holder, name = (block.mlp, "up_proj") if family == "llama" else (block, "mlp")
+        width = HIDDEN
+        new = kind(width, layer.in_features if family == "llama" else width)
+        setattr(holder, name, new.eval())
+    inputs = texts(family)
+    edits = [Edit(name, Site("block_output", layer), "function", AT) for name, layer in (("e", 0), ("f", 1))]
+    runs = (Run("clean", "x"), Run("run", "x", (edits[0],)), Run("other", "x", (edits[1],)))
+    outcome = run_plan(model, Plan(runs, ("clean", "run", "other"), Logits()), inputs)
+    # With limited room a copy of an example is not even what the example is, so that no state can be started from.
+    way = "full" if kind is RoomForThree else "partial"
+    assert [one.way for one in outcome.passes] == ["full", way, way]
+    assert "other rows" in outcome.passes[1].why or kind is RoomForThree
+    assert_close(outcome.outputs["run"], by_hand(model, Plan(runs, ("run",), Logits()), inputs, family))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe", "gpt_oss"])
+def test_experts_with_room_for_all_are_packed(model_type, dtype):
+    model = tiny_model("CAUSAL_LM", model_type).model.to(dtype)
+    outcome = run_plan(model, two_runs(), texts())
+    assert "other rows" not in outcome.passes[1].why

@@ -209,3 +209,20 @@ def test_nothing_to_erase():
         logistic_regression(*labelled(), l2=0.0)
     with pytest.raises(SpecError, match=r"threshold yet: make it with LinearProbeIntervention.fit\("):
         LinearProbeIntervention(embed_dim=2).predict(torch.zeros(2))
+
+
+def test_inlp_moves_the_mean_as_published_and_keeps_it_where_that_is_asked_for():
+    x, labels = labelled(gap=1.0)
+    published, kept = (ErasureIntervention.fit(x, labels, method="inlp", keep_mean=keep) for keep in (False, True))
+    directions = published.into
+    torch.testing.assert_close(published(x.unsqueeze(1)).squeeze(1), x - x @ directions @ directions.T)
+    mean = x.mean(0)
+    new = kept(x.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(new, x - (x - mean) @ directions @ directions.T)
+    torch.testing.assert_close(new.mean(0), mean)
+    assert float((published(x.unsqueeze(1)).squeeze(1).mean(0) - mean).norm()) > 0.1
+    again = ErasureIntervention(**kept.arguments())
+    again.load_state_dict(kept.state_dict())
+    assert torch.equal(again(x.unsqueeze(1)).squeeze(1), new)
+    leace_mean = ErasureIntervention.fit(x, labels)(x.unsqueeze(1)).squeeze(1).mean(0)
+    torch.testing.assert_close(leace_mean, mean)

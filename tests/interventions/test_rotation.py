@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from align_transformers import SpecError
@@ -170,6 +171,19 @@ def test_what_was_built_in_inference_mode_serves_autograd():
     x = torch.randn(3, 4, requires_grad=True)
     (x @ one()).sum().backward()
     assert x.grad is not None
+
+
+@pytest.mark.parametrize("stack", [None, 2])
+def test_its_weight_can_be_set(stack):
+    rotation = Rotation(4, 2, stack)
+    columns = orthonormal(torch.randn(*([] if stack is None else [stack]), 4, 2))
+    for value in (columns, nn.Parameter(columns)):
+        rotation.free.data.normal_()
+        rotation.weight = value
+        assert torch.allclose(rotation.weight, columns, atol=1e-6)
+    assert [name for name, _ in rotation.named_parameters()] == ["free"]
+    with pytest.raises(SpecError, match=r"has shape \(.*4, 2\); found \(4, 3\)"):
+        rotation.weight = torch.zeros(4, 3)
 
 
 def test_orthonormalising_keeps_the_matrix():

@@ -181,7 +181,6 @@ def test_places_of_one_source_for_every_example():
     ("column", "error", "match"),
     [
         ([[1], [2], [3]], SpecError, "names 3 examples, but the batch has 2"),
-        ([[1, 2], [3, 4]], SpecError, "2 units, but max_number_of_units is 1"),
         (torch.tensor([[1.0], [2.0]]), SpecError, "expected integers"),
         (torch.tensor([[True], [False]]), SpecError, "expected integers"),
         ([[slice(0, 1)], [slice(0, 1)]], SpecError, "expected integers"),
@@ -193,6 +192,14 @@ def test_places_of_one_source_for_every_example():
 def test_columns_that_name_no_place_are_refused(column, error, match):
     with pytest.raises(error, match=rf"source_0->base\.1\.pos.*{match}"):
         read({**IDS, **SOURCE, "source_0->base.1.pos": column})
+
+
+def test_more_units_than_said_only_where_each_is_edited_by_itself():
+    column = {**IDS, **SOURCE, "source_0->base.1.pos": [[1, 2], [3, 4]]}
+    assert read(column).unit_locations == (Location(EVERYWHERE, at((1, 2), (3, 4))),)
+    joined = {"layer": 1, "component": "mlp_output", "intervention": VanillaIntervention(keep_last_dim=False)}
+    with pytest.raises(SpecError, match=r"source_0->base\.1\.pos.*2 units, but max_number_of_units is 1"):
+        read(column, joined)
 
 
 def test_heads_are_not_counted_from_the_end():

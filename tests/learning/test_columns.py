@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tests.helpers import VOCAB, new_model, padded_tokens, tiny
@@ -33,7 +34,8 @@ def by_hand(model, inputs):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_last_real_token(family, side):
     model, inputs = tiny(family), padded_tokens([3, 6, 4], side)
-    full = by_hand(model, inputs)
+    places = {"position_ids": (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
+    full = by_hand(model, inputs | (places if (family, side) == ("gpt2", "left") else {}))
     last = [2, 5, 3] if side == "right" else [5, 5, 5]
     (read,) = reader(model).read({**inputs, "labels": torch.arange(3)}, "last")
     # another number of columns goes through the unembedding, so sums may be taken in another order
@@ -102,3 +104,23 @@ def test_rows_of_an_example_are_averaged():
 def test_a_column_of_labels(given):
     (read,) = reader(tiny("llama")).read({"input_ids": torch.ones(2, 3, dtype=torch.long), "labels": given}, "last")
     assert read.labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("given", [[1, 2], (1, 2), np.array([[1], [2]])])
+def test_labels_may_be_numbers_in_a_list_or_an_array(given):
+    (read,) = reader(tiny("llama")).read({"input_ids": torch.ones(2, 3, dtype=torch.long), "labels": given}, "last")
+    assert read.labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("given", [[1], torch.tensor(1), torch.tensor([[1], [2], [3]])])
+def test_there_is_a_label_for_each_example(given):
+    """One label would be stretched to all examples."""
+    batch = {"input_ids": torch.ones(2, 3, dtype=torch.long), "labels": given}
+    with pytest.raises(SpecError, match="each of the 2 examples"):
+        reader(tiny("llama")).read(batch, "last")
+
+
+def test_labels_of_another_kind_go_to_the_users_own_metric():
+    batch = {"input_ids": torch.ones(2, 3, dtype=torch.long), "labels": ["yes", "no"]}
+    (read,) = reader(tiny("llama")).read(batch, "last")
+    assert read.labels == ["yes", "no"]

@@ -228,3 +228,12 @@ def test_what_is_changed_and_solved_where_labels_are_of_single_columns():
     assert found["iia"] == 0.5
     with pytest.raises(SpecError, match="'base_labels'"):
         evaluate(IntervenableModel(inert, model), [{**batch, "base_labels": base_labels[:, 0]}], positions="labels")
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_labelled_columns_that_are_compared_have_one_shape(tokens):
+    model, (one,) = tiny("llama"), batches((2,))
+    labels = model(input_ids=one["input_ids"]).logits.argmax(-1)
+    batch = {**one, "labels": labels, "base_labels": labels[:, :tokens]}
+    with pytest.raises(SpecError, match=r"'base_labels'.*one shape"):
+        evaluate(IntervenableModel(LAST, model), [batch], positions="labels")

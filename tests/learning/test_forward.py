@@ -6,12 +6,14 @@ from functools import partial
 
 import pytest
 import torch
-from tests.helpers import VOCAB, new_model
-from tests.learning.tasks import batches, face, free_matrix
+from tests.helpers import VOCAB, new_model, padded_tokens
+from tests.learning.tasks import batches, examples, face, free_matrix
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from align_transformers import (
+    ActivationCache,
     Edit,
     IntervenableModel,
     Logits,
@@ -22,10 +24,15 @@ from align_transformers import (
     Read,
     RotatedSpaceIntervention,
     Run,
+    SigmoidMaskIntervention,
     Site,
+    SpecError,
     VanillaIntervention,
     activations,
+    attention_patterns,
     bind,
+    cross_entropy,
+    evaluate,
     execute,
     fit_pca,
     learning,
@@ -34,7 +41,7 @@ from align_transformers import (
 )
 from align_transformers.fast import planned, remembered
 from align_transformers.learning import BatchForward, CachedForward, FullForward, LogitRequest, fit, precompute
-from align_transformers.learning.forward import Reader
+from align_transformers.learning.forward import Reader, repeats
 
 PLAIN = {"schedule": "constant", "warmup": 0, "lr": 0.01}
 
@@ -208,3 +215,106 @@ def test_activations_are_the_same_with_any_planner(planner):
     model, site = new_model("llama"), Site("mlp_output", 1)
     inputs = {"input_ids": torch.randint(1, VOCAB, (3, 6))}
     assert torch.equal(activations(model, inputs, site, planner=planner), activations(model, inputs, site))
+
+
+class Fresh:
+    """A loader of new examples in every pass."""
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        for _ in range(3):
+            seed = int(torch.randint(10**6, ()))
+            yield batches((2,), seed=seed)[0]
+
+
+def shuffled(repeat):
+    """Return a loader with a generator of its own; of 6 examples, or of 3 that are there twice."""
+    data = examples(batches((3,))) * 2 if repeat else examples(batches((6,)))
+    return DataLoader(data, batch_size=2, shuffle=True, generator=torch.Generator().manual_seed(3))
+
+
+def in_one_pass(loader):
+    return iter(list(loader))
+
+
+@pytest.mark.parametrize(
+    ("loader", "passes", "wanted"),
+    [
+        (lambda: batches((2, 2)), 2, True),
+        (lambda: batches((2, 2)), 1, False),
+        (lambda: batches((2, 2)) * 2, 1, True),
+        (
+            lambda: [{**one, "source_input_ids": batches((2,))[0]["input_ids"]} for one in batches((2, 2), seed=1)],
+            1,
+            True,
+        ),
+        (Fresh, 2, False),
+        (lambda: shuffled(repeat=True), 1, True),
+        (lambda: shuffled(repeat=False), 1, False),
+        (lambda: shuffled(repeat=False), 2, True),
+        (lambda: in_one_pass(batches((2, 2)) * 2), 2, False),
+    ],
+)
+def test_whether_examples_repeat_is_looked_at_and_nothing_is_drawn_for_it(loader, passes, wanted):
+    made, given = face(), loader()
+    before, own = torch.get_rng_state(), getattr(given, "generator", None)
+    state = None if own is None else own.get_state()
+    assert repeats(Reader(made), given, passes) is wanted
+    assert torch.equal(torch.get_rng_state(), before)
+    assert own is None or torch.equal(own.get_state(), state)
+    assert len(list(given)) > 0, "a loader that can be gone through once still can"
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+def test_a_fit_with_an_automatic_memory_has_one_if_examples_repeat(repeat):
+    """The lowest block, which nothing edits, is run on each base and source once; else in every epoch."""
+    model, rows = new_model("llama"), []
+    made, loader = face(model), batches((3, 3), model=model) if repeat else Fresh()
+    evaluate(made, batches((2,), seed=9, model=model), memory=True)  # the library tries its ways once
+    original = model.model.layers[0].mlp.forward
+    model.model.layers[0].mlp.forward = lambda x: (rows.append(len(x)), original(x))[1]
+    fit(made, loader, epochs=3, memory="auto", **PLAIN)
+    assert sum(rows) == (2 * 6 if repeat else 3 * 3 * 4)
+
+
+@pytest.mark.parametrize("memory", [True, "auto"])
+def test_an_evaluation_with_a_memory_gives_the_same_and_runs_less(memory):
+    model, rows = new_model("llama"), []
+    made, data = face(model, SigmoidMaskIntervention), batches((3, 2), model=model) * 2
+    plain = evaluate(made, data, metrics=cross_entropy)
+    evaluate(made, batches((2,), seed=9, model=model), memory=True)  # the library tries its ways once
+    original = model.model.layers[0].mlp.forward
+    model.model.layers[0].mlp.forward = lambda x: (rows.append(len(x)), original(x))[1]
+    kept = evaluate(made, data, metrics=cross_entropy, memory=memory)
+    for mask in ("soft", "hard"):
+        torch.testing.assert_close(
+            kept.numbers[mask]["cross_entropy"], plain.numbers[mask]["cross_entropy"], rtol=0, atol=1e-5
+        )
+    assert sum(rows) == 2 * 5, "each base and each source once, for both masks and both times that they come"
+    filled = ActivationCache()
+    evaluate(made, data, memory=filled)
+    assert filled.hits > 0
+
+
+def test_a_memory_is_nothing_else():
+    with pytest.raises(SpecError, match="memory is an ActivationCache"):
+        evaluate(face(), batches((2,)), memory="always")
+    with pytest.raises(SpecError, match="memory is an ActivationCache"):
+        fit(face(), batches((2,)), memory="always")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_attention_patterns_are_those_of_the_eager_model(family):
+    model = new_model(family)
+    inputs = padded_tokens([3, 5], "right")
+    seen = attention_patterns(model, inputs, 1)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        wanted = model(**inputs, output_attentions=True).attentions[1]
+    torch.testing.assert_close(seen, wanted, rtol=0, atol=1e-5)
+    scores = attention_patterns(model, inputs, 1, component="attention_score")
+    torch.testing.assert_close(scores.softmax(-1), wanted, rtol=0, atol=1e-5)
+    with pytest.raises(SpecError, match="attention_pattern"):
+        attention_patterns(model, inputs, 1, component="block_output")

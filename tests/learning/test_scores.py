@@ -128,3 +128,22 @@ def test_paired_scores_differ_by_less_than_unpaired_ones():
     assert one.interval("iia").low < other.interval("iia").high, "unpaired intervals overlap"
     with pytest.raises(SpecError, match="same examples"):
         one.minus(scores([1.0]), "iia")
+
+
+@pytest.mark.parametrize("measure", [cross_entropy, iia, label_difference, kl_divergence])
+def test_labels_of_another_shape_are_refused_and_never_stretched(measure):
+    rows = {"cross_entropy": (5,), "iia": (5,), "label_difference": (5, 2), "kl_divergence": (5, 7)}
+    right = rows[measure.__name__]
+    for wrong in [(1, *right[1:]), (*right, 1), (4, *right[1:]), (), (5, 3)]:
+        labels = torch.full(wrong, 1 / 7) if measure is kl_divergence else torch.zeros(wrong, dtype=torch.long)
+        with pytest.raises(SpecError, match=measure.__name__):
+            measure(LOGITS, labels)
+
+
+def test_paired_scores_are_of_examples_and_of_a_metric_that_there_is():
+    one, whole = scores([1.0, 0.0]), scores([1.0, 0.0], whole=frozenset({"iia"}))
+    for first, second in ((one, whole), (whole, one)):
+        with pytest.raises(SpecError, match="a batch"):
+            first.minus(second, "iia")
+    with pytest.raises(UnknownNameError, match="accuracy"):
+        one.minus(one, "accuracy")

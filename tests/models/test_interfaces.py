@@ -16,6 +16,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from align_transformers import IntervenableModel
 from align_transformers.models.interfaces import Around, around_interface
+from align_transformers.models.scope import scope
 from align_transformers.models.trace import watch
 
 SECONDS = 30
@@ -49,7 +50,7 @@ def said() -> str:
 
 
 def test_the_one_opened_last_is_called_first() -> None:
-    with around_interface(Interface, saying("a")), around_interface(Interface, saying("b")):
+    with scope(), around_interface(Interface, saying("a")), around_interface(Interface, saying("b")):
         assert said() == "b(a(x))"
         assert Interface().get_interface("eager", default=plain)(nn.Identity(), value="x") == "b(a(x))"
     assert said() == "x"
@@ -59,24 +60,25 @@ def test_the_one_opened_last_is_called_first() -> None:
 @pytest.mark.parametrize(("order", "between"), [((0, 1), "b(x)"), ((1, 0), "a(x)")])
 def test_they_leave_in_any_order(order: tuple[int, int], between: str) -> None:
     opened = [around_interface(Interface, saying(word)) for word in "ab"]
-    for one in opened:
-        one.__enter__()
-    opened[order[0]].__exit__(None, None, None)
-    assert said() == between
-    opened[order[1]].__exit__(None, None, None)
-    assert said() == "x"
+    with scope():
+        for one in opened:
+            one.__enter__()
+        opened[order[0]].__exit__(None, None, None)
+        assert said() == between
+        opened[order[1]].__exit__(None, None, None)
+        assert said() == "x"
     assert Interface.get_interface is ORIGINAL
 
 
 def test_an_error_inside_puts_the_look_up_back() -> None:
-    with pytest.raises(ArithmeticError), around_interface(Interface, saying("a")):
+    with pytest.raises(ArithmeticError), scope(), around_interface(Interface, saying("a")):
         raise ArithmeticError
     assert Interface.get_interface is ORIGINAL
 
 
-def test_another_thread_gets_the_very_function_that_it_would_have_got() -> None:
-    with ThreadPoolExecutor(1) as other, around_interface(Interface, saying("a")):
-        assert other.submit(Interface().get_interface, "eager", plain).result(SECONDS) is plain
+def test_another_thread_gets_what_it_would_have_got() -> None:
+    with ThreadPoolExecutor(1) as other, scope(), around_interface(Interface, saying("a")):
+        assert other.submit(said).result(SECONDS) == "x"
         assert said() == "a(x)"
 
 
@@ -85,7 +87,7 @@ def test_two_threads_that_overlap_see_their_own(first_to_leave: str) -> None:
     inside, leave = {word: Event() for word in "ab"}, {word: Event() for word in "ab"}
 
     def work(word: str) -> str:
-        with around_interface(Interface, saying(word)):
+        with scope(), around_interface(Interface, saying(word)):
             inside[word].set()
             assert leave[word].wait(SECONDS)
             return said()
@@ -105,13 +107,13 @@ def test_what_somebody_else_put_over_it_stays_and_nothing_is_said_twice() -> Non
         function = below(self, implementation, default)
         return lambda module, value: function(module, value).upper()
 
-    with around_interface(Interface, saying("a")):
+    with scope(), around_interface(Interface, saying("a")):
         below = Interface.get_interface
         Interface.get_interface = shouting  # type: ignore[method-assign]
     try:
         assert Interface.get_interface is shouting
         assert said() == "X"
-        with around_interface(Interface, saying("b")):
+        with scope(), around_interface(Interface, saying("b")):
             assert said() == "b(X)"
         assert Interface.get_interface is shouting
     finally:
@@ -168,16 +170,16 @@ def test_a_pass_in_another_thread_is_not_in_a_trace(same_model: bool) -> None:
         clean = other(**INPUTS).logits
     seen: list[Tensor] = []
 
-    def during(*_: Any) -> None:
-        if seen:
-            return
-        seen.append(clean)  # the pass below comes by here, too
-        with ThreadPoolExecutor(1) as thread, torch.no_grad():
-            seen.append(thread.submit(_logits, other).result(SECONDS))
+    def during(*args: Any, **kwargs: Any) -> Any:
+        if not seen:
+            seen.append(clean)  # the pass below comes by here, too
+            with ThreadPoolExecutor(1) as thread, torch.no_grad():
+                seen.append(thread.submit(_logits, other).result(SECONDS))
+        return type(layer).forward(layer, *args, **kwargs)
 
-    expected = watch(model, INPUTS)
-    with model.model.layers[1].register_forward_pre_hook(during):
-        trace = watch(model, INPUTS)
+    expected, layer = watch(model, INPUTS), model.model.layers[1]
+    layer.forward = during
+    trace = watch(model, INPUTS)
     assert torch.equal(seen[1], clean)
     assert len(trace.attentions) == len(expected.attentions)
     assert [call.path for call in trace.calls] == [call.path for call in expected.calls]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.storage.kit import Scale, contents, intervene, mlp
 
-from align_transformers import IntervenableModel
+from align_transformers import IntervenableModel, _files
 from align_transformers._errors import AlignError, ArtifactError
 from align_transformers.hub import is_hub_name
 from align_transformers.interventions import VanillaIntervention, ZeroIntervention
@@ -77,14 +79,25 @@ def test_nothing_else_is_ever_replaced(overwrite, tmp_path):
     assert held(tmp_path / "kept") == sorted([*FILES, "notes.txt"])
 
 
-@pytest.mark.parametrize("step", ["save_file", "write_card", "_flush"])
+def test_the_very_same_is_saved_again_without_a_word(tmp_path):
+    made = one()
+    save(made, tmp_path / "kept")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
+    save(made, tmp_path / "kept")
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()} == before
+
+
+FAILING = {"write_card": write, "new_folder": write, "put_folder": write, "flush": _files}
+
+
+@pytest.mark.parametrize("step", FAILING)
 def test_a_write_that_fails_leaves_what_was_there(step, tmp_path, monkeypatch):
     save(one(), tmp_path / "kept")
 
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(write, step, fail)
+    monkeypatch.setattr(FAILING[step], step, fail)
     with pytest.raises(OSError, match="disk is full"):
         save(one(ZeroIntervention), tmp_path / "kept", overwrite=True)
     with pytest.raises(OSError, match="disk is full"):
@@ -105,10 +118,66 @@ def test_a_move_that_fails_leaves_what_was_there(failing, tmp_path, monkeypatch)
         rename(*where)
 
     monkeypatch.setattr(os, "rename", sometimes)
+    monkeypatch.setattr(_files, "exchange", lambda *_: False)
     with pytest.raises(OSError, match="no"):
         save(one(ZeroIntervention), tmp_path / "kept", overwrite=True)
     assert held(tmp_path) == ["kept"]
     assert kind_in(tmp_path / "kept") == "VanillaIntervention"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="two folders are exchanged in one step on Linux")
+def test_at_no_moment_is_there_no_folder(tmp_path, monkeypatch):
+    """Between any two steps of a save that replaces a folder somebody may read it, or the process may be killed."""
+    folder, missing, rename = tmp_path / "kept", [], os.rename
+    save(one(), folder)
+
+    def seen(*where: Any) -> None:
+        rename(*where)
+        missing.append(not (folder / "weights.safetensors").exists())
+
+    monkeypatch.setattr(os, "rename", seen)
+    for kind in (ZeroIntervention, VanillaIntervention):
+        save(one(kind), folder, overwrite=True)
+        assert kind_in(folder) == kind.__name__
+    assert not any(missing)
+    assert held(tmp_path) == ["kept"]
+
+
+@pytest.fixture(scope="module")
+def dead() -> str:
+    """How the files of a process begin that is no more."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return f".kept.{_files._host()}-{process.pid}-{'0' * 32}"
+
+
+def test_what_a_killed_save_moved_away_is_named_and_comes_back(dead, tmp_path):
+    save(one(), tmp_path / "kept")
+    (tmp_path / "kept").rename(tmp_path / f"{dead}.old")
+    (tmp_path / f"{dead}.new").mkdir()
+    with pytest.raises(ArtifactError, match=rf"interrupted: give {dead}.old, which is whole, that name"):
+        load(tmp_path / "kept", model=MODEL)
+    with pytest.raises(ArtifactError, match="an intervention is saved there; overwrite=True"):
+        save(one(ZeroIntervention), tmp_path / "kept")
+    assert kind_in(tmp_path / "kept") == "VanillaIntervention"
+    assert held(tmp_path) == ["kept"]
+
+
+def test_leftovers_of_dead_processes_are_cleared_away_and_no_others(dead, tmp_path):
+    host, hexes = _files._host(), "0" * 32
+    alive = f".kept.{host}-{os.getppid()}-{hexes}.new"
+    away, forgotten = f".kept.elsewhere-1-{hexes}.new", f".kept.elsewhere-2-{hexes}.new"
+    for name in (f"{dead}.new", f"{dead}.old", alive, away, forgotten, ".kept.notes", f".other{dead[5:]}.new"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / forgotten, (0, 0))
+    save(one(), tmp_path / "kept")
+    assert held(tmp_path) == sorted([".kept.notes", f".other{dead[5:]}.new", alive, away, "kept"])
+
+
+def test_a_first_save_that_was_killed_leaves_nothing_to_load(dead, tmp_path):
+    (tmp_path / f"{dead}.new").mkdir()
+    with pytest.raises(ArtifactError, match="interrupted: save again"):
+        load(tmp_path / "kept", model=MODEL)
 
 
 def test_what_is_refused_is_refused_before_anything_is_written(tmp_path):

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import struct
+import time
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -84,7 +86,8 @@ def test_an_unknown_class_is_refused_and_both_lists_are_shown(name, kept):
         load(kept, model=MODEL, classes=[Scale] if name != "Scale" else [])
     text = str(error.value)
     assert repr(name) in text
-    assert "LowRankRotatedSpaceIntervention" in text
+    assert "the library's own: " in text
+    assert "VanillaIntervention" in text or "AutoencoderIntervention" in text or "did you mean" in text
     assert ("Scale" if name != "Scale" else "classes=: none") in text
 
 
@@ -122,7 +125,7 @@ def nested(depth: int) -> Any:
         ({"operation": {"class": "Swap", "arguments": {"evil": 1}}}, "cannot be constructed"),
         ({"operation": {"class": "Swap"}}, "has 'class' and 'arguments'"),
         ({"operation": {"class": ["Swap"], "arguments": {}}}, "'class' is a name"),
-        ({"operation": "Swap"}, "cannot be constructed"),
+        ({"operation": "Swap"}, "operation is .*Operation.*; found 'Swap'"),
         ({"operation": {"class": "Mean", "arguments": {"size": HUGE}}}, f"size is {HUGE}"),
         ({"subspace": {"class": "Subspace", "arguments": {"width": 2}}}, "unknown class 'Subspace'"),
         ({"subspace": {"class": "Basis", "arguments": {"width": 2}}}, "unknown class 'Basis'"),
@@ -131,8 +134,11 @@ def nested(depth: int) -> Any:
         ({"subspace": {"class": "Rotation", "arguments": {"width": WIDTH, "k": 3}}}, r"\(6, 2\).*\(6, 3\)"),
         ({"subspace": {"class": "Dictionary", "arguments": {"width": WIDTH, "latents": 2**24}}}, "latents is"),
         ({"subspace": nested(2)}, "is a mask already"),
-        ({"subspace": nested(200)}, "not so deep"),
-        ({"subspace": {"class": "Mask", "arguments": {"over": 3}}}, "cannot be constructed"),
+        ({"subspace": nested(10)}, "is a mask already"),
+        ({"subspace": nested(200)}, "more than 32 deep"),
+        ({"subspace": {"class": "Mask", "arguments": {"over": 3}}}, "Mask: over is .*; found 3"),
+        ({"subspace": {"class": "Rotation", "arguments": {"width": 6.0, "k": 2}}}, "Rotation: width is int; found 6.0"),
+        ({"operation": {"class": "Mean", "arguments": {"size": True}}}, "Mean: size is int; found True"),
     ],
 )
 def test_a_pair_names_what_the_tables_have_and_nothing_else(change, match, kept, monkeypatch):
@@ -218,8 +224,14 @@ def test_names_of_tensors_are_numbers_and_names(name, kept):
         ({"embed_dim": 2**20, "low_rank_dimension": 2**16}, "weights"),
         ({"embed_dim": WIDTH, "low_rank_dimension": HUGE}, "low_rank_dimension"),
         ({"embed_dim": -5, "low_rank_dimension": 2}, "constructed"),
+        ({"embed_dim": "6"}, r"embed_dim is int; found '6'"),
+        ({"low_rank_dimension": True}, "low_rank_dimension is int; found True"),
+        ({"keep_last_dim": "no"}, "keep_last_dim is bool; found 'no'"),
+        ({"source_representation": [1.0]}, "source_representation is .*Tensor"),
         ({"subspace_partition": [[0, HUGE]]}, "coordinates"),
-        ({"subspace_partition": [[0, 2**23], [0, 2**23], [0, 2**23]]}, "coordinates"),
+        ({"subspace_partition": [[0, 2**23], [0, 2**23], [0, 2**23]]}, "coordinate 8388607"),
+        ({"subspace_partition": [[[0, 2**20], [2**21, 2**21 + 9]]]}, "over 1048576 coordinates"),
+        ({"subspace_partition": [[-1, 3]]}, "coordinates"),
         ({"subspace_partition": [[[0, HUGE], [1, 2]]]}, "coordinates"),
         ({"interchange_dim": HUGE}, "interchange_dim"),
     ],
@@ -245,9 +257,111 @@ def test_absurd_sizes_of_other_classes(name, arguments, kept):
     refused(kept, "interventions")
 
 
+def peak(work: Callable[[], Any]) -> int:
+    """Bytes that Python holds at most while something is done."""
+    tracemalloc.start()
+    work()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most
+
+
+def test_a_range_stays_a_range(kept):
+    def widen(record: dict[str, Any]) -> None:
+        made = {"class": "VanillaIntervention", "arguments": {"subspace_partition": [[0, 2**24]]}, "orders": {}}
+        record["interventions"] = [{"training": True, "frozen": [], **made}] * 100
+        record["config"]["representations"] = record["config"]["representations"][:1]
+
+    edit(kept, widen)
+    save_file({}, kept / "weights.safetensors")
+    found = load(kept, model=MODEL).config.representations[0].intervention
+    assert found.partition.parts == (range(2**24),)
+    assert peak(lambda: load(kept, model=MODEL)) < 2**22
+
+
+def test_coordinates_are_counted_over_the_whole_file(kept):
+    """Each partition alone is small enough."""
+    parts = [[[0, 2**17], [2**18, 2**18 + 9]]]
+
+    def repeat(record: dict[str, Any]) -> None:
+        made = {"class": "VanillaIntervention", "arguments": {"subspace_partition": parts}, "orders": {}}
+        record["interventions"] = [{"training": True, "frozen": [], **made}] * 9
+
+    edit(kept, repeat)
+    save_file({}, kept / "weights.safetensors")
+    refused(kept, "partitions of this file name over 1048576 coordinates")
+
+
+@pytest.mark.parametrize("what", ["representations", "interventions"])
+def test_too_many_entries_are_refused_before_they_are_made(what, kept):
+    def repeat(record: dict[str, Any]) -> None:
+        entries = record["config"] if what == "representations" else record
+        entries[what] = entries[what][:1] * 50_000
+
+    edit(kept, repeat)
+    started = time.perf_counter()
+    refused(kept, rf"{what} has 50000 entries; at most 8192")
+    assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ('"metrics": {"a": 1e999}', "no JSON number"),
+        ('"metrics": {"a": 1, "a": 2}', "'a' stands there twice"),
+        ('"metrics": {}, "format": "other"', "'format' stands there twice"),
+        ('"metrics": {"a": ' + "[" * 40 + "]" * 40 + "}", "32 deep"),
+    ],
+)
+def test_json_that_may_be_read_in_two_ways(text, match, kept):
+    path = kept / "intervention.json"
+    path.write_text(path.read_text().replace('"metrics": {}', text))
+    refused(kept, match)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_unless_that_is_waived(value, kept):
+    edit_weights(kept, lambda tensors: tensors["0.rotate_layer.free"].view(-1)[3:4].fill_(value))
+    refused(kept, r"'0\.rotate_layer\.free' hold NaN or infinite.*\n.*waive=\['finite'\]")
+    with pytest.warns(UserWarning, match="waived: finite"):
+        load(kept, model=MODEL, waive=["finite"])
+
+
+LONG = "x" * 10**6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record["model"].update(name=LONG, config_hash=LONG),
+        lambda record: record["model"].update({"class": LONG}),
+        lambda record: record["model"].update(dtypes=[LONG]),
+        lambda record: record["model"].update(shapes={LONG: LONG}),
+        lambda record: record.update(library_version=LONG, format_version=7),
+        lambda record: record.update({LONG: 1}),
+        lambda record: record["config"].update(mode=LONG),
+        lambda record: record["config"]["representations"][0].update(component=LONG),
+        lambda record: record["config"]["representations"][0].update(unit=LONG),
+        lambda record: record["interventions"][0].update({"class": LONG}),
+        lambda record: record["interventions"][0].update(frozen=[LONG]),
+        lambda record: record["interventions"][0].update(orders={LONG: [LONG]}),
+        lambda record: record["interventions"][0]["arguments"].update({LONG: 1}),
+        lambda record: record["interventions"][0]["arguments"].update(subspace_partition=[LONG]),
+        lambda record: record["interventions"][0]["arguments"].update(embed_dim=LONG),
+    ],
+)
+def test_no_message_is_long_and_every_error_is_one(change, kept):
+    edit(kept, change)
+    with pytest.raises(ArtifactError) as error:
+        load(kept, model=MODEL)
+    assert len(str(error.value)) <= 600
+
+
 def test_a_record_that_is_too_large_or_too_deep(kept, monkeypatch):
     (kept / "intervention.json").write_text("[" * 100_000)
     refused(kept, "not JSON")
+    (kept / "intervention.json").write_text("[" * 900 + "]" * 900)
+    refused(kept, "deep")
     monkeypatch.setattr("align_transformers.storage.plain.MOST_BYTES", 1000)
     refused(kept, "at most 1000")
 
@@ -304,7 +418,10 @@ def test_a_record_that_is_no_record(text, kept):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda record: record.update(format_version=2, library_version="9.0"), r"format_version 2.*'9\.0'.*reads 1"),
+        (
+            lambda record: record.update(format_version=3, library_version="9.0"),
+            r"format_version 3.*'9\.0'.*reads up to 2",
+        ),
         (lambda record: record.update(format_version=True), "format_version True"),
         (lambda record: record.update(more=1), "unknown.*more"),
         (lambda record: record.pop("metrics"), "lacks.*metrics"),

@@ -12,18 +12,21 @@ import pytest
 import torch
 from tests.helpers import new_model
 from tests.storage.kit import contents, intervene, mlp
+from tests.untyped import untyped
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
-from align_transformers import IntervenableModel, create_mlp_classifier
+from align_transformers import IntervenableModel, SpecError, create_mlp_classifier
 from align_transformers._errors import ArtifactError
 from align_transformers.interventions import LowRankRotatedSpaceIntervention, VanillaIntervention
 from align_transformers.storage import load, save
-from align_transformers.storage.identity import differences, identify_model, identify_tokenizer
+from align_transformers.storage.doubts import CHECKS, differences
+from align_transformers.storage.identity import identify_model, identify_tokenizer
 
 
 def gpt2(name: str | None = "me/tiny", revision: str | None = "abc", **changes: Any) -> GPT2LMHeadModel:
     sizes = {"vocab_size": 11, "n_positions": 8, "n_embd": 8, "n_layer": 2, "n_head": 2}
+    torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(**{**sizes, "bos_token_id": 0, "eos_token_id": 0, **changes}))
     model.config._commit_hash = revision
     if name is not None:
@@ -48,14 +51,11 @@ def wider() -> GPT2LMHeadModel:
 
 
 CHANGES = {
-    "name": (lambda: gpt2(name="you/tiny"), r"name: saved me/tiny, found you/tiny"),
-    "no name": (lambda: gpt2(name=None), r"name: saved me/tiny, found none"),
-    "revision": (lambda: gpt2(revision="def"), r"revision: saved abc, found def"),
-    "no revision": (lambda: gpt2(revision=None), r"revision: saved abc, found none"),
-    "configuration": (lambda: gpt2(activation_function="relu"), r"config_hash: saved \w{16}, found \w{16}"),
-    "shape": (wider, r"shapes: transformer\.wpe\.weight saved 1 x \(8, 8\), found 1 x \(8, 12\)"),
+    "config": (lambda: gpt2(activation_function="relu"), r"config_hash: saved \w{16}, found \w{16}"),
+    "weights": (lambda: fitted(gpt2()), r"weights_hash: saved \w{16}, found \w{16}"),
+    "shapes": (wider, r"shapes: transformer\.wpe\.weight saved 1 x \(8, 8\), found 1 x \(8, 12\)"),
     "layers": (lambda: gpt2(n_layer=3), r"shapes: transformer\.h\.\*\.ln_1\.weight saved 2 x \(8,\), found 3 x \(8,\)"),
-    "dtype": (lambda: gpt2().to(torch.bfloat16), r"dtypes: saved float32, found bfloat16"),
+    "dtypes": (lambda: gpt2().to(torch.bfloat16), r"dtypes: saved float32, found bfloat16"),
     "class": (lambda: named(GPT2Model(gpt2().config)), r"class: saved GPT2LMHeadModel, found GPT2Model"),
 }
 
@@ -65,10 +65,17 @@ def named(model: Any) -> Any:
     return model
 
 
+def fitted(model: Any) -> Any:
+    """The same model, of which a fine-tune has changed one number."""
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_proj.weight[5, 3] += 1e-3
+    return model
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_model_is_refused_and_both_values_are_shown(change, kept):
     make, match = CHANGES[change]
-    with pytest.raises(ArtifactError, match=rf"(?s)another model:.*{match}.*strict=False"):
+    with pytest.raises(ArtifactError, match=rf"(?s)another model:.*{match}.*waive=\["):
         load(kept, model=make())
 
 
@@ -105,9 +112,55 @@ def test_what_does_not_change_the_network_does_not_matter(alter, kept):
     load(kept, model=model)
 
 
-def test_other_weights_of_the_same_shapes_are_not_noticed():
-    """As documented: values are not looked at."""
-    assert identify_model(mlp(seed=0)) == identify_model(mlp(seed=1))
+@pytest.mark.parametrize("check", ["config", "weights", "class"])
+def test_what_is_waived_is_named_and_nothing_else_is(check, kept):
+    make, match = CHANGES[check]
+    with pytest.raises(ArtifactError) as error:
+        load(kept, model=make(), waive=[name for name in CHECKS if name != check])
+    assert f"waive=['{check}']" in str(error.value)
+    checks = [check, "weights", "shapes"] if check == "class" else [check]
+    with pytest.warns(UserWarning, match=rf"(?s){match}.*waived: .*{check}"):
+        load(kept, model=make(), waive=checks)
+
+
+def test_a_check_that_is_none_is_refused(kept):
+    for wrong in (["dtype"], "dtypes", None):
+        with untyped(), pytest.raises(SpecError, match=r"waive= .*dtypes"):
+            load(kept, model=gpt2(), waive=wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "revision"), [("/somewhere/tiny-copy", None), ("you/renamed", "abc"), (None, None), ("me/tiny", "def")]
+)
+def test_the_same_weights_are_the_same_model_whatever_it_is_called(name, revision, kept):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(kept, model=gpt2(name=name, revision=revision))
+
+
+def older(folder: Any) -> None:
+    """Write a record as it was before the weights' values were looked at."""
+    record = json.loads((folder / "intervention.json").read_text())
+    del record["model"]["weights_hash"]
+    (folder / "intervention.json").write_text(json.dumps({**record, "format_version": 1}))
+
+
+def test_where_the_weights_are_not_known_a_name_warns_and_a_revision_is_refused(tmp_path):
+    keep(gpt2(), tmp_path / "kept")
+    older(tmp_path / "kept")
+    load(tmp_path / "kept", model=fitted(gpt2()))  # nothing is known of the values
+    for name, revision in (("/somewhere/tiny-copy", None), ("me/tiny", None), ("you/tiny", "abc")):
+        with pytest.warns(UserWarning, match=r"(?s)(name|revision): saved .*as far as is known"):
+            load(tmp_path / "kept", model=gpt2(name=name, revision=revision))
+    with pytest.raises(ArtifactError, match=r"(?s)revision: saved abc, found def.*waive=\['revision'\]"):
+        load(tmp_path / "kept", model=gpt2(revision="def"))
+
+
+def test_weights_that_are_not_at_hand_are_not_known():
+    with torch.device("meta"):
+        assert identify_model(mlp(), weights=True)["weights_hash"] is None
+    assert identify_model(mlp(), weights=True) == identify_model(mlp(), weights=True)
+    assert identify_model(mlp(), weights=True) != identify_model(mlp(seed=1), weights=True)
 
 
 def test_a_compiled_model_is_the_model_inside():

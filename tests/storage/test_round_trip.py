@@ -14,10 +14,13 @@ from tests.storage.kit import WIDTH, Scale, assert_same, contents, examples, int
 from torch import nn
 
 from align_transformers import IntervenableConfig, IntervenableModel, SpecError, VanillaIntervention
+from align_transformers._errors import ArtifactError
 from align_transformers.interventions import (
     BoundlessRotatedSpaceIntervention,
     LowRankRotatedSpaceIntervention,
     RotatedSpaceIntervention,
+    SourcelessIntervention,
+    TrainableIntervention,
 )
 from align_transformers.storage import Contents, load, save
 from align_transformers.storage.plain import config_from_dict, config_to_dict, plain_metrics
@@ -121,7 +124,7 @@ def test_what_a_class_was_given_by_its_representation_is_kept(tmp_path):
     )
     after, _ = round_trip(before, tmp_path / "kept")
     (restored,) = after.interventions.values()
-    assert restored.partition.parts == ((0, 1, 2), (3, 5))
+    assert restored.partition.parts == (range(3), (3, 5))
     assert torch.equal(restored.source_representation, constant)
     base = torch.randn(2, 3)
     for subspaces in (None, [[[1], [0]]]):
@@ -213,6 +216,102 @@ def test_a_class_that_does_not_keep_an_argument_is_refused(tmp_path):
     assert not (tmp_path / "kept").exists()
 
 
+class Fixed(SourcelessIntervention, TrainableIntervention):
+    """As in pyreft: an argument of the base class is fixed beside `**kwargs`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs, keep_last_dim=True)
+        self.lift = nn.Linear(self.embed_dim, kwargs["low_rank_dimension"])
+
+    def forward(self, base, source=None, subspaces=None):
+        return base + self.lift(base) @ self.lift.weight
+
+
+class Kept(TrainableIntervention):
+    """As in RAVEL: the width is taken and not handed on."""
+
+    def __init__(self, embed_dim: int, **kwargs: Any) -> None:
+        super().__init__()
+        self.turn = nn.Linear(embed_dim, kwargs["low_rank_dimension"], bias=False)
+
+    def forward(self, base, source, subspaces=None):
+        return base + (self.turn(source) - self.turn(base)) @ self.turn.weight
+
+
+@pytest.mark.parametrize("kind", [Fixed, Kept])
+def test_classes_as_others_write_them_come_back(kind, tmp_path):
+    model = mlp()
+    place = {"component": "2.output", "intervention_type": kind, "low_rank_dimension": 2}
+    before = IntervenableModel({**place}, model)
+    if kind is Kept and next(iter(before.interventions.values())).embed_dim is None:
+        pytest.fail("the width is known, and not told")
+    after, _ = round_trip(before, tmp_path / "kept", classes=[kind])
+    base, source = torch.randn(4, 3), torch.randn(4, 3)
+    assert torch.equal(before(base, source)[1], after(base, source)[1])
+
+
+class Counting(Scale):
+    """Its `strength` is set by hand, and no argument."""
+
+    strength = 1.0
+
+    def forward(self, base, source=None, subspaces=None):
+        return base * self.strength
+
+
+class Grown(Scale):
+    """It has a tensor that is not in the state dict."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.register_buffer("seen", torch.zeros(2), persistent=False)
+
+
+def grown() -> Grown:
+    one = Grown(embed_dim=WIDTH)
+    one.seen += 1
+    return one
+
+
+def strong() -> Counting:
+    one = Counting(embed_dim=WIDTH)
+    one.strength = 2.0
+    return one
+
+
+def spoilt() -> Scale:
+    one = Scale(embed_dim=WIDTH)
+    one.factor.data[1] = float("nan")
+    return one
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: Kept(WIDTH, low_rank_dimension=2), r"could not be loaded again: .*Kept cannot be constructed"),
+        (strong, r"attribute strength is 2.0, and would come back as None"),
+        (grown, r"tensor seen would come back as another"),
+        (spoilt, r"'factor' holds NaN or infinite"),
+        (
+            lambda: VanillaIntervention(subspace_partition=[list(range(0, 2**21 + 2, 2))]),
+            "coordinates|bytes",
+        ),
+    ],
+)
+def test_what_would_not_come_back_is_refused_before_anything_is_written(make, match, tmp_path):
+    with pytest.raises(SpecError, match=match):
+        save(contents(intervene([make()], mlp())), tmp_path / "above/kept")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_metrics_that_could_not_be_read_are_refused(tmp_path):
+    deep: Any = 1
+    for _ in range(40):
+        deep = [deep]
+    with pytest.raises(SpecError, match="32 deep"):
+        save(contents(intervene([VanillaIntervention()], mlp()), metrics={"x": deep}), tmp_path / "kept")
+
+
 def test_arguments_that_the_constructor_does_not_take_are_refused(tmp_path):
     class Wrong(VanillaIntervention.__mro__[1]):  # Intervention
         def forward(self, base, source=None, subspaces=None):
@@ -235,12 +334,21 @@ def test_arguments_that_are_not_plain_are_refused(arguments, tmp_path):
         save(contents(intervene([Odd(embed_dim=WIDTH)], mlp())), tmp_path / "kept")
 
 
-def test_a_class_with_a_name_of_the_librarys_is_refused(tmp_path):
+def test_a_class_with_a_name_of_the_librarys_is_told_from_it(tmp_path):
     kind = type("VanillaIntervention", (Scale,), {})
-    with pytest.raises(SpecError, match="give yours another"):
-        save(contents(intervene([kind(embed_dim=WIDTH)], mlp())), tmp_path / "kept")
-    with pytest.raises(SpecError, match="VanillaIntervention"):
-        load(tmp_path, model=mlp(), classes=[kind])
+    ones = [shaken(kind(embed_dim=WIDTH, power=3.0)), VanillaIntervention()]
+    after, _ = round_trip(intervene(ones, mlp()), tmp_path / "kept", classes=[kind])
+    for one, restored in zip(ones, after.interventions.values(), strict=True):
+        assert_same(one, restored)
+    with pytest.raises(ArtifactError, match="unknown intervention 'classes:VanillaIntervention'"):
+        load(tmp_path / "kept", model=mlp())
+    card = (tmp_path / "kept/README.md").read_text()
+    assert "classes=[VanillaIntervention]" in card
+    save(contents(intervene([VanillaIntervention()], mlp())), tmp_path / "ours")
+    found = load(tmp_path / "ours", model=mlp(), classes=[kind])  # what is the library's stays the library's
+    assert type(found.config.representations[0].intervention) is VanillaIntervention
+    with pytest.raises(SpecError, match="two classes of the name Scale"):
+        load(tmp_path / "ours", model=mlp(), classes=[Scale, type("Scale", (Scale,), {})])
     with pytest.raises(SpecError, match="subclasses of Intervention"):
         load(tmp_path, model=mlp(), classes=[nn.Linear])
 

@@ -20,7 +20,7 @@ from tests.untyped import untyped
 from torch import nn
 
 from align_transformers import AdditionIntervention, Metric, SpecError, VanillaIntervention, grid, probability
-from align_transformers.studies._fingerprint import digest, fingerprint
+from align_transformers.models.fingerprint import digest, fingerprint
 
 ROOT = Path(__file__).parents[2]
 

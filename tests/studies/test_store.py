@@ -13,8 +13,8 @@ from tests.helpers import LAYERS, counted, new_model, tokens
 
 from align_transformers._errors import SpecError
 from align_transformers.metrics import Metric, logit_difference, probability
+from align_transformers.models.fingerprint import fingerprint
 from align_transformers.studies import grid
-from align_transformers.studies._fingerprint import fingerprint
 
 OPTIONS = {"metric": logit_difference(5, 4), "directions": ("denoise", "noise")}
 

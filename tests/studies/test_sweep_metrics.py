@@ -35,3 +35,9 @@ def test_a_metric_of_some_tokens_takes_all_logits_or_only_these():
     assert torch.equal(metric.of(LOGITS[:, [2, 0]]), metric(LOGITS))
     with pytest.raises(SpecError, match="negative"):
         Metric("x", torch.sum, (-1,))
+
+
+def test_a_clean_run_of_other_examples_is_refused_and_never_stretched():
+    for clean in (LOGITS[:1], LOGITS[0], LOGITS[:, :1]):
+        with pytest.raises(SpecError, match="same examples"):
+            kl_to_clean()(LOGITS, clean)

@@ -1,8 +1,8 @@
 """The engine: what a plan means. Bind it to a model, and run what a planner says, one forward pass after the other."""
 
+from ..models.sequence import Inputs, batch_size, logits_stack, real_spans, token_axis
 from .bind import Bound, bind
 from .generate import generate, generate_plain
-from .inputs import Inputs, batch_size, logits_stack, real_spans, token_axis
 from .ledger import Effect, Passed
 from .logits import logits_of
 from .run import Collected, Outcome, execute

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..interventions import Intervention
 from ..models import Slot, find_slot, uncompiled
+from ..models.sequence import Inputs
 from ..plan import Constant, Edit, Plan, Read, Run
 from ..sites import Site
-from .inputs import Inputs, Spans, count, read_columns
+from .inputs import Spans, count, read_columns
 from .places import Places, place
 from .refusals import (
     check_columns,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._errors import InterventionError, PlanError, PositionError
+from ..models.scope import plainly
 from ..plan import Edit
 from .bind import BoundEdit, BoundRead
 from .hooks import Tap
@@ -102,17 +103,14 @@ def edit_tap(record: Record, edit: BoundEdit) -> Tap:
 
 def _edit(record: Record, edit: BoundEdit, tensor: Tensor, call: int, owned: bool) -> Tensor | None:
     """Return the new activation, or `None` if the edit only looks, or wrote into one that is `owned`."""
+    named = edit.places.index is not None or (edit.read is not None and edit.read.read.positions.rows is not None)
     if record.window.prompt is not None:
         new = _edit_window(record, edit, tensor, call)
-    elif tensor.ndim == 2 and counts_steps(edit.slot, tensor, _names_positions(edit)):
+    elif tensor.ndim == 2 and counts_steps(edit.slot, tensor, named):
         return _edit_step(record, edit, tensor, call)
     else:
         new = _apply(record, edit, edit.places, tensor, call, owned=owned)
     return None if new is tensor else new
-
-
-def _names_positions(edit: BoundEdit) -> bool:
-    return edit.places.index is not None or (edit.read is not None and edit.read.read.positions.rows is not None)
 
 
 def _edit_window(record: Record, edit: BoundEdit, tensor: Tensor, call: int) -> Tensor:
@@ -142,9 +140,7 @@ def _window(edit: BoundEdit, window: Window, tensor: Tensor) -> Window:
     if definition is None or not definition.over_keys:
         return window
     end, keys = window.start + window.length, tensor.shape[1] if tensor.ndim > 1 else 0
-    if keys > end:
-        return window
-    return replace(window, start=end - keys, length=keys)
+    return window if keys > end else replace(window, start=end - keys, length=keys)
 
 
 def _edit_step(record: Record, edit: BoundEdit, tensor: Tensor, call: int) -> Tensor | None:
@@ -198,7 +194,9 @@ def _apply(
             return tensor
         real = torch.ones(old.shape[:-1], dtype=torch.bool) if places.real is None else places.real
         record.collected.setdefault(edit.edit.name, []).append((new, real))
-        return tensor
+        # The pass goes on with what was handed back as it was, so that gradients of the output reach it.
+        in_graph = new is old and new.requires_grad and edit.edit.positions.distinct
+        return places.scatter(tensor, new) if in_graph else tensor
     if new.shape != old.shape:
         new = _broadcast(edit, new, old)
     if not edit.pure and (version is None or _version(old) != version):
@@ -241,9 +239,9 @@ def _intervene(edit: BoundEdit, old: Tensor, source: Tensor | None, repeats: int
         base = old.flatten(1)
         source = None if source is None else source.expand_as(old).flatten(1)
     if subspace is None:
-        new = intervention(base, source)
+        new = plainly(intervention, base, source)  # which may run the same model
     else:
-        new = intervention(base, source, tuple(parts for parts in subspace for _ in range(repeats)))
+        new = plainly(intervention, base, source, tuple(parts for parts in subspace for _ in range(repeats)))
     if not edit.pure and _version(value) != version:
         raise InterventionError(
             f"{type(intervention).__name__} at {edit.edit.site} wrote into its source, which other edits may read: "
@@ -251,6 +249,8 @@ def _intervene(edit: BoundEdit, old: Tensor, source: Tensor | None, repeats: int
         )
     if not isinstance(new, Tensor):
         raise InterventionError(f"{type(intervention).__name__} at {edit.edit.site} returned {type(new).__name__}")
+    if new is base:
+        return old
     return new if intervention.keep_last_dim or new.shape != base.shape else new.view_as(old)
 
 

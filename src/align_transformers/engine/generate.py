@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._errors import PlanError
+from ..models.sequence import Inputs, batch_size, token_axis
 from .bind import Bound
 from .edits import Record, Window
 from .hooks import before_forward
-from .inputs import Inputs, batch_size, token_axis
 from .run import Outcome, execute
 from .step import Planner, one_by_one
 

@@ -1,4 +1,4 @@
-"""The one file that registers hooks. All of a pass stand before it starts, and exactly those are removed after."""
+"""The hooks of a pass. All of them stand before it starts, and exactly those are removed after."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..models import Slot, find_leaf, replace_leaf
 from ..models.inside_attention import Visit, Visits, around_attention, attend
 from ..models.inside_experts import around_experts, consult, inside_router
 from ..models.interfaces import Around
 from ..models.recurrent_cells import by_cells
+from ..models.scope import after_call, before_call, hook_after, hook_before
 from ..models.slot import Leaf
 
 Act = Callable[[Tensor, int, bool], Tensor | None]
@@ -50,13 +50,13 @@ class _ModuleVisit:
                         container = replace_leaf(container, place, new)
         return container
 
-    def hold(self) -> RemovableHandle:
+    def hold(self) -> Callable[[], None]:
         """Stand at the module, and return what ends that."""
         slot = self.taps[0].slot
         if slot.side == "output":
             # First in line, so that hooks of others, such as those that record hidden states, see the edited output.
-            return slot.module.register_forward_hook(self._after, prepend=True)
-        return slot.module.register_forward_pre_hook(self._before, with_kwargs=True)
+            return hook_after(slot.module, self._after, first=True)
+        return hook_before(slot.module, self._before)
 
     def _after(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         return self(output)
@@ -94,7 +94,7 @@ def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
         for visit in visits:
             slot = visit.taps[0].slot
             if slot.via == "module":
-                stack.callback(visit.hold().remove)
+                stack.callback(visit.hold())
             elif slot.via == "router_output":
                 stack.enter_context(inside_router(slot.module, visit))
             else:
@@ -160,67 +160,18 @@ def _inside_interfaces(visits: Mapping[int, Visits]) -> Iterator[None]:
 @contextmanager
 def before_forward(model: nn.Module, act: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Call `act` with the keyword arguments of every forward pass of the model while the context is open."""
-    with model.register_forward_pre_hook(partial(_with_keywords, act), with_kwargs=True, prepend=True):
+    end = hook_before(model, partial(_with_keywords, act), first=True)
+    try:
         yield
+    finally:
+        end()
 
 
 def _with_keywords(act: Callable[..., None], _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
     act(kwargs)
 
 
-@contextmanager
-def before_call(module: nn.Module, act: Callable[[nn.Module, Any], Any]) -> Iterator[None]:
-    """Call `act(module, (args, kwargs))` before every call of a module while the context is open.
-
-    What it returns, if not `None`, are the arguments that the module gets.
-    """
-    with module.register_forward_pre_hook(partial(_with_arguments, act), with_kwargs=True):
-        yield
-
-
-@contextmanager
-def after_call(module: nn.Module, act: Callable[[nn.Module, Any, Any], Any], *, first: bool = False) -> Iterator[None]:
-    """Call `act(module, (args, kwargs), output)` after every call of a module while the context is open.
-
-    What it returns, if not `None`, is what the module returns.
-
-    Args:
-        module: any.
-        act: to be called.
-        first: before the hooks that stand already, not after them.
-    """
-    with module.register_forward_hook(partial(_with_arguments, act), prepend=first, with_kwargs=True):
-        yield
-
-
-def _with_arguments(act: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, *output: Any) -> Any:
-    return act(module, (args, kwargs), *output)
-
-
 # --- passes that are not as the model wrote them ----------------------------------------------------------------------
-
-ModuleForward = Callable[..., Any]
-
-
-@contextmanager
-def forwards(stand_ins: Mapping[nn.Module, Callable[[ModuleForward], ModuleForward]]) -> Iterator[None]:
-    """Give modules another `forward` while the context is open.
-
-    Args:
-        stand_ins: for each module a function from its `forward` to the one that takes its place.
-    """
-    before: list[tuple[nn.Module, Any]] = []
-    try:
-        for module, make in stand_ins.items():
-            before.append((module, module.__dict__.get("forward")))
-            module.__dict__["forward"] = make(module.forward)
-        yield
-    finally:
-        for module, own in reversed(before):
-            if own is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = own
 
 
 class Stopped(BaseException):

@@ -1,95 +1,17 @@
-"""What can be known of a model's input before it runs: how many examples, how long, where the real tokens are."""
+"""The inputs of a plan's runs: their examples, their real tokens, and where their logits are read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from .._errors import PlanError
+from ..models.sequence import CACHES, Inputs, batch_size, is_batched, logits_stack, real_spans
 from ..plan import Logits, Run
 from ..positions import Span
-
-Inputs = Mapping[str, Any] | Tensor
-"""The keyword arguments of the model, or one tensor for its only argument."""
-
-CACHES = ("past_key_values", "cache_params")
-"""What a model may be handed that it has made of earlier tokens, and writes into."""
-
-
-def batch_size(inputs: Inputs) -> int:
-    """Return the number of examples: the first axis of the tokens, or of the first tensor where there are none.
-
-    Raises:
-        PlanError: there is no tensor.
-
-    >>> import torch
-    >>> batch_size({"position_ids": torch.arange(3)[None], "input_ids": torch.zeros(2, 3, dtype=torch.long)})
-    2
-    """
-    tokens = token_axis(inputs)
-    if tokens is not None:
-        return int(tokens.shape[0])
-    tensors = [inputs] if isinstance(inputs, Tensor) else [value for value in inputs.values() if _is_batched(value)]
-    if not tensors:
-        raise PlanError(f"an input needs at least one tensor with a batch axis; found {inputs!r}")
-    return int(tensors[0].shape[0])
-
-
-def _is_batched(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
-
-
-def token_axis(inputs: Inputs, stack: str = "") -> Tensor | None:
-    """Return the tensor whose second axis is the sequence: token ids or embeddings; `None` if that is not certain.
-
-    Args:
-        inputs: the model's.
-        stack: the stack of blocks in question. An encoder-decoder's input has two sequences, so neither is certain
-            unless `encoder` or `decoder` is said.
-    """
-    prefix = "decoder_" if stack == "decoder" else ""
-    if isinstance(inputs, Tensor):
-        tokens: Any = inputs
-    elif stack not in ("", "encoder", "decoder") or (not stack and "decoder_input_ids" in inputs):
-        return None
-    else:
-        tokens = inputs.get(f"{prefix}input_ids")
-        tokens = inputs.get(f"{prefix}inputs_embeds") if tokens is None else tokens
-    if not isinstance(tokens, Tensor):
-        return None
-    return tokens if tokens.ndim == (3 if tokens.is_floating_point() else 2) else None
-
-
-def real_spans(inputs: Inputs, stack: str = "") -> list[Span] | None:
-    """Return for each example the first column of a real token and one past the last; `None` if not known.
-
-    Args:
-        inputs: the model's.
-        stack: the stack of blocks in question, as for `token_axis`.
-
-    >>> import torch
-    >>> ids = torch.zeros(2, 3, dtype=torch.long)
-    >>> real_spans({"input_ids": ids, "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])})
-    [(1, 3), (0, 3)]
-    """
-    tokens = token_axis(inputs, stack)
-    if tokens is None:
-        return None
-    batch, length = int(tokens.shape[0]), int(tokens.shape[1])
-    name = "decoder_attention_mask" if stack == "decoder" else "attention_mask"
-    mask = None if isinstance(inputs, Tensor) else inputs.get(name)
-    if not isinstance(mask, Tensor) or tuple(mask.shape) != (batch, length):
-        return [(0, length)] * batch
-    spans = []
-    for row in mask.tolist():
-        real = [column for column, kept in enumerate(row) if kept]
-        spans.append((real[0], real[-1] + 1) if real else (0, 0))
-    return spans
 
 
 def examples_of(inputs: Inputs, examples: Sequence[int] | None) -> Inputs:
@@ -105,7 +27,7 @@ def examples_of(inputs: Inputs, examples: Sequence[int] | None) -> Inputs:
     if isinstance(inputs, Tensor):
         return inputs[picked]
     return {
-        name: value[picked] if _is_batched(value) and value.shape[0] == batch else value
+        name: value[picked] if is_batched(value) and value.shape[0] == batch else value
         for name, value in inputs.items()
     }
 
@@ -140,11 +62,6 @@ class Spans:
             self._known[key] = real_spans(self.inputs[run.input], stack)
         spans = self._known[key]
         return spans if spans is None or run.examples is None else [spans[example] for example in run.examples]
-
-
-def logits_stack(inputs: Inputs) -> str:
-    """Return the stack whose sequence the logits of an input are of, as `token_axis` takes it."""
-    return "decoder" if not isinstance(inputs, Tensor) and "decoder_input_ids" in inputs else ""
 
 
 def read_columns(name: str, inputs: Inputs, logits: Logits) -> Int64[Tensor, " batch"] | None:

@@ -21,7 +21,7 @@ class Places:
     """Where in an activation `(batch, sequence, channels)` an edit or a read works.
 
     Args:
-        rows: `(batch, 1)` the example that each line of `index` looks at.
+        rows: `(batch, 1)` the example that each line looks at; `None`: the one of the same number.
         index: `(batch, units)` positions, padded with 0; `None` for the whole sequence.
         real: `(batch, units)` False at the padding of `index`; `None` where there is none.
         channels: `(width,)` or, for heads that differ between the examples, `(batch, width)` padded with head 0;
@@ -171,7 +171,9 @@ class Places:
     def _at_positions(self, activation: Tensor) -> Tensor:
         if self.column is not None:
             return activation[:, self.column : self.column + 1]
-        return activation if self.index is None else activation[self.rows, self.index]
+        if self.index is None:
+            return activation if self.rows is None else activation[self.rows[:, 0]]
+        return activation[self.rows, self.index]
 
     @staticmethod
     def _wide_channels(at: Tensor, channels: Tensor) -> Tensor:
@@ -219,14 +221,12 @@ def place(positions: Positions, slot: Slot, batch: int, examples: Examples | Non
     named = positions.batch
     if named is not None and named != batch and batch != 1 and examples is None:
         raise PositionError(f"locations name {named} examples, but the batch has {batch}")
-    rows = index = real = None
-    if positions.rows is not None:
-        index, real = padded(positions.rows, fill=0)
-        rows = _lines(len(index), batch, examples)
+    index, real = (None, None) if positions.rows is None else padded(positions.rows, fill=0)
+    rows = _lines(index, batch, examples)
     channels, real_channels = _channels(positions.heads, slot)
     reach = max((max(row) + 1 for row in positions.rows or () if row), default=0)
     unsized = 0 if positions.heads is None else slot.n_heads
-    named_batch = batch if named is not None else 0
+    named_batch = batch if named is not None or examples is not None else 0
     column = _column(positions.rows, batch) if examples is None else None
     return Places(rows, index, real, channels, real_channels, named_batch, reach, unsized, column)
 
@@ -238,11 +238,11 @@ def _column(rows: Rows | None, batch: int) -> int | None:
     return rows[0][0]
 
 
-def _lines(count: int, batch: int, examples: Examples | None) -> Int64[Tensor, "lines 1"]:
-    """Return for each line of positions the example that it looks at."""
+def _lines(index: Tensor | None, batch: int, examples: Examples | None) -> Int64[Tensor, "lines 1"] | None:
+    """Return for each line of positions the example that it looks at; `None` where every example is meant."""
     if examples is not None:
         return torch.tensor(examples, dtype=torch.long).unsqueeze(1)
-    return torch.zeros(count, 1, dtype=torch.long) if batch == 1 else torch.arange(count).unsqueeze(1)
+    return None if index is None else torch.arange(len(index)).unsqueeze(1) * (batch > 1)
 
 
 def _channels(heads: Rows | None, slot: Slot) -> tuple[Tensor | None, Tensor | None]:

@@ -10,10 +10,10 @@ from torch import Tensor
 from .._errors import PlanError, PositionError, SiteError, UnknownNameError, near_misses
 from ..interventions import Intervention
 from ..models import Slot
+from ..models.sequence import Inputs, batch_size, logits_stack, real_spans, token_axis
 from ..plan import Edit, Examples, Read, Run
 from ..positions import Positions, Rows, Span
 from ..sites import Site
-from .inputs import Inputs, batch_size, logits_stack, real_spans, token_axis
 
 T = TypeVar("T")
 
@@ -63,9 +63,9 @@ def check_read(read: Read, batch: int) -> None:
         raise PlanError(f"{read.site} is read from the run {read.run!r}: generated tokens can only be edited, not read")
     if read.examples is None:
         return
-    if read.positions.rows is None or len(read.positions.rows) != len(read.examples):
+    if read.positions.batch not in (None, len(read.examples)):
         raise PlanError(
-            f"{read.site} of run {read.run!r}: examples={list(read.examples)} needs as many lines of positions"
+            f"{read.site} of run {read.run!r}: examples={list(read.examples)} needs as many lines of positions, or none"
         )
     wrong = [example for example in read.examples if not 0 <= example < batch]
     if wrong:
@@ -154,7 +154,7 @@ def check_fit(
     written, read_at = edit.positions, read.positions
     where = f"{edit.site} (source: {read.site} of run {read.run!r})"
     (base, examples), (source, source_examples) = into, out_of
-    found = read_at.batch or source_examples
+    found = read_at.batch or (source_examples if read.examples is None else len(read.examples))
     if found not in (1, examples):
         raise PlanError(f"{where}: the base has {examples} examples, but {found} are read from the source")
     if written.steps and read_at.widest != 1:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from .._errors import NeverFiredError, PlanError
+from ..models.scope import scope
+from ..models.sequence import Inputs, token_axis
 from ..plan import Read, Run
 from .bind import Bound, BoundRead
 from .edits import Captured, Record, edit_tap, read_tap
 from .hooks import Stopped, tapped
-from .inputs import Inputs, token_axis
 from .ledger import Counts, Effect, Passed, PickedTally, Tally, check_fired
 from .logits import pick_logits
 from .step import OutOfMemory, Part, Pass, Planner, Reply, Step, one_by_one
@@ -133,6 +134,7 @@ def run_step(results: Results, step: Step, forward: Forward | None) -> tuple[Rep
     record.tallies.update({name: Tally() for name in names})
     taps = [*(edit_tap(record, edit) for edit in this.edits), *(read_tap(record, read) for read in reads)]
     with ExitStack() as stack:
+        stack.enter_context(scope())
         for context in this.around:
             stack.enter_context(context)
         restart = stack.enter_context(tapped(taps))

@@ -11,10 +11,11 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from ..models.sequence import Inputs, batch_size, token_axis
 from ..plan import Read, Run
 from .bind import Bound, BoundEdit
 from .edits import Record
-from .inputs import Inputs, batch_size, examples_of, own_caches, token_axis
+from .inputs import examples_of, own_caches
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import SiteError
-from ..engine.hooks import after_call
 from ..models import find_leaf
+from ..models.scope import after_call
 
 MOST = 2**26
 """Bytes that the activations of a pass may take where more are free.

@@ -26,7 +26,7 @@ from ..engine import Inputs, batch_size, bind
 from ..engine.inputs import examples_of
 from ..engine.run import Results, execute, run_step
 from ..engine.step import OutOfMemory, Part, Step
-from ..models import find_slot
+from ..models import evaluating, find_slot
 from ..plan import Constant, Logits, Plan, Read, Run
 from ..positions import Positions
 from .contents import tensor_bytes
@@ -43,7 +43,7 @@ Parts = dict[str, Tensor]
 
 @final
 class ActivationCache:
-    """States of examples, in memory up to a budget, behind that in files that are mapped into memory.
+    """States of examples in eval mode, in memory up to a budget, behind that in files that are mapped into memory.
 
     Args:
         budget: bytes that are held in memory.
@@ -236,7 +236,7 @@ def _read(model: nn.Module, read: Read, run: Run, inputs: Mapping[str, Inputs], 
         )
         wanted = Read("run", read.site, there)
         plan = Plan((Run("run", "inputs"),), (), None, (wanted,))
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             bound = bind(model, plan, {"inputs": examples_of(source, picked)}, {})
             values = execute(bound, planned).values[wanted]
         return [{"value": value[: len(row)].clone()} for value, row in zip(values, there.rows or (), strict=True)]
@@ -276,7 +276,8 @@ def _states_of(model: nn.Module, blocks: Blocks, inputs: Inputs, places: Collect
     """Return the unedited states of an input at some places, with all keys and values; no more is run than that."""
     bound = bind(model, Plan((Run("base", "base"),), ("base",), Logits()), {"base": inputs}, {})
     way = Full(Stop(blocks.calls[-1].module, before=False), Leaving(blocks, frozenset(places), heads=True))
-    states, _ = run_step(Results(bound), Step((Part(bound.order[0]),), way=way), None)
+    with evaluating(model):
+        states, _ = run_step(Results(bound), Step((Part(bound.order[0]),), way=way), None)
     if isinstance(states, OutOfMemory):
         raise states.error
     assert isinstance(states, States)

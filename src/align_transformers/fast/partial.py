@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.hooks import after_call, before_call, forwards
 from ..models import find_leaf, replace_leaf
+from ..models.detours import forwards
 from ..models.inside_attention import around_attention
+from ..models.scope import after_call, before_call
 from .depth import BlockCall, Blocks
 from .last_block import LastBlock
 from .states import Cursor, States, by_batch

@@ -8,8 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..engine import Bound, Inputs
-from ..engine.inputs import CACHES
+from ..models.detours import is_detoured
 from ..models.modules import every_module
+from ..models.scope import ScopedHook
+from ..models.sequence import CACHES
 from .depth import Blocks
 
 SETTINGS = ("use_cache", "return_dict")
@@ -33,13 +35,23 @@ def why_never(bound: Bound, blocks: Blocks | None) -> str:
             return "it is in training mode: dropout may be on"
         if module is not bound.model and has_hooks(module):
             return "somebody else's hooks stand in it"
-    return ""
+    return "edits are applied to it" if is_detoured(bound.model, "forward") else ""
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether hooks of others stand on a module: they may rest on the shapes or the calls of a pass as it was."""
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return any(getattr(hook, "__module__", "") != _RECORDER for hook in hooks)
+def has_hooks(module: nn.Module, *, outputs: bool = False) -> bool:
+    """Whether hooks of others stand on a module: they may rest on the shapes or the calls of a pass as it was.
+
+    Args:
+        module: any.
+        outputs: only those that see its output.
+    """
+    hooks = (*module._forward_hooks.values(), *(() if outputs else module._forward_pre_hooks.values()))
+    return any(map(_may_act, hooks))
+
+
+def _may_act(hook: Any) -> bool:
+    """Whether a hook is one that looks on here; those of passes in other threads do not."""
+    return hook.acts if isinstance(hook, ScopedHook) else getattr(hook, "__module__", "") != _RECORDER
 
 
 def why_whole(bound: Bound, inputs: Inputs, whole: bool) -> str:

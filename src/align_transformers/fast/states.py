@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.hooks import after_call, before_call
 from ..models import find_leaf, replace_leaf
 from ..models.inside_attention import around_attention
+from ..models.scope import after_call, before_call
 from ..models.slot import Leaf
 from .budget import measuring
 from .depth import BlockCall, Blocks

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ..engine import Bound, batch_size, bind, execute, logits_stack, one_by_one, token_axis
 from ..engine.step import Part, Planner, Reply, Step
 from ..interventions import FunctionIntervention
-from ..models import ComponentMap
+from ..models import ComponentMap, evaluating
 from ..models.dummy import dummy_inputs
+from ..models.quiet import quietly
 from ..models.resolve import known_map
 from ..plan import Edit, Logits, Plan, Run
 from ..positions import Positions
@@ -31,6 +32,9 @@ WAYS = ("partial", "together", "packed", "shortened")
 
 _TOLERANCE = 1e-3
 """Of the largest logit, in full precision."""
+
+_ROUNDING = 1e-5
+"""Of the largest logit, in full precision: what products of other shapes may differ by."""
 
 _TIMES = 4
 """So many times the difference that rounding makes is still rounding."""
@@ -75,7 +79,7 @@ def trials_of(model: nn.Module) -> Trials:
     """Return what partial passes of a model can do: for each map of its components found out once, when it is asked.
 
     Args:
-        model: in eval mode.
+        model: to be tried, in eval mode whatever mode it is in.
     """
     found = known_map(model)
     return Assumed() if found is None else Measured(model, _results.setdefault(found, _TrialResults()))
@@ -97,7 +101,7 @@ class Measured(Trials):
     def why_not(self, way: str) -> str:
         """Return why passes cannot be run in one of `WAYS`; empty if they can."""
         if way not in self._results.reasons:
-            with torch.no_grad():
+            with torch.no_grad(), evaluating(self._model), quietly():
                 self._results.reasons[way] = self._try(way)
         return self._results.reasons[way]
 
@@ -110,6 +114,8 @@ class Measured(Trials):
         bound, results = _trial(self._model), self._results
         if isinstance(bound, str):
             return bound
+        if way == "together" and _rows_matter(bound):
+            return "other rows of a batch change a row, as scales or experts that all rows share do"
         if results.expected is None:
             results.expected = _outcome(bound, one_by_one)
         narrow = _differs(bound, Assumed(way, narrow=True), results.expected)
@@ -139,6 +145,41 @@ def _trial(model: nn.Module) -> Bound | str:
 def _shift(base: Tensor) -> Tensor:
     """Return something else than the base, of the same size."""
     return base.roll(1, -1) * 1.5
+
+
+def _rows_matter(bound: Bound) -> bool:
+    """Whether a row depends on what other rows hold: scales of whole tensors do that, and experts with limited room.
+
+    Args:
+        bound: a trial; of its text, the rows are run as they are, and with another row that holds extremes.
+    """
+    found = []
+    edit = next(run for run in bound.order if run.edits).edits[0]
+    inputs, examples = bound.inputs["base"], (*range(batch_size(bound.inputs["base"])), 0)
+    for other in (_alike, _extreme):
+        run = Run("run", "base", (Edit("edit", edit.site, "other"),), examples)
+        plan = Plan((run,), ("run",), Logits((1, 0, 2)))
+        found.append(
+            _outcome(bind(bound.model, plan, {"base": inputs}, {"other": FunctionIntervention(other)}), one_by_one)
+        )
+    plain, beside = found
+    if isinstance(plain, str) or isinstance(beside, str):
+        return False  # no pass of this model can be tried: the trial itself says so
+    rows, others = plain["run"][:-1].float(), beside["run"][:-1].float()
+    gap = float((rows - others).abs().max())
+    return not gap <= max(_ROUNDING, _TIMES * torch.finfo(plain["run"].dtype).eps) * float(rows.abs().max())
+
+
+def _alike(base: Tensor) -> Tensor:
+    """Return the base."""
+    return base
+
+
+def _extreme(base: Tensor) -> Tensor:
+    """Return the base with a last row of which one channel is as large as all others together, also behind a norm."""
+    last = torch.zeros_like(base[-1:])
+    last[..., 0] = 30 * base.abs().amax()
+    return torch.cat([base[:-1], last])
 
 
 def _outcome(bound: Bound, planner: Planner) -> dict[str, Tensor] | str:

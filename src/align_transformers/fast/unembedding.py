@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from .._errors import SiteError
 from ..engine import Bound, token_axis
-from ..engine.hooks import before_call, forwards
-from ..engine.inputs import logits_stack
 from ..engine.step import Pass
 from ..models import Slot, find_leaf, find_slot, replace_leaf
+from ..models.detours import forwards, is_detoured
 from ..models.resolve import known_map
+from ..models.scope import before_call
+from ..models.sequence import logits_stack
 from ..sites import Site
 from .depth import Blocks
 from .reasons import has_hooks
@@ -101,13 +102,14 @@ def narrowed(made: Pass, unembedding: nn.Module | None, tokens: tuple[int, ...] 
 def unembedding_of(bound: Bound, stage: Stage, blocks: Blocks | None) -> nn.Module | None:
     """Return the layer that gives a stage's logits, where it can give some without the others and nobody notices."""
     unknown = known_map(bound.model) is None  # to find out would take a pass
-    if not stage.wanted or bound.plan.logits is None or bound.generates or unknown:
+    applied = is_detoured(bound.model, "forward")
+    if not stage.wanted or bound.plan.logits is None or bound.generates or unknown or applied:
         return None
     try:
         slot = find_slot(bound.model, Site("logits"))
     except SiteError:
         return None
-    if not can_narrow(slot) or has_hooks(slot.module) or bound.model._forward_hooks:
+    if not can_narrow(slot) or has_hooks(slot.module) or has_hooks(bound.model, outputs=True):
         return None
     used = [(edit.site, bound.edits[edit.name].slot) for run in stage.runs for edit in run.edits]
     used += [(read.site, bound.reads[read].slot) for read in stage.reads]

@@ -6,7 +6,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .._errors import SpecError
+from ..subspaces import Partition
 from .intervention import Intervention
 from .user_function import FunctionIntervention
 
@@ -27,7 +31,7 @@ def build_intervention(spec: Any, options: Mapping[str, Any], *, units: int = 1)
 
     Raises:
         SpecError: it is none of these; an option has no place in the constructor, or the constructor needs another; an
-            instance came with options that only a constructor could take.
+            instance came with an option that it was not made with.
 
     >>> from align_transformers import VanillaIntervention
     >>> build_intervention(VanillaIntervention, {"embed_dim": 4}).embed_dim
@@ -35,7 +39,7 @@ def build_intervention(spec: Any, options: Mapping[str, Any], *, units: int = 1)
     """
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(spec, Intervention):
-        late = sorted(given.keys() - {"embed_dim"})
+        late = sorted(name for name in given.keys() - {"embed_dim"} if not _holds(spec, name, given[name]))
         if late:
             raise SpecError(f"{', '.join(late)} came with a finished {type(spec).__name__}: give it to its constructor")
         return spec
@@ -49,6 +53,16 @@ def build_intervention(spec: Any, options: Mapping[str, Any], *, units: int = 1)
             f"found {spec!r}"
         )
     return FunctionIntervention(spec, **given)
+
+
+def _holds(finished: Intervention, name: str, value: Any) -> bool:
+    """Whether an intervention was constructed with an option of this value."""
+    if name == "subspace_partition":
+        return finished.partition == Partition.of(value)
+    held = getattr(finished, name, None)
+    if isinstance(value, Tensor) and isinstance(held, Tensor):
+        return held is value or (held.shape == value.shape and torch.equal(held.cpu(), value.cpu()))
+    return held is not None and not isinstance(held, Tensor) and bool(held == value)
 
 
 def _joined(given: Mapping[str, Any], units: int) -> dict[str, Any]:
@@ -78,4 +92,12 @@ def _construct(kind: type[Intervention], given: Mapping[str, Any]) -> Interventi
         raise SpecError(
             f"{kind.__name__} needs {', '.join(missing)}: construct it yourself and give it as intervention="
         )
-    return kind(**accepted)
+    return keep_facts(kind(**accepted), accepted)
+
+
+def keep_facts(made: Intervention, arguments: Mapping[str, Any]) -> Intervention:
+    """Return an intervention that knows its width and rank, though its constructor may have taken and not kept them."""
+    for name in ("embed_dim", "low_rank_dimension"):
+        if getattr(made, name, None) is None and arguments.get(name) is not None:
+            setattr(made, name, arguments[name])
+    return made

@@ -36,7 +36,7 @@ def edited(
     """
     own = basis if isinstance(basis, Basis) and basis.into is None and gate is None else None
     if not operation.writes:
-        return side_by_side(who, basis.read(base) if own is None else base, choice)
+        return side_by_side(who, operation.new(basis.read(base) if own is None else base, None), choice)
     kind = operation.source_kind
     absent = kind == "none" or (kind == "optional" and source is None and who.source_representation is None)
     other = None if absent else who.given(base, source)
@@ -70,7 +70,7 @@ def transcoded(
     """
     at = basis.read(inputs)
     if not operation.writes:
-        return side_by_side(who, at, choice)
+        return side_by_side(who, operation.new(at, None), choice)
     if operation.source_kind == "run":
         change = operation.new(at.new_zeros(()).expand_as(at), at)
     else:

@@ -194,8 +194,9 @@ class ErasureIntervention(SourcelessIntervention):
     """Erase a concept by an affine projection: `x - (x - mean) @ into @ back`, fitted beforehand and frozen.
 
     LEACE (Belrose et al. 2023, arXiv:2306.03819) is the smallest change after which no linear classifier finds the
-    concept; INLP (Ravfogel et al. 2020, arXiv:2004.07667) projects the directions of trained classifiers away. The same
-    one is applied to each unit.
+    concept; INLP (Ravfogel et al. 2020, arXiv:2004.07667) projects the directions of trained classifiers away: as it is
+    published with `mean` 0, which moves the mean activation; `fit(keep_mean=True)` does not. The same one is applied to
+    each unit.
 
     Args:
         embed_dim: width of the vectors.
@@ -233,6 +234,7 @@ class ErasureIntervention(SourcelessIntervention):
         method: ErasureMethod = "leace",
         rounds: int = 20,
         l2: float = 1e-3,
+        keep_mean: bool = False,
         **options: Any,
     ) -> ErasureIntervention:
         """Fit what erases the labels.
@@ -244,6 +246,8 @@ class ErasureIntervention(SourcelessIntervention):
             method: `leace` or `inlp`.
             rounds: of INLP, at most.
             l2: of INLP's classifiers.
+            keep_mean: of INLP: what is erased becomes that of the mean activation. As published it becomes 0, so the
+                mean moves, too. LEACE always keeps the mean.
             **options: as for the class.
 
         Raises:
@@ -254,6 +258,8 @@ class ErasureIntervention(SourcelessIntervention):
         one.limit_partition(found.into.shape[1])
         for name in _ERASER:
             one.register_buffer(name, getattr(found, name))
+        if keep_mean:
+            one.register_buffer("mean", kept_in(activations.detach().double().mean(0), activations))
         return one
 
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:

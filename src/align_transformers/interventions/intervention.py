@@ -6,6 +6,7 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from operator import index
 from typing import Any, ClassVar
 
 import torch
@@ -198,7 +199,8 @@ class Intervention(nn.Module, ABC):
 
         Args:
             base: `(batch, ..., width)`: vectors, or their coordinates in a basis.
-            subspaces: one tuple of parts for each example; `None` for the first `interchange_dim` coordinates.
+            subspaces: one tuple of parts for each example; `None` for the first `interchange_dim` coordinates, for all
+                examples or for one.
 
         Returns:
             Booleans of the shape of `base`, on its device.
@@ -207,16 +209,19 @@ class Intervention(nn.Module, ABC):
             SpecError: a part does not exist, or the choice does not name every example once.
         """
         width = base.shape[-1]
-        if subspaces is not None:
-            choice = tuple(tuple(int(part) for part in parts) for parts in subspaces)
-            if len(choice) != base.shape[0]:
-                raise SpecError(f"subspaces name {len(choice)} examples, but the batch has {base.shape[0]}")
-            mask = coordinate_mask(choice, self.partition, width)
-        elif self._usual is not None:
-            mask = coordinate_mask(((0,),), Partition((self._usual,)), width)
+        usual: Tensor | None = None
+        if self._usual is not None:
+            usual = coordinate_mask(((0,),), Partition((self._usual,)), width)
         elif self.interchange_dim is not None:
-            mask = (torch.arange(width) < self.interchange_dim).unsqueeze(0)
+            usual = (torch.arange(width) < self.interchange_dim).unsqueeze(0)
+        if subspaces is None:
+            mask = usual
         else:
+            choice = _checked(subspaces, base.shape[0])
+            mask = coordinate_mask(choice, self.partition, width)
+            silent = torch.tensor([parts is None for parts in choice]).unsqueeze(1)
+            mask = mask if usual is None else torch.where(silent, usual, mask)
+        if mask is None:
             return None
         return mask.view(len(mask), *([1] * (base.ndim - 2)), width).to(base.device).expand_as(base)
 
@@ -268,6 +273,17 @@ class SourcelessIntervention(Intervention):
     """Base class of interventions that compute the new value from the base alone."""
 
     source_kind: SourceKind = "none"
+
+
+def _checked(subspaces: Any, batch: int) -> Choice:
+    """Return subspaces as plain numbers."""
+    try:
+        choice = tuple(None if parts is None else tuple(map(index, parts)) for parts in subspaces)
+    except TypeError:
+        raise SpecError(f"subspaces are a list of part numbers for each example; found {subspaces!r}") from None
+    if len(choice) != batch:
+        raise SpecError(f"subspaces name {len(choice)} examples, but the batch has {batch}")
+    return choice
 
 
 def _constructor_arguments(kind: type) -> Iterator[str]:

@@ -12,7 +12,7 @@ from .edit import edited
 from .intervention import ConstantSourceIntervention, Intervention, SourcelessIntervention
 
 SWAP = Swap()
-_ADD, _SUBTRACT, _ZERO, _COLLECT = Add(), Subtract(), Zero(), Collect()
+_ADD, _SUBTRACT, _ZERO, _COLLECT = Add(), Subtract(), Zero(), {detach: Collect(detach) for detach in (False, True)}
 
 
 @final
@@ -148,6 +148,14 @@ class SkipIntervention(Intervention):
 class CollectIntervention(SourcelessIntervention):
     """Look, do not touch: the value comes back in `collected_activations`.
 
+    Where gradients are on, the pass goes on with the very tensor that comes back, so that `torch.autograd.grad` with
+    respect to it is that of a hook. Parts of a vector, and what a module called several times gave, are copies beside
+    the graph of the output: gradients of them reach the model, but none of the output reaches them.
+
+    Args:
+        detach: give copies that hold no graph.
+        **kwargs: as for `Intervention`.
+
     >>> import torch
     >>> CollectIntervention(subspace_partition=[[0, 1], [1, 3]])(torch.ones(1, 1, 3), subspaces=((1,),)).shape
     torch.Size([1, 1, 2])
@@ -155,10 +163,14 @@ class CollectIntervention(SourcelessIntervention):
 
     writes = False
 
+    def __init__(self, *, detach: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.detach = detach
+
     def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
         """Return `base`, or its chosen coordinates side by side, in ascending order.
 
         Raises:
             SpecError: the examples' subspaces differ in size.
         """
-        return edited(self, _COLLECT, WHOLE, base, source, subspaces)
+        return edited(self, _COLLECT[self.detach], WHOLE, base, source, subspaces)

@@ -1,4 +1,4 @@
-"""Any function as an intervention."""
+"""Any function as an intervention, and anything as its subspaces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from .._errors import SpecError
+from .._errors import InterventionError, SpecError
 from ..operations.function import arity
 from ..subspaces import Choice
 from .intervention import Intervention
@@ -52,7 +52,7 @@ class FunctionIntervention(Intervention):
             "nothing that a file names. Write a subclass of Intervention, and load it with that class"
         )
 
-    def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
+    def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Any = None) -> Tensor:
         """Return what the function returns, or `base` where it returns `None`."""
         value = self.source_representation if source is None else source
         given = base.clone(), None if value is None else value.clone(), subspaces
@@ -61,3 +61,53 @@ class FunctionIntervention(Intervention):
             return base
         mask = None if self.arity == 3 else self.chosen(base, subspaces)
         return new if mask is None else torch.where(mask, new, base)
+
+
+@final
+class HandedIntervention(Intervention):
+    """An intervention of the user's with what one call hands to it in the place of subspaces.
+
+    Args:
+        intervention: takes anything as `subspaces`.
+        value: what it gets.
+        batch: how many examples the value is about.
+    """
+
+    repeatable = False  # nothing is known of the value
+
+    def __init__(self, intervention: Intervention, value: Any, batch: int) -> None:
+        super().__init__(embed_dim=intervention.embed_dim, keep_last_dim=intervention.keep_last_dim)
+        self.intervention, self.value, self.batch = intervention, value, batch
+        self.source_representation = intervention.source_representation
+        self.source_kind, self.source_width = intervention.source_kind, intervention.source_width
+
+    @property
+    def writes(self) -> bool:  # type: ignore[override]  # as the user's does
+        """Whether the intervention does."""
+        return self.intervention.writes
+
+    @property
+    def reads_module_input(self) -> bool:  # type: ignore[override]  # as the user's does
+        """Whether the intervention does."""
+        return self.intervention.reads_module_input
+
+    def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Choice | None = None) -> Tensor:
+        """Return what the intervention returns.
+
+        Raises:
+            InterventionError: the pass is about some of the examples only, and the value cannot be divided.
+        """
+        if len(base) % self.batch:
+            raise InterventionError(
+                f"{type(self.intervention).__name__} was handed subspaces for {self.batch} examples, and memory was "
+                f"enough for {len(base)} of them: give a smaller batch"
+            )
+        return self.intervention(base, source, self.value)
+
+
+def takes_anything(intervention: Intervention) -> bool:
+    """Whether an intervention is code of the user's that reads `subspaces` by itself."""
+    if isinstance(intervention, FunctionIntervention):
+        return intervention.arity == 3
+    ours = __name__.partition(".")[0]
+    return intervention.takes_subspaces() and type(intervention).__module__.partition(".")[0] != ours

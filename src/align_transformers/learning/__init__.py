@@ -1,8 +1,9 @@
 """Learning where a concept lives, and measuring how well that was learned."""
 
-from .activations import activations, fit_pca
+from .activations import activations, attention_patterns, fit_pca
 from .alignment import Alignment
 from .batches import Batch
+from .compare import Comparison, compare
 from .evaluate import evaluate, evaluate_call
 from .fit import Fitted, fit, fit_call, progress_bar
 from .forward import BatchForward, CachedForward, FullForward, Intervened, LogitRequest, precompute
@@ -19,6 +20,7 @@ __all__ = [
     "Batch",
     "BatchForward",
     "CachedForward",
+    "Comparison",
     "FitError",
     "Fitted",
     "Forward",
@@ -30,7 +32,9 @@ __all__ = [
     "Scores",
     "Settings",
     "activations",
+    "attention_patterns",
     "bootstrap",
+    "compare",
     "cross_entropy",
     "evaluate",
     "evaluate_call",

@@ -39,6 +39,7 @@ from ..config import IntervenableConfig
 from ..engine import Inputs
 from ..locations import Addressed, Axis, Location
 from ..models import uncompiled
+from ..models.padding import as_alone
 from ..positions import EVERYWHERE, Positions, Rows
 from ..representations import Representation
 
@@ -75,7 +76,11 @@ def read_batch(
             "A Trainer drops columns unless remove_unused_columns=False"
         )
     sources = batch["sources"] if "sources" in batch else _sources(batch, base)
-    call = Call(_moved(base, device), _moved(sources, device), subspaces=_subspaces(batch.get("subspaces")))
+    call = Call(
+        as_alone(model, _moved(base, device)),
+        as_alone(model, _moved(sources, device)),
+        subspaces=_subspaces(batch.get("subspaces")),
+    )
     if "unit_locations" in batch:
         return replace(call, unit_locations=batch["unit_locations"])
     return replace(call, unit_locations=_unit_locations(batch, config, representations, call))
@@ -197,11 +202,12 @@ def _positions(
     rows: dict[str, Rows] = {}
     for part in parts:
         name, value = columns[number, side, part]
-        rows[part] = _rows(name, value, replace(axis, spans=None) if part == "h" else axis, addressed)
+        most = addressed.max_number_of_units if part == "h" else addressed.most_positions
+        rows[part] = _rows(name, value, replace(axis, spans=None) if part == "h" else axis, most)
     return Positions(rows.get("pos", rows.get("t")), rows.get("h"))
 
 
-def _rows(name: str, value: Any, axis: Axis, addressed: Addressed) -> Rows:
+def _rows(name: str, value: Any, axis: Axis, most: int | None) -> Rows:
     """Return a location column as one tuple of integers an example; one number an example is one unit each."""
     listed = _plain(value)
     if not isinstance(listed, list | tuple):
@@ -215,8 +221,8 @@ def _rows(name: str, value: Any, axis: Axis, addressed: Addressed) -> Rows:
         where = f"the location column {name!r}, example {example}"
         if any(isinstance(unit, bool) or not isinstance(unit, int) for unit in row):
             raise SpecError(f"{where}: expected integers; found {units!r}")
-        if len(row) > addressed.max_number_of_units:
-            raise SpecError(f"{where}: {len(row)} units, but max_number_of_units is {addressed.max_number_of_units}")
+        if most is not None and len(row) > most:
+            raise SpecError(f"{where}: {len(row)} units, but max_number_of_units is {most}")
         span = None if axis.spans is None else axis.spans[example]
         rows.append(tuple(unit if unit >= 0 else _from_end(unit, span, where) for unit in row))
     return tuple(rows)
@@ -238,8 +244,8 @@ def _plain(value: Any) -> Any:
 
 def _subspaces(value: Any) -> Any:
     """Return `[batch][parts]`, or what is nested deeper as it is."""
-    if value is None:
-        return None
+    if value is None or isinstance(value, Mapping):
+        return value
     return [[one] if isinstance(one, int) else one for one in _plain(value)]
 
 

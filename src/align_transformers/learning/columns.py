@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -90,21 +91,42 @@ def _labelled(labels: Any, batch: int) -> LogitColumns:
     return LogitColumns(example.cpu(), column.cpu())
 
 
-def labels_at(where: ColumnRule, columns: LogitColumns | None, labels: Any, device: torch.device) -> Any:
+def labels_at(where: ColumnRule, columns: LogitColumns | None, labels: Any, count: int, device: torch.device) -> Any:
     """Return the label of each row that is read, on `device`.
 
     Args:
         where: which logits are read.
         columns: from `columns_of`.
-        labels: the batch's; `(batch, 1)` whole numbers count as `(batch,)`.
+        labels: the batch's; `(batch, 1)` whole numbers count as `(batch,)`, and numbers in a list or an array as a
+            tensor.
+        count: number of examples.
         device: the logits'.
+
+    Raises:
+        SpecError: there are not as many labels as examples.
     """
+    labels = as_labels(labels)
     if not isinstance(labels, Tensor):
         return labels
     labels = labels.to(device)
     if where == "labels" and columns is not None:
         return labels[columns.example.to(device), columns.column.to(device)]
+    if where == "last" and labels.shape[:1] != (count,):
+        raise SpecError(
+            f"'labels' needs a label for each of the {count} examples of the batch; found the shape "
+            f"{tuple(labels.shape)}"
+        )
     return one_each(labels) if where == "last" else labels
+
+
+def as_labels(labels: Any) -> Any:
+    """Return numbers in a list or an array as a tensor, and labels of other kinds as they are.
+
+    >>> as_labels([4, 7]), as_labels(["yes", "no"])
+    (tensor([4, 7]), ['yes', 'no'])
+    """
+    numbers = isinstance(labels, list | tuple) and labels and all(isinstance(one, int | float) for one in labels)
+    return torch.as_tensor(labels) if numbers or isinstance(labels, np.ndarray) else labels
 
 
 def one_each(labels: Tensor) -> Tensor:

@@ -15,18 +15,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .._bar import bar
 from .._optional import optional
-from ..planners import HAS_FAST
 from .alignment import Alignment
 from .checkpoints import BatchOrder, CheckpointFolder
 from .columns import ColumnRule
-from .forward import BatchForward, Collator, Intervened, forward_of
+from .forward import BatchForward, Collator, Intervened, MemoryRule, forward_of
 from .held import frozen, learning, recomputed, seeded
 from .loop import Fit, HistoryRow, Progress, restore, run
 from .losses import ComputeMetrics, Measure, cross_entropy, iia, measure_of
 from .settings import OptimizerFactory, SchedulerFactory, Settings, make_optimizer, make_scheduler
-
-if HAS_FAST:
-    from ..fast import ActivationCache
 
 if TYPE_CHECKING:
     import pandas
@@ -91,7 +87,7 @@ def fit(
     optimizer: Optimizer | OptimizerFactory | None = None,
     scheduler: LRScheduler | SchedulerFactory | None = None,
     forward: BatchForward | None = None,
-    memory: ActivationCache | bool | None = None,
+    memory: MemoryRule = None,
     checkpoints: str | Path | None = None,
     resume: bool = False,
     progress: Progress | bool | None = None,
@@ -117,8 +113,8 @@ def fit(
         forward: how a batch is run; default: as `memory` says.
         memory: where what the frozen model makes of each example below the interventions is kept, so that no block
             there is run again: `False` for none, `True` for a new one, into which examples are put one by one, so that
-            an interrupted fit finds the same; default: a new one if the data is gone through more than once.
-            `precompute` fills one faster.
+            an interrupted fit finds the same; `"auto"` looks at the data, and has one if examples repeat; default: a
+            new one if the data is gone through more than once. `precompute` fills one faster.
         checkpoints: a folder for checkpoints, one file that is replaced every `checkpoint_every` steps.
         resume: go on from the checkpoint in that folder, if there is one. Loader, model and settings must be the same;
             on a CPU the result is then bit for bit that of a fit that was never interrupted. A loader must draw its
@@ -132,13 +128,17 @@ def fit(
     Raises:
         SpecError: nothing learns, a batch lacks a column, or the checkpoint is another fit's.
         UnknownNameError: a setting is misspelt.
-        FitError: the loss is not finite, or does not depend on what learns.
+        FitError: the loss is not finite, does not depend on what learns, or has had no gradient there in the first
+            steps; the message says the likely cause.
+
+    Warns:
+        UserWarning: the loss has had no gradient in some of several interventions.
 
     Geiger et al. 2023, arXiv:2303.02536.
     """
     chosen = Settings.of(settings)
     if forward is None:
-        forward = forward_of(intervened, chosen, memory, loader)
+        forward = forward_of(intervened, chosen, memory, loader, collator)
     alignment = Alignment(intervened, loss=loss, positions=positions, collator=collator, forward=forward)
     with ExitStack() as stack:
         stack.enter_context(seeded(chosen.seed))

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
@@ -22,12 +23,17 @@ from ..plan import Logits
 from ..planners import HAS_FAST
 from ..representations import Representation
 from .batches import Batch, read_batch
+from .checkpoints import BatchOrder
 from .columns import ColumnRule, LogitColumns, Readout, columns_of, labels_at, rows_of
 from .held import frozen
 from .settings import Settings
 
 if HAS_FAST:
     from ..fast import ActivationCache, Remembered, planned, remembered
+    from ..fast.cache import row_keys
+
+MemoryRule = Any
+"""Where states of examples are kept: an `ActivationCache`, `True` for a new one, `False`, `"auto"`, or `None`."""
 
 Collator = Callable[[Any], Any]
 """Makes a batch of what a data loader gives: a dict whose columns are explained in `batches`."""
@@ -124,7 +130,7 @@ class CachedForward:
             return self._full(request)
         face, composed = self._intervened, self._composed(request.call)
         found = self._remembered(composed)
-        bound = bind(face.model, found.plan, composed.inputs, face.interventions, found.constants)
+        bound = bind(face.model, found.plan, composed.inputs, composed.interventions, found.constants)
         logits: Tensor = execute(bound, partial(planned, known=found.known)).outputs["base"]
         return logits
 
@@ -142,7 +148,7 @@ class CachedForward:
 
 
 def forward_of(
-    intervened: Intervened, settings: Settings, memory: ActivationCache | bool | None, loader: Iterable[Any]
+    intervened: Intervened, settings: Settings, memory: MemoryRule, loader: Iterable[Any], collator: Collator | None
 ) -> BatchForward:
     """Return how a fit runs its batches: from the interventions on, if what lies below them is needed again.
 
@@ -151,15 +157,80 @@ def forward_of(
         settings: how often the data is gone through, and whether blocks are computed again in the backward pass.
         memory: what the caller of `fit` says.
         loader: the data.
+        collator: makes a batch of what the loader gives.
     """
-    if memory is None:
-        batches = len(loader) if isinstance(loader, Sized) else None
-        again = settings.epochs > 1 and (batches is None or settings.steps(batches) * settings.accumulate > batches)
-        memory = again and not settings.gradient_checkpointing
-    said = getattr(intervened, "planner", None)  # one that is named runs the batches as it says
-    if memory is False or not HAS_FAST or (said is not None and said is not planned):
+    batches = len(loader) if isinstance(loader, Sized) else None
+    again = settings.epochs > 1 and (batches is None or settings.steps(batches) * settings.accumulate > batches)
+    if memory in (None, "auto") and settings.gradient_checkpointing:
+        memory = False
+    elif memory is None:
+        memory = again
+    return forward_with(intervened, memory_of(memory, Reader(intervened, collator), loader, again=again))
+
+
+def forward_with(intervened: Intervened, memory: ActivationCache | None) -> BatchForward:
+    """Return how batches are run with a memory, or without one: a planner that is named runs them as it says."""
+    said = getattr(intervened, "planner", None)
+    if memory is None or (said is not None and said is not planned):
         return FullForward(intervened)
-    return CachedForward(intervened, ActivationCache(alone=True) if memory is True else memory)
+    return CachedForward(intervened, memory)
+
+
+def memory_of(
+    memory: MemoryRule, reader: Reader, loader: Iterable[Any], *, again: bool = False
+) -> ActivationCache | None:
+    """Return the memory that a caller asks for, if there can be one.
+
+    Args:
+        memory: the caller's word for it.
+        reader: makes calls of batches.
+        loader: the data.
+        again: the data is gone through more than once.
+
+    Raises:
+        SpecError: it is no memory.
+    """
+    if memory not in (None, True, False, "auto") and not (HAS_FAST and isinstance(memory, ActivationCache)):
+        raise SpecError(f"memory is an ActivationCache, True, False or 'auto'; found {memory!r}")
+    if not HAS_FAST or memory is None or memory is False:
+        return None
+    if memory == "auto" and not repeats(reader, loader, 2 if again else 1):
+        return None
+    return ActivationCache(alone=True) if memory in (True, "auto") else memory
+
+
+_LOOKED_AT = 64  # batches of a pass over a loader: that of 2,000 examples none comes again is no chance
+
+
+def repeats(reader: Reader, loader: Iterable[Any], passes: int) -> bool:
+    """Whether an example of a loader comes again: the same base, or the same source, by its contents.
+
+    The model is not run, and the generators of random numbers are put back. What can be gone through only once is left
+    alone, and not taken to repeat.
+
+    Args:
+        reader: makes calls of batches.
+        loader: gives batches; no more than the first 64 of a pass are looked at.
+        passes: over it.
+    """
+    order = BatchOrder.of(loader)
+    before, seen = order.now(), set[bytes]()
+    try:
+        for _ in range(passes):
+            batches = iter(loader)
+            if batches is loader:
+                return False
+            for item in islice(batches, _LOOKED_AT):
+                call = reader.call(reader.collate(item))
+                sources = call.sources if isinstance(call.sources, list | tuple) else [call.sources]
+                keys = [key for one in sources if one is not None for key in row_keys(one, "source")]
+                keys += row_keys(call.base, "base")
+                if len(seen | set(keys)) < len(seen) + len(keys):
+                    return True
+                seen.update(keys)
+    finally:
+        order.set(before)
+    return False
 
 
 @final
@@ -202,19 +273,17 @@ class Reader:
         if len(set(wheres)) == 1:
             columns = columns_of(wheres[0], call.base, labels)
             logits = self._forward(LogitRequest(batch, call, columns, wheres[0]))
-            return [_readout(logits, columns, wheres[0], labels, call.base)] * len(wheres)
+            return [readout(logits, columns, wheres[0], labels, call.base)] * len(wheres)
         logits = self._forward(LogitRequest(batch, call, None, "all"))
         found = [(where, columns_of(where, call.base, labels)) for where in wheres]
-        return [
-            _readout(rows_of(logits, columns, where), columns, where, labels, call.base) for where, columns in found
-        ]
+        return [readout(rows_of(logits, columns, where), columns, where, labels, call.base) for where, columns in found]
 
     def plain(self, inputs: Inputs, labels: Any, where: ColumnRule) -> Readout:
         """Run an input without interventions, and read it likewise."""
         columns = columns_of(where, inputs, labels)
         lean, places = fewer_logits(self.intervened.model, inputs, columns)
         output = self.intervened.model(lean) if isinstance(lean, Tensor) else self.intervened.model(**lean)
-        return _readout(rows_of(logits_of(output), places, where), columns, where, labels, inputs)
+        return readout(rows_of(logits_of(output), places, where), columns, where, labels, inputs)
 
 
 def precompute(
@@ -261,7 +330,17 @@ def fewer_logits(model: nn.Module, base: Inputs, columns: LogitColumns | None) -
     return lean, columns
 
 
-def _readout(logits: Tensor, columns: LogitColumns | None, where: ColumnRule, labels: Any, base: Inputs) -> Readout:
-    wanted = labels_at(where, columns, labels, logits.device)
+def readout(logits: Tensor, columns: LogitColumns | None, where: ColumnRule, labels: Any, base: Inputs) -> Readout:
+    """Return logits that were read, with the labels that belong to them.
+
+    Args:
+        logits: those that are read.
+        columns: where they were read.
+        where: which rule said so.
+        labels: of the batch.
+        base: the base's inputs.
+    """
+    count = batch_size(base)
+    wanted = labels_at(where, columns, labels, count, logits.device)
     example = columns.example if columns is not None and where == "labels" else None
-    return Readout(logits, wanted, example, batch_size(base))
+    return Readout(logits, wanted, example, count)

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .._errors import SpecError
-from ..models import find_slot, resolve, uncompiled
+from ..models import evaluating, find_slot, resolve, uncompiled
+from ..models.detours import forwards
+from ..models.modes import holding
+from ..models.scope import Scope, scope
 from ..sites import Site
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Hold a model in eval mode with no parameter requiring a gradient.
+    """Hold a model in eval mode with no parameter requiring a gradient, in all threads; the last fit to end frees it.
 
     >>> model = nn.Linear(2, 2)
     >>> with frozen(model):
@@ -29,19 +32,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
     >>> model.training, model.weight.requires_grad
     (True, True)
     """
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    training = [module for module in model.modules() if module.training]
-    try:
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        for module in training:
-            module.training = False
+    with evaluating(model), holding(model.parameters(), "requires_grad", False):
         yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
-        for module in training:
-            module.training = True
 
 
 @contextmanager
@@ -90,17 +82,11 @@ def recomputed(model: nn.Module, sites: Iterable[Site]) -> Iterator[None]:
             f"gradient_checkpointing: none of the model's {len(blocks)} known blocks is free of interventions, so "
             "there is nothing to compute again; leave it off"
         )
-    before = [block.__dict__.get("forward") for block in free]
-    try:
-        for block in free:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    with (
+        scope(Scope(lasting=True)),
+        forwards({block: lambda forward: partial(checkpoint, forward, use_reentrant=False) for block in free}),
+    ):
         yield
-    finally:
-        for block, forward in zip(free, before, strict=True):
-            if forward is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.forward = forward
 
 
 RandomStates = tuple[dict[str, Tensor], list[Any]]

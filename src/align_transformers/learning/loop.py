@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -24,6 +26,9 @@ from .settings import FitError, Settings, autocast
 HistoryRow = Mapping[str, Any]
 """One optimiser step of the history."""
 
+_FIRST_STEPS = 3
+"""By then something that learns has to have had a gradient."""
+
 Progress = Callable[[HistoryRow, int], None]
 """Called after every optimiser step with its row and the number of all steps."""
 
@@ -41,6 +46,8 @@ class FitState:
     best: dict[str, Tensor] = field(default_factory=dict)
     waited: int = 0
     stopped: bool = False
+    reached: list[str] = field(default_factory=list)
+    """Keys of the interventions that the loss gave a gradient in the first steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +184,12 @@ def _step(fit: Fit, group: list[Any]) -> None:
         read, total = _backward(fit, batch)
         count, loss = count + read.count, loss + total
         metric += numbers_of(fit.metric, read, "metric").sum().item()
+    if state.step < _FIRST_STEPS:
+        _check_reached(fit, group[-1])
+    penalty = fit.alignment.penalty() * count
+    loss += _finite(fit, penalty.item())
+    if penalty.requires_grad:
+        penalty.backward()
     learning = fit.alignment.learning()
     for parameter in learning:
         if parameter.grad is not None:
@@ -207,20 +220,74 @@ def _step(fit: Fit, group: list[Any]) -> None:
 
 
 def _backward(fit: Fit, batch: Any) -> tuple[Readout, float]:
-    """Add the gradient of a batch's summed loss; return what the metric reads, cut loose, and that loss."""
+    """Add the gradient of a batch's summed loss, without penalties; return what the metric reads, and that loss."""
     alignment, reader = fit.alignment, fit.alignment.reader
     with autocast(fit.settings, alignment.learning()[0].device):
         read, other = reader.read(reader.collate(batch), alignment.positions, fit.metric_positions)
-        total = alignment.losses(read).sum() + alignment.penalty() * read.count
-    value = total.detach().item()
+        total = alignment.losses(read).sum()
     if not total.requires_grad:
-        raise FitError("the loss does not depend on what learns: is the logits' position reached by the interventions?")
-    if value != value or abs(value) == float("inf"):
+        raise FitError(f"the loss does not depend on what learns: {_cause(fit, batch)}")
+    value = _finite(fit, total.item())
+    total.backward()
+    return replace(other, logits=other.logits.detach()), value
+
+
+def _finite(fit: Fit, value: float) -> float:
+    """Return a part of the loss, if it is a finite number."""
+    if not math.isfinite(value):
         raise FitError(
             f"the loss is {value} at step {fit.state.step + 1}: a smaller lr, clip=1.0 or fewer dimensions help"
         )
-    total.backward()
-    return replace(other, logits=other.logits.detach()), value
+    return value
+
+
+def _check_reached(fit: Fit, batch: Any) -> None:
+    """Note which interventions the loss gave a gradient, before penalties have theirs; refuse to go on without any.
+
+    Args:
+        fit: with the gradients of one of the first steps.
+        batch: of that step, to look for the cause.
+
+    Raises:
+        FitError: after the first steps no intervention has had one.
+
+    Warns:
+        UserWarning: some of several have had none.
+    """
+    state = fit.state
+    learners = {
+        key: [p for p in one.parameters() if p.requires_grad]
+        for key, one in fit.alignment.reader.intervened.interventions.items()
+    }
+    for key, parameters in learners.items():
+        if key not in state.reached and any(p.grad is not None and bool(p.grad.any()) for p in parameters):
+            state.reached.append(key)
+    steps = min(_FIRST_STEPS, fit.total)
+    idle = [key for key, parameters in learners.items() if parameters and key not in state.reached]
+    if state.step + 1 < steps or not idle:
+        return
+    said = f"the gradient of the loss was exactly 0 in each of the first {steps} steps"
+    if not state.reached:
+        raise FitError(f"nothing learns: {said}. The likely cause: {_cause(fit, batch)}")
+    warnings.warn(f"{', '.join(idle)} learns nothing so far: {said}", stacklevel=2)
+
+
+@torch.no_grad()
+def _cause(fit: Fit, batch: Any) -> str:
+    """Return why a loss has no gradient: whether the edits change what it reads tells where the gradient is lost."""
+    reader, where = fit.alignment.reader, fit.alignment.positions
+    collated = reader.collate(batch)
+    (edited,) = reader.read(collated, where)
+    plain = reader.plain(reader.call(collated).base, collated.get("labels"), where)
+    if float((edited.logits - plain.logits).abs().max()) > 1e-4 * float(plain.logits.abs().max()):
+        return (
+            "the interventions do change the logits that are read, so the gradient is lost on the way: a mask that is "
+            "hard or saturated, a kernel or function without a gradient, a detach() or no_grad(), or half precision"
+        )
+    return (
+        f"the interventions do not change the logits that are read (positions={where!r}). They are at positions that "
+        "these do not see (in the last block only the position that is read counts), or every source equals its base"
+    )
 
 
 def _validation_is_due(fit: Fit) -> bool:

@@ -5,7 +5,7 @@ Each can be the `loss` of `fit` or a metric of `evaluate`; so can any other `Mea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,22 +37,26 @@ class Numbers:
     whole: bool
 
 
-def cross_entropy(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+def cross_entropy(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, ...]) -> Float[Tensor, " rows"]:
     """Return the cross-entropy of the counterfactual label, in nats: the loss of distributed alignment search.
 
     Args:
         logits: `(rows, vocab)`.
         labels: `(rows,)` the tokens or classes that the causal model says.
 
+    Raises:
+        SpecError: the labels have another shape.
+
     Geiger et al. 2023, arXiv:2303.02536.
 
     >>> cross_entropy(torch.zeros(1, 2), torch.tensor([1]))
     tensor([0.6931])
     """
+    _check_shape("cross_entropy", labels, logits.shape[:1])
     return F.cross_entropy(logits.float(), labels.long(), reduction="none")
 
 
-def kl_divergence(logits: Float[Tensor, "rows vocab"], target: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
+def kl_divergence(logits: Float[Tensor, "rows vocab"], target: Float[Tensor, ...]) -> Float[Tensor, " rows"]:
     """Return KL(target || softmax(logits)), summed over the vocabulary, in nats.
 
     Args:
@@ -60,18 +64,19 @@ def kl_divergence(logits: Float[Tensor, "rows vocab"], target: Float[Tensor, "ro
         target: `(rows, vocab)` the probabilities that the intervened model should give.
 
     Raises:
-        SpecError: a row of `target` does not sum to 1.
+        SpecError: `target` has another shape, or a row of it does not sum to 1.
 
     >>> kl_divergence(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))
     tensor([0.6931])
     """
+    _check_shape("kl_divergence", target, logits.shape)
     target = target.float()
     if not torch.allclose(target.sum(-1), target.new_ones(()), atol=1e-3):
         raise SpecError("the target of kl_divergence is probabilities: every row sums to 1; give softmax(logits)")
     return F.kl_div(F.log_softmax(logits.float(), dim=-1), target, reduction="none").sum(-1)
 
 
-def label_difference(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, "rows 2"]) -> Float[Tensor, " rows"]:
+def label_difference(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, ...]) -> Float[Tensor, " rows"]:
     """Return the logit difference: the logit of the counterfactual label minus that of the other label.
 
     It grows as the alignment gets better; as a loss give its negative.
@@ -80,14 +85,18 @@ def label_difference(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, "r
         logits: `(rows, vocab)`.
         labels: `(rows, 2)` the counterfactual label, and the one it competes with (the base's, as a rule).
 
+    Raises:
+        SpecError: the labels have another shape.
+
     >>> label_difference(torch.tensor([[1.0, 4.0, 2.0]]), torch.tensor([[1, 0]]))
     tensor([3.])
     """
+    _check_shape("label_difference", labels, (len(logits), 2))
     chosen = logits.float().gather(-1, labels.long())
     return chosen[:, 0] - chosen[:, 1]
 
 
-def iia(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+def iia(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, ...]) -> Float[Tensor, " rows"]:
     """Return 1 where the most probable answer is the counterfactual label, else 0.
 
     Its mean is the interchange intervention accuracy. Where an example has several labels, it is averaged over them.
@@ -96,12 +105,22 @@ def iia(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, " rows"]) -> Fl
         logits: `(rows, vocab)`.
         labels: `(rows,)` the tokens or classes that the causal model says.
 
+    Raises:
+        SpecError: the labels have another shape.
+
     Geiger et al. 2021, arXiv:2106.02997.
 
     >>> iia(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]))
     tensor([1., 0.])
     """
+    _check_shape("iia", labels, logits.shape[:1])
     return (logits.argmax(dim=-1) == labels).float()
+
+
+def _check_shape(name: str, labels: Tensor, wanted: Sequence[int]) -> None:
+    """Refuse labels of another shape: PyTorch would stretch them to that of the logits, or leave rows out."""
+    if tuple(labels.shape) != tuple(wanted):
+        raise SpecError(f"{name} compares with labels of shape {tuple(wanted)} here; found {tuple(labels.shape)}")
 
 
 def measure_of(compute_metrics: ComputeMetrics | None) -> Measure:

@@ -125,16 +125,10 @@ class Scores(Mapping[str, float]):
             UnknownNameError: there is no such metric, mask or subset.
             SpecError: the metric is of whole batches, or the subset is empty.
         """
-        if mask not in self.numbers or name not in self.numbers[mask]:
-            raise UnknownNameError(
-                f"no scores {name!r} with mask {mask!r}: there are {list(self)} and {list(self.numbers)}"
-            )
         subsets = self._subsets()
         if subset not in subsets:
             raise UnknownNameError(f"no subset {subset!r}; {near_misses(subset, subsets)}")
-        if name in self.whole:
-            raise SpecError(f"{name!r} gave one number a batch, so examples cannot be drawn again")
-        values = self.numbers[mask][name]
+        values = self._of_examples(name, mask)
         chosen = subsets[subset]
         return self._interval(values if chosen is None else values[chosen.to(values.device)])
 
@@ -174,12 +168,23 @@ class Scores(Mapping[str, float]):
             mask: `soft` or `hard`.
 
         Raises:
-            SpecError: the numbers of examples differ.
+            UnknownNameError: one of them has no such metric or mask.
+            SpecError: the numbers of examples differ, or the metric is of whole batches.
         """
-        first, second = self.numbers[mask][name], other.numbers[mask][name]
+        first, second = self._of_examples(name, mask), other._of_examples(name, mask)
         if len(first) != len(second):
             raise SpecError(f"paired scores are of the same examples; found {len(first)} and {len(second)}")
         return self._interval(first.cpu() - second.cpu())
+
+    def _of_examples(self, name: str, mask: str) -> Tensor:
+        """Return a metric's number for each example."""
+        if mask not in self.numbers or name not in self.numbers[mask]:
+            raise UnknownNameError(
+                f"no scores {name!r} with mask {mask!r}: there are {list(self)} and {list(self.numbers)}"
+            )
+        if name in self.whole:
+            raise SpecError(f"{name!r} gave one number a batch, so examples cannot be drawn again")
+        return self.numbers[mask][name]
 
     def _interval(self, values: Tensor) -> Interval:
         return bootstrap(values, resamples=self.resamples, confidence=self.confidence, seed=self.seed)

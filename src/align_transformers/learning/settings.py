@@ -24,7 +24,7 @@ SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 
 
 class FitError(AlignError, RuntimeError):
-    """A fit cannot go on: its loss is not finite, or does not depend on what learns."""
+    """A fit cannot go on: its loss is not finite, or gives what learns no gradient."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,11 @@ def make_optimizer(
         given: an optimiser as it is, a function that makes one, or `None` for AdamW.
 
     Raises:
-        SpecError: an intervention has no learning rate, or a learning rate no intervention.
+        SpecError: an intervention has no learning rate, a learning rate no intervention, or the optimiser has none of
+            the parameters that learn.
     """
     if isinstance(given, Optimizer):
-        return given
+        return _checked(given, interventions)
     rates = settings.lr if isinstance(settings.lr, Mapping) else {"": settings.lr}
     groups: list[dict[str, Any]] = []
     seen: set[nn.Parameter] = set()
@@ -157,7 +158,20 @@ def make_optimizer(
     idle = [piece for piece in rates if piece and piece not in used]
     if idle:
         raise SpecError(f"lr names {idle}, which is in the key of no intervention that learns: {list(interventions)}")
-    return AdamW(groups, weight_decay=settings.weight_decay) if given is None else given(groups)
+    return (
+        AdamW(groups, weight_decay=settings.weight_decay) if given is None else _checked(given(groups), interventions)
+    )
+
+
+def _checked(optimizer: Optimizer, interventions: Mapping[str, Intervention]) -> Optimizer:
+    """Return an optimiser that somebody made; refuse one that would move nothing that learns."""
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    if held.isdisjoint(p for one in interventions.values() for p in one.parameters() if p.requires_grad):
+        raise SpecError(
+            f"the optimiser has {len(held)} parameters, and none of those that learn: make it of "
+            "intervenable.get_trainable_parameters()"
+        )
+    return optimizer
 
 
 def _groups(intervention: Intervention, rate: float) -> list[dict[str, Any]]:

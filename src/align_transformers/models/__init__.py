@@ -4,7 +4,7 @@ from .component_map import Block, ComponentMap
 from .describe import Description, describe
 from .load import load_model
 from .lookup import find_slot
-from .modules import uncompiled
+from .modules import evaluating, uncompiled
 from .resolve import resolve
 from .slot import Slot, find_leaf, replace_leaf
 
@@ -14,6 +14,7 @@ __all__ = [
     "Description",
     "Slot",
     "describe",
+    "evaluating",
     "find_leaf",
     "find_slot",
     "load_model",

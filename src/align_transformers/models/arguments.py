@@ -19,9 +19,14 @@ def without_cache(model: nn.Module, inputs: Mapping[str, Any] | Tensor) -> Mappi
     """
     if isinstance(inputs, Tensor) or "use_cache" in inputs:
         return inputs
-    named, open_ended = _arguments(type(model).forward)
+    named, open_ended = arguments(model)
     told = "use_cache" in named or (open_ended and hasattr(getattr(model, "config", None), "use_cache"))
     return {**inputs, "use_cache": False} if told else inputs
+
+
+def arguments(model: nn.Module) -> tuple[frozenset[str], bool]:
+    """Return the names of the arguments of a model's forward pass, and whether it takes any others."""
+    return _arguments(type(model).forward)
 
 
 @lru_cache(maxsize=32)

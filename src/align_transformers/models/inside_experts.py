@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .detours import ModuleForward, forwards
 from .inside_attention import Visit, Visits
 from .interfaces import Around, around_interface
 
@@ -87,17 +88,13 @@ def inside_router(module: nn.Module, visit: Visit) -> Iterator[None]:
         module: the router; what it returns of its logits is not read by anyone.
         visit: what sees them, `(tokens, experts)`.
     """
-    forward, had_own = module.forward, "forward" in vars(module)
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        with _RouterLogits(visit):
-            return forward(*args, **kwargs)
+    def watching(forward: ModuleForward) -> ModuleForward:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            with _RouterLogits(visit):
+                return forward(*args, **kwargs)
 
-    module.forward = watched
-    try:
+        return watched
+
+    with forwards({module: watching}):
         yield
-    finally:
-        if had_own:
-            module.forward = forward
-        else:
-            del module.forward

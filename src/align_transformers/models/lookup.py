@@ -24,13 +24,19 @@ def find_slot(model: nn.Module, site: Site) -> Slot:
             (`recurrent_cells.find_step` has all such paths).
 
     Raises:
-        SiteError: the layer, the component or the module does not exist here, or has no steps that can be named.
+        SiteError: the layer, the component or the module does not exist here, or has no steps that can be named; or the
+            model runs in threads of its own.
 
     >>> find_slot(nn.Sequential(nn.Linear(3, 5)), Site("0.output")).width
     5
     >>> find_slot(nn.Sequential(nn.GRU(3, 5)), Site("0.step[0].output")).fused
     GRU(3, 5)
     """
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+        raise SiteError(
+            f"nn.DataParallel runs copies of its module in threads of its own ({len(model.device_ids)} devices), where "
+            "no edit acts: give its .module, or load the model over the devices with device_map"
+        )
     if site.path is None:
         known = known_map(model)
         found = None if known is None or known.note else known.find(site)  # a copy's map holds until there are weights

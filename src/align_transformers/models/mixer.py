@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .findings import Findings
-from .probing import call_again, passes_around
+from .probing import call_again, call_differentiably, passes_around
 from .trace import ModuleCall
 
 NAMES = ("mixer_input", "mixer_output")
 _FELT = 1e-5
-"""Smaller changes, relative to that at the changed position, are rounding: experts sum in another order."""
+"""Smaller effects, relative to that at the first position itself, are rounding: experts sum in another order."""
+_DENSE = 0.5
+"""A mixer carries most channels of a position to others; the largest entry of all, which sets a scale, is one."""
 
 
 def find_mixer(found: Findings, linears: Sequence[ModuleCall]) -> None:
@@ -49,18 +52,41 @@ def _without_residual(found: Findings, mixer: ModuleCall) -> ModuleCall:
     parts = [call for call in found.trace.calls if call.parent is mixer and found.keeps_rows(call)]
     far = reaches_to(mixer)
     working = [part for part in parts if reaches_to(part) == far]
-    if len(working) == 1 and passes_around(mixer, working[0].module):
+    if len(working) == 1 and passes_around(mixer, [working[0].module]):
         return _without_residual(found, working[0])
     return mixer
 
 
 def reaches_to(call: ModuleCall) -> int:
-    """Return the last position of a module's output that changes when the first position of its input does.
+    """Return the last position of a module's output that follows from the first position of its input.
 
-    The module is called again on its own, with the arguments that it had.
+    The module is called again on its own, with the arguments that it had. Its gradient tells: what only rounds, or
+    chooses, by other rows (int8 with a scale for all of them, experts that are full) has none, or of one entry.
     """
     if call.input is None or call.output is None or call.input.ndim != 3 or call.output.ndim != 3:
         return 0
+    again = call_differentiably(call)
+    if again is None or again[0].shape[:2] != again[1].shape[:2]:
+        return _moves_to(call)
+    try:
+        felt = [_pull(*again, position) for position in range(again[1].shape[1])]
+    except RuntimeError:  # a kernel without a derivative
+        return _moves_to(call)
+    least = _FELT * felt[0].amax()
+    reached = [n for n, pull in enumerate(felt) if pull.amax() > least and (pull > 0).float().mean() > _DENSE]
+    return max(reached, default=0)
+
+
+def _pull(leaf: Tensor, output: Tensor, position: int) -> Tensor:
+    """Return how strongly each channel of the first position of the input acts on a position of the output."""
+    weights = torch.randn(output[:, 0].shape, generator=torch.Generator().manual_seed(0)).to(output)
+    total = (output[:, position] * weights).sum()
+    (gradient,) = torch.autograd.grad(total, [leaf], retain_graph=True, allow_unused=True)
+    return torch.zeros(1) if gradient is None else gradient[:, 0].abs().amax(0).float().cpu()
+
+
+def _moves_to(call: ModuleCall) -> int:
+    """Return the last position of a module's output that changes when the first position of its input does."""
 
     def nudge(tensor: Tensor) -> Tensor:
         tensor[:, 0] += 1.0

@@ -196,7 +196,7 @@ def _note_dense(found: Findings, branch: Branch) -> None:
         home = None if home.parent is found.block else home.parent
     if home is not None:
         found.note("mlp_input", home, "input", "the module that holds the up and the down projection")
-        if passes_around(home, down.module):
+        if passes_around(home, [down.module]):
             found.note(
                 "mlp_output", down, "output", "the down projection (past it, more goes through the module around it)"
             )

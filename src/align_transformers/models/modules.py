@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
 from ..sites import Side
+from .modes import holding
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
@@ -38,6 +40,24 @@ def every_module(root: nn.Module) -> Iterator[nn.Module]:
         if module is not None:
             yield module
             waiting.extend(module._modules.values())
+
+
+@contextmanager
+def evaluating(*roots: nn.Module) -> Iterator[None]:
+    """Hold every module of some in eval mode, and put back those that were not: whatever measures does so in here.
+
+    Modules are asked one by one: an adapter is born in training mode, whatever the model around it is in. The mode
+    is the module's, and so every thread's; of several who hold it at once the last to leave puts it back.
+
+    >>> model = nn.Sequential(nn.Dropout(), nn.Linear(2, 3).eval())
+    >>> with evaluating(model):
+    ...     print(any(module.training for module in model.modules()))
+    False
+    >>> [module.training for module in model.modules()]
+    [True, True, False]
+    """
+    with holding((module for root in roots for module in root.modules()), "training", False):
+        yield
 
 
 def module_width(module: nn.Module, side: Side) -> int | None:

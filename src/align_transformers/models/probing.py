@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .quiet import quietly
 from .slot import find_leaf, replace_leaf
-from .threads import in_this_thread
 from .trace import ModuleCall
 
 Change = Callable[[Tensor], Tensor]
@@ -35,37 +34,54 @@ def call_again(
         The call's output, then that of each watched module; `None` if it cannot be called on its own.
     """
     assert call.input is not None
-    arguments: Any = call.arguments
-    for leaf in (call.input_leaf, *call.input_twins):
-        arguments = replace_leaf(arguments, leaf, change(call.input.detach().clone()))
+    arguments = _with_input(call, change(call.input.detach().clone()))
     seen: dict[nn.Module, Tensor] = {}
-    with ExitStack() as stack, torch.no_grad():
-        for module, edit in (force or {}).items():
-            stack.enter_context(module.register_forward_hook(in_this_thread(_forcing(edit))))
-        for module in watch:
-            stack.enter_context(module.register_forward_hook(in_this_thread(_noting(seen))))
-        try:
-            output = find_leaf(call.module(*arguments[0], **arguments[1]), call.output_leaf, call.path)[1]
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
-            return None  # nothing can be said of a module that cannot be called on its own
-    if any(module not in seen for module in watch):
+
+    def leaving(module: nn.Module, output: Any) -> Any:
+        forced = None if force is None else force.get(module)
+        if forced is not None:
+            leaf, tensor = find_leaf(output, None, "output")
+            output = replace_leaf(output, leaf, forced(tensor))
+        if module in watch:
+            seen[module] = find_leaf(output, None, "output")[1].clone()
+        return output
+
+    with quietly(leaving=leaving), torch.no_grad():
+        output = _output(call, arguments)
+    if output is None or any(module not in seen for module in watch):
         return None
     return [output, *(seen[module] for module in watch)]
 
 
-def _forcing(edit: Change) -> Any:
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        leaf, tensor = find_leaf(output, None, "output")
-        return replace_leaf(output, leaf, edit(tensor))
+def call_differentiably(call: ModuleCall) -> tuple[Tensor, Tensor] | None:
+    """Return a call's input as a leaf of the autograd graph, and its output from there, when it is made again.
 
-    return hook
+    Args:
+        call: the call; it gets the arguments that it had.
+
+    Returns:
+        `None` if it cannot be called on its own, or says nothing of gradients.
+    """
+    assert call.input is not None
+    leaf = call.input.detach().clone().requires_grad_()
+    with quietly():
+        output = _output(call, _with_input(call, leaf.clone()))  # a clone, so that in-place code goes on working
+    return None if output is None or not output.requires_grad else (leaf, output)
 
 
-def _noting(seen: dict[nn.Module, Tensor]) -> Any:
-    def hook(module: nn.Module, _args: Any, output: Any) -> None:
-        seen[module] = find_leaf(output, None, "output")[1].clone()
+def _with_input(call: ModuleCall, tensor: Tensor) -> Any:
+    """Return a call's arguments with another input, wherever that stands among them."""
+    arguments: Any = call.arguments
+    for leaf in (call.input_leaf, *call.input_twins):
+        arguments = replace_leaf(arguments, leaf, tensor)
+    return arguments
 
-    return hook
+
+def _output(call: ModuleCall, arguments: Any) -> Tensor | None:
+    try:
+        return find_leaf(call.module(*arguments[0], **arguments[1]), call.output_leaf, call.path)[1]
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
+        return None  # nothing can be said of a module that cannot be called on its own
 
 
 def follow(call: ModuleCall, modules: Sequence[nn.Module]) -> list[bool] | None:
@@ -90,14 +106,14 @@ def follow(call: ModuleCall, modules: Sequence[nn.Module]) -> list[bool] | None:
     return [not torch.equal(a, b) for a, b in zip(before[1:], after[1:], strict=True)]
 
 
-def passes_around(call: ModuleCall, silenced: nn.Module) -> bool:
-    """Whether something of a call's input reaches its output past a module inside: with that silenced, rows differ.
+def passes_around(call: ModuleCall, silenced: Sequence[nn.Module]) -> bool:
+    """Whether something of a call's input reaches its output past modules inside: with those silenced, rows differ.
 
     Args:
         call: the call; its output is `(batch, length, width)`.
-        silenced: the module whose output is set to zero.
+        silenced: the modules whose output is set to zero.
     """
-    outputs = call_again(call, lambda tensor: tensor, force={silenced: torch.zeros_like})
+    outputs = call_again(call, lambda tensor: tensor, force=dict.fromkeys(silenced, torch.zeros_like))
     if outputs is None:
         return False
     rows = outputs[0].reshape(-1, outputs[0].shape[-1])

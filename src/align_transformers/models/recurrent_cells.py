@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from .._errors import SiteError, near_misses
 from ..sites import Site
+from .detours import forwards
 from .modules import submodule
 from .slot import Slot
 
@@ -132,26 +133,21 @@ def cells_of(fused: nn.RNNBase, path: str = "") -> nn.ModuleList:
     if points is None or reason is not None:
         where = path or kind.__name__
         raise SiteError(f"{where!r} is a {kind.__name__}, whose steps cannot be addressed: {reason}")
-    if fused not in _cells:
-        _cells[fused] = nn.ModuleList(RecurrentCell(points) for _ in range(fused.num_layers))
-    return _cells[fused]
+    known = _cells.get(fused)
+    if known is None:  # another thread may be as far: the first one's are used
+        known = _cells.setdefault(fused, nn.ModuleList(RecurrentCell(points) for _ in range(fused.num_layers)))
+    return known
 
 
 @contextmanager
 def by_cells(fused: nn.Module) -> Iterator[None]:
-    """Let a fused module run cell by cell while the context is open; it is as before on every exit.
+    """Let a fused module run cell by cell in this scope while the context is open.
 
     Args:
         fused: one whose steps a slot is at.
     """
-    before = vars(fused).get("forward")
-    fused.forward = _unfused(fused, cells_of(fused))  # type: ignore[arg-type]
-    try:
+    with forwards({fused: lambda _fused_forward: _unfused(fused, cells_of(fused))}):  # type: ignore[arg-type]
         yield
-    finally:
-        del fused.forward
-        if before is not None:
-            fused.forward = before
 
 
 def _unfused(fused: nn.RNNBase, cells: nn.ModuleList) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,11 +16,11 @@ from .component_map import ComponentMap
 from .copies import has_no_values, moved, random_copy
 from .dummy import BATCH, dummy_inputs
 from .ends import find_ends
-from .modules import every_module, uncompiled
+from .modules import evaluating, every_module, uncompiled
 from .overrides import Override, override
 from .stacks import Stack, find_stacks
 from .towers import find_towers, said_name
-from .trace import Trace, evaluating, watch
+from .trace import Trace, watch
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,7 @@ class _Known:
 
 
 _maps: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+_resolving = threading.RLock()
 
 
 def resolve(
@@ -43,8 +45,8 @@ def resolve(
 ) -> ComponentMap:
     """Return where the components of a model are. One forward pass is run, once for each model object.
 
-    That pass is an ordinary one: hooks that others have on the model see it. Parts of a block are then called again by
-    themselves, to see whether they mix positions; hooks see that, too.
+    Parts of a block are then called again by themselves, to see whether they mix positions. The user's hooks are not
+    called; those of frameworks are that a model needs to run. A model in training mode is in eval mode meanwhile.
 
     Args:
         model: any module; nothing of it is changed.
@@ -64,7 +66,8 @@ def resolve(
         if known.modules == modules:
             return known.map
         example_inputs, overrides = known.example, known.overrides  # modules were put in or exchanged: look again
-    found = _resolve_anywhere(model, example_inputs, overrides or {})
+    with _resolving:  # compiled modules run as they are written meanwhile, in all threads
+        found = _resolve_anywhere(model, example_inputs, overrides or {})
     _maps[model] = _Known(found, example_inputs, overrides or {}, modules)
     return found
 

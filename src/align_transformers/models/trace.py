@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from .._errors import SiteError
 from .interfaces import around_interface
+from .quiet import quietly
 from .slot import Leaf, find_leaf, replace_leaf, twins
-from .threads import in_this_thread
 
 
 @dataclass(eq=False)
@@ -99,7 +99,7 @@ class Trace:
 
 
 def watch(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
-    """Run one forward pass and return what was seen.
+    """Run one forward pass, of which nobody else hears, and return what was seen.
 
     Args:
         model: any module, in eval mode; gradients are on.
@@ -109,18 +109,6 @@ def watch(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     with watcher.watching():
         model(**inputs)
     return watcher.trace
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Keep every module in eval mode while the context is open."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def is_linear(call: ModuleCall) -> bool:
@@ -142,11 +130,11 @@ def is_linear(call: ModuleCall) -> bool:
 
 
 class _Watcher(TorchFunctionMode):
-    """Hooks on every module, a wrapper around transformers' attention interface, and an eye on torch functions."""
+    """An ear for every module, a wrapper around transformers' attention interface, and an eye on torch functions."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.paths = {module: path for path, module in model.named_modules()}
         self.trace = Trace()
         self.clock = 0
         self.open: list[ModuleCall] = []
@@ -158,10 +146,7 @@ class _Watcher(TorchFunctionMode):
     @contextmanager
     def watching(self) -> Iterator[None]:
         with ExitStack() as stack:
-            for path, module in self.model.named_modules():
-                entering, leaving = in_this_thread(self._entering(path)), in_this_thread(self._leaving)
-                stack.enter_context(module.register_forward_pre_hook(entering, with_kwargs=True))
-                stack.enter_context(module.register_forward_hook(leaving))
+            stack.enter_context(quietly(self._entering, self._leaving))
             stack.enter_context(_wrapped_interface(self))
             stack.enter_context(self)
             yield
@@ -170,21 +155,23 @@ class _Watcher(TorchFunctionMode):
         self.clock += 1
         return self.clock
 
-    def _entering(self, path: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            number = self.counts.get(path, 0)
-            self.counts[path] = number + 1
-            call = ModuleCall(path, module, number, self.tick(), self.open[-1] if self.open else None, (args, kwargs))
-            call.input_leaf, call.input = _first_tensor(call.arguments)
-            if call.input is not None:
-                original = find_leaf(call.arguments, call.input_leaf, path)[1]
-                call.input_twins = twins(call.arguments, call.input_leaf, original)
-            self.open.append(call)
-            self.trace.calls.append(call)
+    def _entering(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        path = self.paths.get(module)
+        if path is None:  # not one of the model's
+            return
+        number = self.counts.get(path, 0)
+        self.counts[path] = number + 1
+        call = ModuleCall(path, module, number, self.tick(), self.open[-1] if self.open else None, (args, kwargs))
+        call.input_leaf, call.input = _first_tensor(call.arguments)
+        if call.input is not None:
+            original = find_leaf(call.arguments, call.input_leaf, path)[1]
+            call.input_twins = twins(call.arguments, call.input_leaf, original)
+        self.open.append(call)
+        self.trace.calls.append(call)
 
-        return hook
-
-    def _leaving(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+    def _leaving(self, module: nn.Module, output: Any) -> Any:
+        if module not in self.paths:
+            return None
         call = self.open.pop()
         call.output_leaf, call.output = _first_tensor(output)
         call.end = self.tick()

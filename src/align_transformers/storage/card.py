@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..hub import is_hub_name
-from .types import OWN
+from .types import OF_THE_CALLER, OWN
 
 
 def write_card(record: Mapping[str, Any], *, name: str) -> str:
@@ -52,7 +52,8 @@ def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         site = one["component"] if one["layer"] is None else f"layer {one['layer']} {one['component']}"
         units = one["unit"] if one["max_number_of_units"] == 1 else f"{one['max_number_of_units']} x {one['unit']}"
         said = {key: value for key, value in made["arguments"].items() if value not in (None, False)}
-        yield f"`{site}`", f"`{units}`", f"`{made['class']}`", ", ".join(_said(*item) for item in said.items()) or "-"
+        kind = made["class"].removeprefix(OF_THE_CALLER)
+        yield f"`{site}`", f"`{units}`", f"`{kind}`", ", ".join(_said(*item) for item in said.items()) or "-"
 
 
 def _said(name: str, value: Any) -> str:
@@ -84,7 +85,8 @@ def _scores(metrics: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, 
 def _code(record: Mapping[str, Any], name: str) -> list[str]:
     """Return the three lines that load it, and those that import your own classes."""
     model = record["model"]
-    own = list(dict.fromkeys(one["class"] for one in record["interventions"] if one["class"] not in OWN))
+    named = dict.fromkeys(one["class"] for one in record["interventions"] if one["class"] not in OWN)
+    own = [name.removeprefix(OF_THE_CALLER) for name in named]
     classes = f", classes=[{', '.join(own)}]" if own else ""
     revision = f", revision={model['revision']!r}" if model["revision"] else ""
     if model["name"]:

@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 
 from .._errors import ArtifactError
+from .._files import leftovers
 from ..hub import PREFIX, is_hub_name
 
 FORMAT = "align-transformers intervention"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)  # before 2 nothing was known of the values of the model's weights
 
 RECORD, WEIGHTS, CARD = "intervention.json", "weights.safetensors", "README.md"
 OWN_FILES = (RECORD, WEIGHTS, CARD)
@@ -38,6 +40,11 @@ def local_folder(name_or_path: str | os.PathLike[str]) -> Path | None:
     if folder.exists():
         raise ArtifactError(f"{name!r} is a file; the folder with {RECORD} is wanted")
     looked = f"there is no folder {name!r} (looked at {folder.absolute()})"
+    left = leftovers(folder.parent, folder.name)
+    if left:
+        whole = [one.name for one in left if all((one / file).is_file() for file in OWN_FILES)]
+        advice = f": give {' or '.join(whole)}, which is whole, that name, or save again" if whole else ": save again"
+        raise ArtifactError(f"{looked}, because a save to it was interrupted{advice}")
     if not isinstance(name_or_path, str) or not is_hub_name(name):
         raise ArtifactError(f"{looked}. The hub was not asked: a hub name has the form user/name")
     if folder.parent.is_dir():

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from ..models import uncompiled
+from ..models.fingerprint import weights_digest
 
 Identity = dict[str, Any]
 """Facts by name: strings, lists of strings, dicts of strings, or `None`."""
@@ -21,14 +22,15 @@ Identity = dict[str, Any]
 _RUNTIME = {"dtype", "torch_dtype", "transformers_version", "use_cache", "return_dict", "pad_token_id", "architectures"}
 """Entries of a configuration that may change while the network stays the same; so do those that begin with `_`."""
 
-_SHOWN = 4  # of the shapes that differ
 
+def identify_model(model: nn.Module, *, weights: bool = False) -> Identity:
+    """Return what tells one model from another: class, name, revision, configuration, shapes, dtypes and weights.
 
-def identify_model(model: nn.Module) -> Identity:
-    """Return what tells one model from another: class, name, revision, configuration, shapes and dtypes.
+    Of a folder's path only the last part is kept: the rest tells about the machine and not about the model.
 
-    The values of the weights are not looked at. Of a folder's path only the last part is kept: the rest tells about the
-    machine and not about the model.
+    Args:
+        model: any.
+        weights: look at the values of all parameters, too; they are not known (`None`) where they are not at hand.
 
     >>> identity = identify_model(nn.Sequential(nn.Linear(2, 3), nn.Linear(2, 3)))
     >>> identity["class"], identity["dtypes"], identity["shapes"]
@@ -45,6 +47,7 @@ def identify_model(model: nn.Module) -> Identity:
         "dtypes": sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters.values()}),
         "shapes_hash": _hash(sorted((name, list(parameter.shape)) for name, parameter in parameters.items())),
         "shapes": _shapes({name: tuple(parameter.shape) for name, parameter in parameters.items()}),
+        "weights_hash": weights_digest(inner) if weights else None,
     }
 
 
@@ -61,37 +64,6 @@ def identify_tokenizer(tokenizer: Any) -> Identity:
         "vocabulary_size": str(len(vocabulary)),
         "vocabulary_hash": _hash(vocabulary),
     }
-
-
-def differences(saved: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Return a line for each fact that differs, with both values.
-
-    >>> differences({"class": "GPT2Model", "name": None}, {"class": "LlamaModel", "name": None})
-    ['class: saved GPT2Model, found LlamaModel']
-    """
-    lines: list[str] = []
-    for fact in saved:
-        if saved[fact] == found.get(fact):
-            continue
-        if isinstance(saved[fact], dict):
-            lines += _different_entries(fact, saved[fact], found.get(fact) or {})
-        else:
-            lines.append(f"{fact}: saved {_shown(saved[fact])}, found {_shown(found.get(fact))}")
-    return lines
-
-
-def _different_entries(fact: str, saved: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    names = [name for name in dict.fromkeys((*saved, *found)) if saved.get(name) != found.get(name)]
-    lines = [
-        f"{fact}: {name} saved {_shown(saved.get(name))}, found {_shown(found.get(name))}" for name in names[:_SHOWN]
-    ]
-    return lines if len(names) <= _SHOWN else [*lines, f"{fact}: and {len(names) - _SHOWN} more"]
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _name(name: Any) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any
+from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from ..config import IntervenableConfig, RepresentationConfig
 from ..interventions import Intervention
 from .files import LEGACY_RECORD, checked_file
 from .legacy_types import Entry, convert
+from .limits import Limits
 from .plain import Kinds, check_record, read_json
 
 
@@ -98,10 +100,11 @@ def read_legacy(folder: Path, within: Path) -> LegacyFolder:
     dialect = next((d for d in _DIALECTS if isinstance(plain, dict) and f"{d.prefix}representations" in plain), None)
     if dialect is None:
         raise ArtifactError(f"{LEGACY_RECORD} in {folder} is not that of saved interventions")
-    representations = [
-        _representation(one, number, dialect)
-        for number, one in enumerate(_list(plain, f"{dialect.prefix}representations", None))
-    ]
+    limits, written = Limits(), _list(plain, f"{dialect.prefix}representations", None)
+    limits.count(len(written), f"{LEGACY_RECORD}: {dialect.prefix}representations")
+    representations = [_representation(one, number, dialect) for number, one in enumerate(written)]
+    for number, one in enumerate(representations):
+        limits.partition(one["subspace_partition"], f"{LEGACY_RECORD}, representation {number}: subspace_partition")
     count = len(representations)
     types = _list(plain, dialect.types, count)
     entries = [
@@ -117,8 +120,8 @@ def read_legacy(folder: Path, within: Path) -> LegacyFolder:
     states = [_state(folder, within, key) if key is not None else None for key in _file_names(folder, representations)]
     modules = _modules(entries, states)
     made = [_configured(one, module) for one, (module, _) in zip(representations, modules, strict=True)]
-    written = plain.get(f"{dialect.prefix}model_type")
-    model_class = written.removesuffix("'>").rpartition(".")[2] if isinstance(written, str) and written else None
+    model = plain.get(f"{dialect.prefix}model_type")
+    model_class = model.removesuffix("'>").rpartition(".")[2] if isinstance(model, str) and model else None
     deviations = [note for _, note in modules if note]
     return LegacyFolder(
         IntervenableConfig(representations=made, mode=plain.get("mode", "parallel")), model_class, deviations
@@ -172,12 +175,21 @@ def _state(folder: Path, within: Path, name: str) -> dict[str, Tensor]:
     """Return the tensors of a pickle, of which nothing else is made."""
     path = checked_file(folder, name, within)
     try:
+        if is_zipfile(path):
+            with ZipFile(path) as archive:
+                if any(one.compress_type != ZIP_STORED for one in archive.infolist()):
+                    raise ValueError("it is compressed, which PyTorch's own files are not")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle that is damaged, or names something else than tensors, fails in many ways
         reason = str(error).strip().splitlines() or ["no reason given"]
         raise ArtifactError(f"{name} holds something else than tensors, or is damaged: {reason[0][:160]}") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ArtifactError(f"{name} is a dict of tensors; found {type(state).__name__}")
+    for key, value in state.items():
+        # A pickle can name shapes of any size over one number: what is made of such a tensor would fill the memory.
+        held = value.untyped_storage().nbytes() if value.layout is torch.strided and value.device.type == "cpu" else 0
+        if value.numel() * value.element_size() > held:
+            raise ArtifactError(f"{name}: {str(key)[:80]!r} is {tuple(value.shape)}, and the file holds less")
     return {str(key): value for key, value in state.items()}
 
 

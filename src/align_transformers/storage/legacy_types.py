@@ -100,6 +100,8 @@ def _rotation(state: StateDict) -> Tensor:
     """Return the matrix of `torch.nn.utils.parametrizations.orthogonal`, built by PyTorch as it was there."""
     free = state["rotate_layer.parametrizations.weight.original"]
     width, k = free.shape
+    if k > width:
+        raise ValueError(f"it has {k} columns of {width} coordinates, which cannot be orthogonal")
     layer = nn.Module()
     layer.weight = nn.Parameter(torch.eye(width, k, dtype=free.dtype))
     orthogonal(layer, orthogonal_map="matrix_exp" if width == k else "householder")

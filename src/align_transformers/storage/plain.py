@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -12,11 +13,9 @@ from typing import Any
 from .._errors import ArtifactError, SpecError
 from ..config import IntervenableConfig, RepresentationConfig
 from ..interventions import Intervention
+from .limits import MOST_BYTES, check_depth
 
 Kinds = tuple[type, ...]
-
-MOST_BYTES = 64 * 2**20
-"""Of a JSON file."""
 
 _REPRESENTATION: Mapping[str, Kinds] = {
     "layer": (int, NoneType),
@@ -28,7 +27,7 @@ _REPRESENTATION: Mapping[str, Kinds] = {
     "intervention_link_key": (int, str, NoneType),
     "intervention": (int,),
 }
-_CONFIG: Mapping[str, Kinds] = {"model_type": (str, NoneType), "mode": (str,), "representations": (list,)}
+CONFIG: Mapping[str, Kinds] = {"model_type": (str, NoneType), "mode": (str,), "representations": (list,)}
 
 
 def config_to_dict(config: IntervenableConfig, numbers: Sequence[int]) -> dict[str, Any]:
@@ -63,7 +62,7 @@ def config_from_dict(plain: Any, interventions: Sequence[Intervention]) -> Inter
         ArtifactError: it is not such a description, or names an intervention that is not there.
         SpecError, UnknownNameError: as for `IntervenableConfig`.
     """
-    record = check_record(plain, _CONFIG, "config")
+    record = check_record(plain, CONFIG, "config")
     representations = []
     for number, one in enumerate(record["representations"]):
         where = f"config.representations[{number}]"
@@ -90,7 +89,7 @@ def check_record(value: Any, fields: Mapping[str, Kinds], where: str) -> Mapping
         raise ArtifactError(f"{where} is a dict; found {_short(value)}")
     missing, unknown = fields.keys() - value.keys(), value.keys() - fields.keys()
     if missing or unknown:
-        raise ArtifactError(f"{where} lacks {sorted(missing)} and has the unknown {sorted(unknown)}")
+        raise ArtifactError(f"{where} lacks {sorted(missing)} and has the unknown {_short(sorted(unknown))}")
     for name, kinds in fields.items():
         if type(value[name]) not in kinds:  # a subclass is another kind: True is no number
             names = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
@@ -102,15 +101,34 @@ def read_json(path: Path) -> Any:
     """Return what a JSON file says.
 
     Raises:
-        ArtifactError: it is too large, too deep, or no JSON.
+        ArtifactError: it is too large, too deep, says something twice, or is no JSON.
     """
     size = path.stat().st_size
     if size > MOST_BYTES:
         raise ArtifactError(f"{path.name} has {size} bytes; such a file has at most {MOST_BYTES}")
+    return parse_json(path.read_bytes(), path.name)
+
+
+def parse_json(text: bytes, name: str) -> Any:
+    """Return what JSON says.
+
+    Args:
+        text: in UTF-8.
+        name: of the file, for messages.
+
+    Raises:
+        ArtifactError: it is too large, too deep, says something twice, or is no JSON.
+    """
+    if len(text) > MOST_BYTES:
+        raise ArtifactError(f"{name} has {len(text)} bytes; such a file has at most {MOST_BYTES}")
     try:
-        return json.loads(path.read_bytes().decode(), parse_constant=_refuse_constant)
+        plain = json.loads(
+            text.decode(), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_each_once
+        )
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path.name} is not JSON: {_short(str(error))}") from None
+        raise ArtifactError(f"{name} is not JSON: {_short(str(error))}") from None
+    check_depth(plain, name)
+    return plain
 
 
 def plain_arguments(arguments: Any, who: str) -> dict[str, Any]:
@@ -155,6 +173,19 @@ def plain_metrics(metrics: Any, where: str = "metrics") -> Any:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse_constant(text[:20])
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r:.40} stands there twice")
+    return found
 
 
 def _short(value: Any) -> str:

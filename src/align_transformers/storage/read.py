@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -14,25 +13,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .._errors import ArtifactError, SpecError
+from .._errors import AlignError, ArtifactError, SpecError
 from ..config import IntervenableConfig
 from ..hub import PREFIX, Snapshot, download
 from ..models import find_slot
+from .doubts import differences, model_doubts, report, waived_checks
 from .files import (
     FORMAT,
-    FORMAT_VERSION,
     LEGACY_FILES,
     LEGACY_RECORD,
     OWN_FILES,
+    READABLE,
     RECORD,
     WEIGHTS,
     checked_file,
     local_folder,
 )
-from .identity import Identity, differences, identify_model, identify_tokenizer
+from .identity import Identity, identify_model, identify_tokenizer
 from .legacy import read_legacy
-from .plain import Kinds, check_record, config_from_dict, read_json
-from .saved_intervention import build, split_by_number
+from .limits import clipped
+from .plain import Kinds, check_record, read_json
+from .saved_intervention import is_finite, restored
 from .types import known_types
 
 _TEXT: Kinds = (str, NoneType)
@@ -48,7 +49,7 @@ _RECORD: Mapping[str, Kinds] = {
 }
 _MODEL: Mapping[str, Kinds] = {
     "class": (str,), "name": _TEXT, "revision": _TEXT, "config_hash": _TEXT, "dtypes": (list,), "shapes_hash": (str,),
-    "shapes": (dict,),
+    "shapes": (dict,), "weights_hash": _TEXT,
 }  # fmt: skip
 _TOKENIZER: Mapping[str, Kinds] = {
     "class": (str,), "name": _TEXT, "vocabulary_size": (str,), "vocabulary_hash": (str,)
@@ -82,6 +83,7 @@ def load(
     model: nn.Module,
     classes: Sequence[type] = (),
     strict: bool = True,
+    waive: Collection[str] = (),
     tokenizer: Any = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -94,21 +96,26 @@ def load(
     Args:
         name_or_path: a folder; or `user/name` on the hub, where no folder of that name is there, nor a folder `user`;
             `hf://user/name` always means the hub.
-        model: the model to intervene on. It must be the one that the interventions were made with: same class, name,
-            revision, configuration, shapes and dtypes. The values of its weights are not compared.
+        model: the model to intervene on. It must be the one that the interventions were made with: same class,
+            configuration, shapes, dtypes and weights. Where these are the same, its name and revision do not matter;
+            where the values of the weights are not known, another name is warned of, and another revision refused.
         classes: your own intervention classes that the folder may name.
-        strict: False warns about another model or tokenizer, and goes on.
+        strict: False waives all checks of `waive`.
+        waive: names of checks that only warn: of the model `class`, `config`, `shapes`, `dtypes`, `weights`,
+            `revision`; `tokenizer`; `finite`: that no saved weight is NaN or infinite; `pyvene`: that something here
+            does just the same. The error of a check says its name.
         tokenizer: compared with the saved one, if both are given.
         revision: a branch, tag or commit of the hub's repository.
         token: an access token for the hub; without one that of `hf auth login`.
         cache_dir: for downloads, instead of the hub's own cache.
 
     Raises:
-        ArtifactError: it is not there, is damaged, names an unknown class, or was made with another model.
-        SpecError: `classes` holds no intervention class; a revision is asked of a folder.
+        ArtifactError: it is not there, is damaged, asks for too much, names an unknown class, or was made with another
+            model.
+        SpecError: `classes` holds no intervention class; a check is unknown; a revision is asked of a folder.
 
     Warns:
-        UserWarning: with `strict=False`, about everything that differs.
+        UserWarning: about everything that differs and is waived.
 
     >>> import tempfile
     >>> from align_transformers import IntervenableConfig, ZeroIntervention
@@ -121,6 +128,7 @@ def load(
     (ZeroIntervention(), {'iia': 0.9})
     """
     known_types(classes)
+    waived = waived_checks(waive, strict)
     folder = local_folder(name_or_path)
     origin, within = str(folder), folder
     if folder is None:
@@ -129,9 +137,12 @@ def load(
     elif revision is not None:
         raise SpecError(f"revision={revision!r} is for the hub, and {os.fspath(name_or_path)!r} is a folder here")
     assert within is not None
-    if not (folder / RECORD).exists() and (folder / LEGACY_RECORD).exists():
-        return _read_legacy(folder, within, origin, model, strict)
-    return _read_own(folder, within, origin, model, classes, strict, tokenizer)
+    try:
+        if not (folder / RECORD).exists() and (folder / LEGACY_RECORD).exists():
+            return _read_legacy(folder, within, origin, model, waived)
+        return _read_own(folder, within, origin, model, classes, waived, tokenizer)
+    except (AlignError, OSError, RecursionError, MemoryError) as error:
+        raise ArtifactError(clipped(str(error) or type(error).__name__)) from None
 
 
 def _fetch(
@@ -154,30 +165,48 @@ def _read_own(
     origin: str,
     model: nn.Module,
     classes: Sequence[type],
-    strict: bool,
+    waived: Collection[str],
     tokenizer: Any,
 ) -> Artifact:
     record = _read_record(checked_file(folder, RECORD, within))
-    _compare(check_record(record["model"], _MODEL, "model"), identify_model(model), "model", strict)
+    saved: Identity = dict(check_record({"weights_hash": None, **record["model"]}, _MODEL, "model"))
+    report(
+        model_doubts(saved, identify_model(model, weights=saved["weights_hash"] is not None)), *_ANOTHER_MODEL, waived
+    )
     if record["tokenizer"] is not None:
-        saved = check_record(record["tokenizer"], _TOKENIZER, "tokenizer")
+        told = check_record(record["tokenizer"], _TOKENIZER, "tokenizer")
         if tokenizer is not None:
-            _compare(saved, identify_tokenizer(tokenizer), "tokenizer", strict)
-    states = split_by_number(_read_weights(checked_file(folder, WEIGHTS, within)), len(record["interventions"]))
-    interventions = [
-        build(one, states[number], classes, f"interventions[{number}]")
-        for number, one in enumerate(record["interventions"])
-    ]
-    config = config_from_dict(record["config"], interventions)
-    return Artifact(config, record["metrics"], record["model"], record["tokenizer"], record["library_version"], origin)
+            lines = differences(told, identify_tokenizer(tokenizer))
+            report({"tokenizer": lines}, "this was saved with another tokenizer", "Load it with that tokenizer", waived)
+    tensors = _read_weights(checked_file(folder, WEIGHTS, within))
+    report(*_not_finite(tensors), waived)
+    config = restored(record["config"], record["interventions"], tensors, classes)
+    return Artifact(config, record["metrics"], saved, record["tokenizer"], record["library_version"], origin)
 
 
-def _read_legacy(folder: Path, within: Path, origin: str, model: nn.Module, strict: bool) -> Artifact:
+def _read_legacy(folder: Path, within: Path, origin: str, model: nn.Module, waived: Collection[str]) -> Artifact:
     legacy = read_legacy(folder, within)
     saved: Identity = {} if legacy.model_class is None else {"class": legacy.model_class}
-    _compare(saved | _widths(legacy.config), identify_model(model) | _widths(legacy.config, model), "model", strict)
-    _report(legacy.deviations, "this is not quite what pyvene saved", "Nothing here does the same", strict)
+    widths = differences(_widths(legacy.config), _widths(legacy.config, model))
+    doubts = {**model_doubts(saved, identify_model(model)), "shapes": widths}
+    report(doubts, *_ANOTHER_MODEL, waived)
+    different = {"pyvene": legacy.deviations}
+    report(different, "this is not quite what pyvene saved", "Nothing here does the same", waived)
+    modules = [one.intervention for one in legacy.config.representations]
+    report(
+        *_not_finite({f"{n}.{key}": v for n, one in enumerate(modules) for key, v in one.state_dict().items()}), waived
+    )
     return Artifact(legacy.config, {}, saved, None, "pyvene", origin)
+
+
+_ANOTHER_MODEL = "this was saved with another model", "Load it with that model"
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> tuple[dict[str, list[str]], str, str]:
+    """Return which weights hold NaN or infinite numbers, as `report` takes it."""
+    spoilt = [name for name, value in tensors.items() if not is_finite(value)]
+    lines = [f"the weights {name!r:.80} hold NaN or infinite numbers" for name in spoilt[:3]]
+    return {"finite": lines}, "this was spoilt before it was saved", "Make it again"
 
 
 def _widths(config: IntervenableConfig, model: nn.Module | None = None) -> dict[str, str]:
@@ -201,10 +230,10 @@ def _read_record(path: Path) -> Mapping[str, Any]:
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         raise ArtifactError(f"{path.name} is not of the format {FORMAT!r}")
     version = plain.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or version not in READABLE:
         raise ArtifactError(
-            f"{path.name} has format_version {version!r}, written by align-transformers "
-            f"{plain.get('library_version')!r}; this library reads {FORMAT_VERSION}: use the version that wrote it"
+            f"{path.name} has format_version {version!r:.20}, written by align-transformers "
+            f"{plain.get('library_version')!r:.20}; this library reads up to {READABLE[-1]}: use that version"
         )
     return check_record(plain, _RECORD, path.name)
 
@@ -216,18 +245,3 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise ArtifactError(
             f"{path.name} is not a safetensors file ({str(error)[:120]}); pickles are never read in its place"
         ) from None
-
-
-def _compare(saved: Mapping[str, Any], found: Mapping[str, Any], what: str, strict: bool) -> None:
-    """Refuse another model or tokenizer, or warn of it."""
-    _report(differences(saved, found), f"this was saved with another {what}", f"Load it with that {what}", strict)
-
-
-def _report(lines: Sequence[str], what: str, advice: str, strict: bool) -> None:
-    """Raise or warn, if there is anything to tell."""
-    if not lines:
-        return
-    message = "\n  ".join((f"{what}:", *lines))
-    if strict:
-        raise ArtifactError(f"{message}\n{advice}, or pass strict=False to go on all the same")
-    warnings.warn(f"{message}\nstrict=False: going on all the same", UserWarning, stacklevel=6)

@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._errors import ArtifactError
+from .._types import hints_of, misfit
+from ..config import IntervenableConfig
 from ..interventions import Intervention
-from .plain import Kinds, check_record
+from ..interventions.build import keep_facts
+from .limits import Limits
+from .plain import CONFIG, Kinds, check_record, config_from_dict
 from .types import OWN, find_type
 
 _INTERVENTION: Mapping[str, Kinds] = {
     "class": (str,), "arguments": (dict,), "training": (bool,), "frozen": (list,), "orders": (dict,)
 }  # fmt: skip
 
-MOST_COORDINATES = 2**24
-"""Of a vector, and of all parts of a partition together: ranges are short to write, and are made into coordinates."""
 
-_DEEPEST = 6  # a subspace, its arguments, one inside, its arguments; and two more for what may come
-_FEW = 2**16  # what a size may be, however few weights there are
+def restored(
+    config: Any, interventions: Sequence[Any], tensors: Mapping[str, Tensor], classes: Sequence[type]
+) -> IntervenableConfig:
+    """Return the configuration that a file describes, with the interventions in their places.
+
+    Args:
+        config: what the file says of it.
+        interventions: what it says of each.
+        tensors: all of them, by `number.name`.
+        classes: classes of the caller's.
+
+    Raises:
+        ArtifactError: as for `build` and `config_from_dict`, or they ask for too much together.
+        SpecError: as for `IntervenableConfig`.
+    """
+    limits = Limits()
+    limits.count(len(interventions), "interventions")
+    limits.count(len(check_record(config, CONFIG, "config")["representations"]), "config.representations")
+    states = split_by_number(tensors, len(interventions))
+    made = [
+        build(one, states[number], classes, f"interventions[{number}]", limits)
+        for number, one in enumerate(interventions)
+    ]
+    return config_from_dict(config, made)
 
 
-def build(plain: Any, state: Mapping[str, Tensor], classes: Sequence[type], where: str) -> Intervention:
+def build(plain: Any, state: Mapping[str, Tensor], classes: Sequence[type], where: str, limits: Limits) -> Intervention:
     """Return the intervention that a file describes.
 
     The global random state is left as it is.
@@ -34,14 +59,16 @@ def build(plain: Any, state: Mapping[str, Tensor], classes: Sequence[type], wher
         state: its tensors by name.
         classes: classes of the caller's.
         where: name of the entry, for messages.
+        limits: what the file has asked for so far.
 
     Raises:
         ArtifactError: the class is unknown, or arguments and tensors do not fit it or each other.
     """
     record = check_record(plain, _INTERVENTION, where)
     kind, arguments = find_type(record["class"], classes, where), record["arguments"]
-    _check_sizes(arguments, sum(value.numel() for value in state.values()), where)
-    _check_partition(arguments.get("subspace_partition"), where)
+    limits.sizes(arguments, sum(value.numel() for value in state.values()), where)
+    limits.partition(arguments.get("subspace_partition"), f"{where}.arguments.subspace_partition")
+    _check_types(kind, arguments, where)
     if kind in OWN.values():
         # On this device nothing is allocated: a file cannot ask for more memory than it fills itself.
         with torch.device("meta"):
@@ -87,6 +114,17 @@ def split_by_number(tensors: Mapping[str, Tensor], count: int) -> list[dict[str,
     return states
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are finite.
+
+    >>> is_finite(torch.ones(2)), is_finite(torch.tensor([1.0, float("nan")]))
+    (True, False)
+    """
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())
+
+
 def memory_order(tensor: Tensor) -> list[int]:
     """Return the axes of a tensor from the one with the longest steps in memory to the one with the shortest.
 
@@ -113,7 +151,7 @@ def _laid_out(state: Mapping[str, Tensor], orders: Mapping[str, Any], where: str
 
 def _construct(kind: type[Intervention], arguments: Mapping[str, Any], where: str) -> Intervention:
     try:
-        return kind(**arguments)
+        return keep_facts(kind(**arguments), arguments)
     except Exception as error:  # whatever a constructor does with arguments that nobody has looked at
         raise ArtifactError(f"{where}: {kind.__name__} cannot be constructed with these arguments: {error}") from error
 
@@ -132,32 +170,64 @@ def _check_shapes(made: Intervention, state: Mapping[str, Tensor], where: str) -
             )
 
 
-def _check_sizes(arguments: Mapping[str, Any], elements: int, where: str, inside: int = 0) -> None:
-    """Refuse numbers that ask for far more than the file holds."""
-    if inside > _DEEPEST:
-        raise ArtifactError(f"{where}: operations and subspaces are not so deep in each other")
-    for name, value in arguments.items():
-        if isinstance(value, Mapping):  # an operation or a subspace, or its arguments
-            _check_sizes(value, elements, f"{where}.{name}", inside + 1)
-        most = MOST_COORDINATES if name in ("embed_dim", "width", "interchange_dim") else max(elements, _FEW)
-        if type(value) is int and abs(value) > most and name != "seed":
-            raise ArtifactError(f"{where}.arguments.{name} is {value}; with {elements} weights it is at most {most}")
+def _check_types(kind: type[Intervention], arguments: Mapping[str, Any], where: str) -> None:
+    """Refuse arguments of other types than the library's constructors say; the caller's may take what they like."""
+    hints: dict[str, Any] = {}
+    for owner in kind.__mro__:
+        if "__init__" in vars(owner):
+            own = owner.__module__.partition(".")[0] == __name__.partition(".")[0]
+            taken = (
+                hints_of(vars(owner)["__init__"]) if own else dict.fromkeys(inspect.signature(owner).parameters, Any)
+            )
+            hints = {**taken, **hints}
+        if owner is Intervention:
+            break
+    wrong = misfit(arguments, hints)
+    if wrong is not None:
+        raise ArtifactError(f"{where}.arguments.{wrong}")
 
 
-def _check_partition(partition: Any, where: str) -> None:
-    """Refuse a partition whose ranges would fill the memory; the rest its constructor checks."""
-    if _count_coordinates(partition, where) > MOST_COORDINATES:
-        raise ArtifactError(f"{where}.arguments.subspace_partition names over {MOST_COORDINATES} coordinates")
+def difference(before: Intervention, after: Intervention) -> str | None:
+    """Return in what an intervention that was restored is not the one that was saved; `None` if in nothing.
+
+    Tensors are compared to the bit, whether they are in the state dict or not, and so are the attributes that are plain
+    data, modes among them; those that begin with `_` are a module's own business.
+    """
+    restored_modules = dict(after.named_modules())
+    for name, module in before.named_modules():
+        other = restored_modules.get(name)
+        if other is None or type(other) is not type(module):
+            return f"its module {name!r} is made otherwise"
+        here, there = _attributes(module), _attributes(other)
+        for key in here.keys() | there.keys():
+            if here.get(key) != there.get(key):
+                return (
+                    f"its attribute {f'{name}.{key}'.strip('.')} is {here.get(key)!r:.60}, and would come back as "
+                    f"{there.get(key)!r:.60}: make it an argument of the constructor, or keep it in a buffer"
+                )
+    tensors = [{**dict(one.named_parameters()), **dict(one.named_buffers())} for one in (before, after)]
+    for name, value in tensors[0].items():
+        found = tensors[1].get(name)
+        if found is None or value.dtype != found.dtype or _bytes(value) != _bytes(found):
+            return f"its tensor {name} would come back as another"
+    return None
 
 
-def _count_coordinates(parts: Any, where: str) -> int:
-    """Return how many coordinates are named at most: two numbers may be a range, or stand for themselves."""
-    if parts is None:
-        return 0
-    if not isinstance(parts, list):
-        raise ArtifactError(f"{where}.arguments.subspace_partition is made of lists of numbers; found {parts!r:.80}")
-    if any(type(one) is int for one in parts):
-        if any(type(one) is not int for one in parts):
-            raise ArtifactError(f"{where}.arguments.subspace_partition mixes numbers and others: {parts!r:.80}")
-        return max(len(parts), parts[1] - parts[0]) if len(parts) == 2 else len(parts)
-    return sum(_count_coordinates(one, where) for one in parts)
+def _bytes(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes that are plain data, lists and tuples alike."""
+    return {name: _as_plain(value) for name, value in vars(module).items() if name[0] != "_" and _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _as_plain(value: Any) -> Any:
+    return [_as_plain(one) for one in value] if isinstance(value, list | tuple) else value

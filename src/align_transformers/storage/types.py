@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from .. import interventions
-from .._errors import ArtifactError, SpecError
+from .._errors import ArtifactError, SpecError, near_misses
 from ..interventions import FunctionIntervention, Intervention
 
 _EXPORTED = [getattr(interventions, name) for name in interventions.__all__]
@@ -23,14 +23,18 @@ OWN: Mapping[str, type[Intervention]] = MappingProxyType(
 to be code in the file."""
 
 
+OF_THE_CALLER = "classes:"
+"""In front of the name of a class of the caller's that is also the name of one of the library's."""
+
+
 def known_types(classes: Sequence[type]) -> dict[str, type[Intervention]]:
-    """Return the library's interventions and the caller's, by name.
+    """Return the library's interventions and the caller's, by the name that a file has for them.
 
     Args:
         classes: subclasses of `Intervention`, each under its own name.
 
     Raises:
-        SpecError: one is no such class, or has a name that another has.
+        SpecError: one is no such class, or has a name that another of them has.
 
     >>> known_types(())["VanillaIntervention"].__name__
     'VanillaIntervention'
@@ -39,9 +43,19 @@ def known_types(classes: Sequence[type]) -> dict[str, type[Intervention]]:
     for kind in classes:
         if not isinstance(kind, type) or not issubclass(kind, Intervention):
             raise SpecError(f"classes= holds subclasses of Intervention; found {kind!r}")
-        if known.setdefault(kind.__name__, kind) is not kind:
-            raise SpecError(f"classes= holds a {kind.__name__}, which is also the name of {known[kind.__name__]}")
+        if known.setdefault(written_name(kind), kind) is not kind:
+            raise SpecError(f"classes= holds two classes of the name {kind.__name__}")
     return known
+
+
+def written_name(kind: type) -> str:
+    """Return the name that a file has for a class.
+
+    >>> written_name(OWN["VanillaIntervention"]), written_name(type("VanillaIntervention", (), {}))
+    ('VanillaIntervention', 'classes:VanillaIntervention')
+    """
+    name = kind.__name__
+    return name if OWN.get(name, kind) is kind else OF_THE_CALLER + name
 
 
 def find_type(name: str, classes: Sequence[type], where: str) -> type[Intervention]:
@@ -54,7 +68,7 @@ def find_type(name: str, classes: Sequence[type], where: str) -> type[Interventi
     if name not in known:
         given = ", ".join(kind.__name__ for kind in classes) or "none"
         raise ArtifactError(
-            f"{where}: unknown intervention {name!r}. The library's own: {', '.join(sorted(OWN))}. "
-            f"Given as classes=: {given}. Pass the class itself: classes=[...]; nothing is imported by name"
+            f"{where}: unknown intervention {name!r:.80}. Given as classes=: {given}; the library's own: "
+            f"{near_misses(name[:80], OWN)}. Pass the class itself: classes=[...]; nothing is imported by name"
         )
     return known[name]

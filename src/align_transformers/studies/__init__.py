@@ -5,6 +5,8 @@
 
 from ._cell_run import CellRun
 from ._sweep import Clean, Measurement, Scorer, Sweep
+from .causal_tracing import causal_tracing
 from .grid import grid
+from .score import score
 
-__all__ = ["CellRun", "Clean", "Measurement", "Scorer", "Sweep", "grid"]
+__all__ = ["CellRun", "Clean", "Measurement", "Scorer", "Sweep", "causal_tracing", "grid", "score"]

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._errors import PositionError, SpecError
 from ..engine import real_spans
+from ..models.padding import left_padding, with_positions
 from ..sites import Site
 
 Prompt = str | Sequence[str] | Mapping[str, Any]
@@ -121,10 +122,10 @@ class Pairs:
 def encode(prompts: Prompt, tokenizer: PreTrainedTokenizerBase | None, model: nn.Module) -> Prompts:
     """Encode prompts as one batch on the model's device.
 
-    Texts of unequal lengths are padded: on the left, with `position_ids`, where a model that generates takes these
-    (what follows a position is then as short as can be), otherwise on the right. Tensors that are padded on the left
-    get `position_ids` likewise, if they have none. A text is what an encoder-decoder's
-    encoder gets; its decoder gets the token that begins an answer, if nothing else is said.
+    Texts of unequal lengths are padded: on the left, where a model that generates takes `position_ids`
+    (what follows a position is then as short as can be), otherwise on the right. What is padded on the left gets
+    `position_ids`, if it has none and the model needs them. A text is what an encoder-decoder's encoder gets; its
+    decoder gets the token that begins an answer, if nothing else is said.
 
     Args:
         prompts: one text or several, or token tensors (`input_ids` and what goes with them).
@@ -136,11 +137,12 @@ def encode(prompts: Prompt, tokenizer: PreTrainedTokenizerBase | None, model: nn
             the decoder of an encoder-decoder begins with.
     """
     texts = None if isinstance(prompts, Mapping) else [prompts] if isinstance(prompts, str) else list(prompts)
-    given = prompts if isinstance(prompts, Mapping) else _tokenized(texts or [], tokenizer, model)
-    # What is on the meta device is fetched when it is needed, and inputs are moved to where it goes.
-    device = next((one.device for one in model.parameters() if not one.is_meta), torch.device("cpu"))
-    inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
-    inputs = {**_positions_of(inputs.get("attention_mask"), model), **inputs}
+    left = texts is not None and _counts_from_the_mask(model)
+    inputs = _on_device(prompts if isinstance(prompts, Mapping) else _tokenized(texts or [], tokenizer, left), model)
+    found = left_padding(model, inputs) if left else None
+    if found is not None and not (found.placed or found.harmless):
+        inputs = _on_device(_tokenized(texts or [], tokenizer, False), model)
+    inputs = dict(with_positions(model, inputs))
     batch = inputs.get("input_ids")
     if not isinstance(batch, Tensor) or batch.ndim != 2:
         raise SpecError(
@@ -154,6 +156,13 @@ def encode(prompts: Prompt, tokenizer: PreTrainedTokenizerBase | None, model: nn
     sequences = {stack: _sequence(inputs, stack, tokenizer) for stack in stacks}
     said = texts or [("" if tokenizer is not None else " ").join(row) for row in sequences[stacks[0]].texts]
     return Prompts(inputs, tuple(said), sequences)
+
+
+def _on_device(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Return an input with its tensors on a model's device."""
+    # What is on the meta device is fetched when it is needed, and inputs are moved to where it goes.
+    device = next((one.device for one in model.parameters() if not one.is_meta), torch.device("cpu"))
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
 def _beginnings(model: nn.Module, prompts: Tensor) -> Tensor:
@@ -181,8 +190,8 @@ def _sequence(inputs: Mapping[str, Any], stack: str, tokenizer: PreTrainedTokeni
     return Tokens(ids, texts, tuple(start for start, _ in spans), int(batch.shape[1]))
 
 
-def _tokenized(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None, model: nn.Module) -> Mapping[str, Any]:
-    """Return texts as one batch, padded where their lengths differ."""
+def _tokenized(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None, left: bool) -> Mapping[str, Any]:
+    """Return texts as one batch, padded where their lengths differ: on the left or on the right."""
     if not texts:
         raise SpecError("there is no prompt: give at least one text")
     if tokenizer is None:
@@ -193,7 +202,6 @@ def _tokenized(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None, 
         return rows[0]
     if min(lengths) == 0:
         raise SpecError("a prompt has no token")
-    left = _counts_from_the_mask(model)
     for row, length in zip(rows, lengths, strict=True):
         row.setdefault("attention_mask", torch.ones(1, length, dtype=torch.long))
     return {name: torch.cat(_padded([row[name] for row in rows], max(lengths), left)) for name in rows[0]}
@@ -209,13 +217,6 @@ def _counts_from_the_mask(model: nn.Module) -> bool:
     """Whether a model gets prompts padded on the left as generation gives them to it: with `position_ids`."""
     generates = isinstance(model, PreTrainedModel) and model.can_generate()
     return generates and "position_ids" in inspect.signature(model.forward).parameters
-
-
-def _positions_of(mask: Any, model: nn.Module) -> dict[str, Tensor]:
-    """Return the `position_ids` under a mask that is 0 on the left of a prompt; nothing under others."""
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask[:, :1].all()) or not _counts_from_the_mask(model):
-        return {}
-    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
 
 
 def token_text(token: int, tokenizer: PreTrainedTokenizerBase | None) -> str:

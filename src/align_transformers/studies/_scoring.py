@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from .._errors import SpecError
 from .._version import library_version
 from ..metrics import Metric, logit_difference
+from ..table import TAKEN
 from ._prompts import Pairs, token_text
-from ._sweep import Clean, Measurement, Scorer
+from ._sweep import Clean, Measurement, Scorer, vocabulary
 
 Answer = int | str
 Answers = tuple[Answer, Answer]
 """The base's answer and the source's."""
+MetricsByName = Mapping[str, Sequence[Metric]]
+"""By name the metric of every prompt or pair; the only one, whose columns are called as ever, is under `""`."""
 _DEFAULT = "logit(source's answer) - logit(base's answer)"
 
 
@@ -29,7 +32,7 @@ class Scoring:
     Args:
         model: its name.
         pairs: the prompts.
-        metrics: of each pair; `None`: those of the model's own answers.
+        metrics: by name those of each pair, the only one under `""`; `None`: that of the model's own answers.
         answers: of each pair, where they are given.
         top: how many of the most probable tokens are told.
         tokenizer: gives tokens their texts.
@@ -38,7 +41,7 @@ class Scoring:
 
     model: str
     pairs: Pairs
-    metrics: Sequence[Metric] | None
+    metrics: MetricsByName | None
     answers: Sequence[Answers] | None
     top: int
     tokenizer: PreTrainedTokenizerBase | None
@@ -54,8 +57,8 @@ class Scoring:
         metrics = self.metrics
         if metrics is None:
             check_told_apart(says or [], self.tokenizer)
-            metrics = metrics_for(None, says, len(self.pairs), self.tokenizer)
-        return GridScorer(self, clean, metrics or [], says)
+            metrics = answers_metric(says, self.tokenizer)
+        return GridScorer(self, clean, metrics or {}, says)
 
 
 @final
@@ -66,36 +69,38 @@ class GridScorer(Scorer):
     Args:
         asked: what is to be told.
         clean: what the clean runs gave.
-        metrics: of each pair.
+        metrics: by name those of each pair.
         says: of each pair what the model itself answers, where that is known.
     """
 
     asked: Scoring
     clean: Clean
-    metrics: Sequence[Metric]
+    metrics: MetricsByName
     says: Sequence[tuple[int, int]] | None
 
     def rows(self, found: Measurement) -> Iterator[dict[str, Any]]:
         """Yield the numbers of each cell of a run."""
         edited, pairs = found.of.run.input, [cell["pair"] for cell in found.cells]
-        values = self._values(found.logits, pairs, self.clean.logits[edited])
-        ends, tops = self._ends(edited), self._tops(found.logits)
+        numbers = {
+            columns_of_metric(name): (
+                self._values(name, found.logits, pairs, self.clean.logits[edited]),
+                self._ends(name, edited),
+            )
+            for name in self.metrics
+        }
+        tops = self._tops(found.logits)
         (effect,) = found.effects
         changes = effect.changes or [None] * len(pairs)
-        for number, (pair, value) in enumerate(zip(pairs, values, strict=True)):
-            own, other = (end[pair] for end in ends)
-            yield {
-                "metric": value,
-                "effect": value - own,
-                "recovered": (value - own) / (other - own) if other != own else None,
-                "change": changes[number],
-                "fired": effect.fired,
-                **(tops[number] if tops else {}),
-            }
+        for number, pair in enumerate(pairs):
+            row: dict[str, Any] = {}
+            for (metric, moved, recovered), (values, (own, other)) in numbers.items():
+                shift, whole = values[number] - own[pair], other[pair] - own[pair]
+                row |= {metric: values[number], moved: shift, recovered: shift / whole if whole else None}
+            yield {**row, "change": changes[number], "fired": effect.fired, **(tops[number] if tops else {})}
 
     def meta(self) -> dict[str, Any]:
         """Return the facts about the whole table; of several pairs there are lists."""
-        pairs, values = self.asked.pairs, self._ends("base")
+        pairs, ends = self.asked.pairs, {name: self._ends(name, "base") for name in self.metrics}
         answers = self.asked.answers or self.says
         meta: dict[str, Any] = {"model": self.asked.model}
         for number, (name, prompts) in enumerate((("base", pairs.base), ("source", pairs.source))):
@@ -105,50 +110,32 @@ class GridScorer(Scorer):
             for what, tokens in (("says", self.says), ("answer", answers)):
                 if tokens is not None:
                     facts[f"{name}_{what}"] = [self._text(two[number]) for two in tokens]
-            facts[f"{name}_value"] = values[number]
+            for metric, values in ends.items():
+                facts[f"{name}_{metric}_value" if metric else f"{name}_value"] = values[number]
             meta |= {fact: of[0] if len(pairs) == 1 else of for fact, of in facts.items()}
         if self.asked.neurons is not None:
             meta["neurons"] = self.asked.neurons
-        return {**meta, "pairs": len(pairs), "metric": self._name, "version": library_version()}
+        names = {name: name_of(of_pair) for name, of_pair in self.metrics.items()}
+        told = {"metric": names[""]} if "" in names else {"metrics": names}
+        return {**meta, "pairs": len(pairs), **told, "version": library_version()}
 
-    @property
-    def _name(self) -> str:
-        """What the metric of all pairs is called."""
-        names = list(dict.fromkeys(metric.name for metric in self.metrics))
-        default = all(metric.function == logit_difference(0, 1).function for metric in self.metrics)
-        return names[0] if len(names) == 1 else _DEFAULT if default else "; ".join(names)
-
-    def _values(self, logits: Tensor, pairs: Sequence[int], clean: Tensor) -> list[float]:
-        """Return the metric of each line of logits.
+    def _values(self, name: str, logits: Tensor, pairs: Sequence[int], clean: Tensor) -> list[float]:
+        """Return a metric of each line of logits.
 
         Args:
+            name: of the metric.
             logits: a line for each of `pairs`.
             pairs: numbers of pairs.
             clean: of the unedited run, a line for each pair there is.
         """
-        lines: dict[int, list[int]] = {}
-        for line, pair in enumerate(pairs):
-            lines.setdefault(id(self.metrics[pair]), []).append(line)
-        found = [0.0] * len(pairs)
-        for which in lines.values():
-            metric = self.metrics[pairs[which[0]]]
-            values = self._metric(metric, logits[which], clean[[pairs[line] for line in which]])
-            for line, value in zip(which, values.tolist(), strict=True):
-                found[line] = value
-        return found
+        return values_of([self.metrics[name][pair] for pair in pairs], logits, clean[list(pairs)], self.clean.tokens)
 
-    def _metric(self, metric: Metric, logits: Tensor, clean: Tensor) -> Tensor:
-        if self.clean.tokens is None or metric.tokens is None:
-            return metric(logits, clean)
-        columns = [self.clean.tokens.index(token) for token in metric.tokens]
-        return metric.of(logits[:, columns], clean[:, columns])
-
-    def _ends(self, edited: str) -> tuple[list[float], list[float]]:
-        """Return for every pair the metric of the two clean runs: of the one that is edited, and of the other."""
+    def _ends(self, name: str, edited: str) -> tuple[list[float], list[float]]:
+        """Return for every pair a metric of the two clean runs: of the one that is edited, and of the other."""
         clean = self.clean.logits
         other = "source" if edited == "base" else "base"
-        pairs = range(len(self.metrics))
-        first, second = (self._values(clean[side], pairs, clean[edited]) for side in (edited, other))
+        pairs = range(len(self.metrics[name]))
+        first, second = (self._values(name, clean[side], pairs, clean[edited]) for side in (edited, other))
         return first, second
 
     def _tops(self, logits: Tensor) -> list[dict[str, Any]]:
@@ -166,34 +153,113 @@ class GridScorer(Scorer):
         return answer if isinstance(answer, str) else token_text(answer, self.asked.tokenizer)
 
 
-def metrics_for(
-    metric: Metric | Sequence[Metric] | None,
-    answers: Sequence[Answers] | None,
-    count: int,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> list[Metric] | None:
-    """Return the metric of every pair; `None` where that takes the model's own answers.
+def columns_of_metric(name: str) -> tuple[str, str, str]:
+    """Return the columns of a metric: its value after the swap, its effect, and the share that is recovered.
+
+    >>> columns_of_metric(""), columns_of_metric("iia")
+    (('metric', 'effect', 'recovered'), ('iia', 'iia_effect', 'iia_recovered'))
+    """
+    return (name, f"{name}_effect", f"{name}_recovered") if name else ("metric", "effect", "recovered")
+
+
+def name_of(metrics: Sequence[Metric]) -> str:
+    """Return what the metric of all prompts or pairs is called."""
+    names = list(dict.fromkeys(metric.name for metric in metrics))
+    default = all(metric.function == logit_difference(0, 1).function for metric in metrics)
+    return names[0] if len(names) == 1 else _DEFAULT if default else "; ".join(names)
+
+
+def values_of(metrics: Sequence[Metric], logits: Tensor, clean: Tensor, tokens: Sequence[int] | None) -> list[float]:
+    """Return what each line of logits is worth.
 
     Args:
-        metric: one for all, or one for each pair; `None`: logit of the source's answer minus the base's.
+        metrics: of each line.
+        logits: a line for each.
+        clean: of the unedited runs, likewise.
+        tokens: ids of the tokens that the columns are; `None` for the whole vocabulary.
+    """
+    lines: dict[int, list[int]] = {}
+    for line, metric in enumerate(metrics):
+        lines.setdefault(id(metric), []).append(line)
+    found = [0.0] * len(metrics)
+    for which in lines.values():
+        metric, some, plain = metrics[which[0]], logits[which], clean[which]
+        if tokens is None or metric.tokens is None:
+            values = metric(some, plain)
+        else:
+            columns = [tokens.index(token) for token in metric.tokens]
+            values = metric.of(some[:, columns], plain[:, columns])
+        for line, value in zip(which, values.tolist(), strict=True):
+            found[line] = value
+    return found
+
+
+def tokens_of(metrics: MetricsByName, model: nn.Module) -> tuple[int, ...] | None:
+    """Return the tokens whose logits some metrics need; `None` for all.
+
+    All, too, where the size of the vocabulary is not known or too small: metrics say then what is wrong.
+    """
+    listed = [one for of_each in metrics.values() for one in of_each]
+    if any(one.tokens is None for one in listed):
+        return None
+    tokens = tuple(dict.fromkeys(token for one in listed for token in one.tokens or ()))
+    return tokens if max(tokens, default=0) < (vocabulary(model) or 0) else None
+
+
+def model_name(model: nn.Module) -> str:
+    """Return what a model is called in a table."""
+    return str(getattr(model, "name_or_path", "") or type(model).__name__)
+
+
+def metrics_for(metric: Any, metrics: Any, count: int, what: str) -> MetricsByName | None:
+    """Return the metrics of every prompt or pair, by name, the only one under `""`; `None` where none is given.
+
+    Args:
+        metric: one for all, or one for each.
+        metrics: the same by name.
+        count: of prompts or pairs.
+        what: there are so many of: `pairs` or `prompts`.
+
+    Raises:
+        SpecError: there are not as many as are needed, they are no metrics, or a name cannot be a column.
+    """
+    if metrics is None:
+        return None if metric is None else {"": _for_each(metric, count, what)}
+    if metric is not None or not isinstance(metrics, Mapping) or not metrics:
+        raise SpecError(f"give one metric=, or several by name: metrics={{'a name': Metric}}; found {metrics!r}")
+    columns = [column for name in metrics for column in columns_of_metric(str(name))]
+    wrong = [name for name in metrics if not isinstance(name, str) or not name.isidentifier()]
+    wrong += [column for number, column in enumerate(columns) if column in TAKEN or column in columns[:number]]
+    if wrong:
+        raise SpecError(f"a metric's name is that of a column of its own, such as 'iia'; {wrong[0]!r} cannot be one")
+    return {name: _for_each(one, count, what) for name, one in metrics.items()}
+
+
+def _for_each(metric: Any, count: int, what: str) -> list[Metric]:
+    if isinstance(metric, Metric):
+        return [metric] * count
+    if not isinstance(metric, Sequence) or not all(isinstance(one, Metric) for one in metric):
+        raise SpecError(
+            f"metric is a Metric, or one for each of the {what}; found {metric!r}. Of a function from logits (batch, "
+            "vocab) to numbers (batch,) make one: Metric('a name', function)"
+        )
+    if len(metric) != count:
+        raise SpecError(f"there are {len(metric)} metrics, but {count} {what}: give one, or one for each")
+    return list(metric)
+
+
+def answers_metric(
+    answers: Sequence[Answers] | None, tokenizer: PreTrainedTokenizerBase | None
+) -> MetricsByName | None:
+    """Return the logit of the source's answer minus the base's, for every pair; `None` without answers.
+
+    Args:
         answers: of every pair.
-        count: of pairs.
         tokenizer: needed where answers are texts.
 
     Raises:
-        SpecError: there are not as many metrics as pairs, they are none, or the answers are no tokens.
+        SpecError: the answers are no tokens.
     """
-    if isinstance(metric, Metric):
-        return [metric] * count
-    if metric is not None:
-        if not isinstance(metric, Sequence) or not all(isinstance(one, Metric) for one in metric):
-            raise SpecError(
-                f"metric is a Metric, or one for each pair; found {metric!r}. Of a function from logits (batch, vocab) "
-                "to numbers (batch,) make one: Metric('a name', function)"
-            )
-        if len(metric) != count:
-            raise SpecError(f"there are {len(metric)} metrics, but {count} pairs: give one, or one for each pair")
-        return list(metric)
     if answers is None:
         return None
     known: dict[Answers, Metric] = {}
@@ -202,7 +268,7 @@ def metrics_for(
             difference = logit_difference(source, base, tokenizer=tokenizer)
             texts = (a if isinstance(a, str) else token_text(a, tokenizer) for a in (source, base))
             known[base, source] = replace(difference, name="logit({!r}) - logit({!r})".format(*texts))
-    return [known[pair] for pair in answers]
+    return {"": [known[pair] for pair in answers]}
 
 
 def answers_for(answers: Answers | Sequence[Answers] | None, count: int) -> list[Answers] | None:

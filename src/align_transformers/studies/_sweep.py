@@ -11,7 +11,6 @@ import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,13 +22,13 @@ from .._bar import bar
 from .._errors import SiteError
 from ..engine import Effect, Inputs, Outcome, Planner, batch_size, bind
 from ..interventions import Intervention
-from ..models import find_slot
+from ..models import evaluating, find_slot
+from ..models.fingerprint import digest, fingerprint
 from ..plan import Logits, Plan, Run
 from ..planners import execute
 from ..sites import Site
 from ..table import Table
 from ._cell_run import CellRun
-from ._fingerprint import digest, fingerprint
 from ._store import Store
 
 _STORED = 2**11  # cells between two parts of a store: what is lost at most
@@ -143,7 +142,7 @@ class Sweep:
                 return self.table(
                     model, store=store, planner=planner, progress=lambda done, total: advance(done, total, "")
                 )
-        with _evaluating(model):
+        with evaluating(model):
             kept = None if store is None else Store(store, self._facts(model))
             return self._table(model, kept, progress or None, planner)
 
@@ -231,7 +230,7 @@ class Sweep:
         runs_of_cells = (run for one in runs for run in (*one.through, one.run))
         wanted = tuple(run.name for run in (*self.clean, *(one.run for one in runs)))
         plan = Plan((*self.clean, *runs_of_cells), wanted, logits)
-        with _evaluating(model):
+        with evaluating(model, *self.interventions.values()):
             bound = bind(model, plan, self.inputs, self.interventions, self.constants)
             watch = _Watch({run.name: bound.count(run) for run in self.clean}, logits, known, self.scorer, tell)
             outcome = execute(bound, planner, ready=watch)
@@ -312,19 +311,6 @@ def _count(run: Run, given: Inputs) -> int:
 
 def _each_once(tokens: Iterable[Iterable[int]]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(token for several in tokens for token in several))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold a model in eval mode: nothing is dropped at random. One that is in eval mode already is not touched."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def vocabulary(model: nn.Module) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -15,8 +15,8 @@ from ..plan import Logits, Run
 from ..table import Table
 from ._cells import Selection, SwapDirection
 from ._prompts import Prompt, Which, encode, pair_up
-from ._scoring import Answer, Scoring, answers_for, metrics_for
-from ._sweep import Sweep, vocabulary
+from ._scoring import Answer, MetricsByName, Scoring, answers_for, answers_metric, metrics_for, model_name, tokens_of
+from ._sweep import Sweep
 
 
 def grid(
@@ -31,6 +31,7 @@ def grid(
     heads: Which | None = None,
     neurons: int | None = None,
     metric: Metric | Sequence[Metric] | None = None,
+    metrics: Mapping[str, Metric | Sequence[Metric]] | None = None,
     answers: tuple[Answer, Answer] | Sequence[tuple[Answer, Answer]] | None = None,
     directions: Sequence[SwapDirection] = ("denoise",),
     last: int | None = None,
@@ -62,6 +63,8 @@ def grid(
             at all tokens at once). `None`: the whole vector is swapped.
         neurons: how many neighbouring coordinates are swapped at a time. `None`: all of them.
         metric: what to measure, for all pairs or one for each. Default: logit of the source's answer minus the base's.
+        metrics: several by name instead, each for all pairs or one for each: `{"iia": [accuracy(t) for t in targets]}`.
+            One called `iia` has the columns `iia`, `iia_effect` and `iia_recovered`.
         answers: the base's answer and the source's, each one token (id or text), for all pairs or for each. Default:
             what the model itself says.
         directions: `denoise`: the source's activation into the base's run; `noise`: the base's into the source's run.
@@ -79,7 +82,7 @@ def grid(
     Raises:
         UnknownNameError: no such component.
         PositionError: unequal lengths without `last`, or a position, layer or head that does not exist.
-        SpecError: both prompts have the same answer and neither `answers` nor `metric` is given, the store holds
+        SpecError: both prompts have the same answer and neither `answers` nor a metric is given, the store holds
             another sweep, or another argument makes no sense.
         SiteError: the model's components are not known, or have no heads.
 
@@ -104,7 +107,7 @@ def grid(
         raise SpecError(f"top={top} is how many of the most probable tokens are told, from 0")
     pairs = pair_up(encode(base, tokenizer, model), encode(source, tokenizer, model), positions, last)
     named = answers_for(answers, len(pairs))
-    metrics = metrics_for(metric, named, len(pairs), tokenizer)
+    wanted = metrics_for(metric, metrics, len(pairs), "pairs") or answers_metric(named, tokenizer)
     sides = {"base": pairs.base.tokens(""), "source": pairs.source.tokens("")}
     columns, ends = ({side: of.columns(place) for side, of in sides.items()} for place in (at, -1))
     runs = asked.runs(model, pairs)
@@ -114,11 +117,11 @@ def grid(
         (Run("base", "base"), Run("source", "source")),
         runs,
         asked.interventions(model, pairs),
-        Scoring(_name(model), pairs, metrics, named, top, tokenizer, neurons),
-        _logits(model, metrics, top, () if columns == ends else tuple(columns.items())),
+        Scoring(model_name(model), pairs, wanted, named, top, tokenizer, neurons),
+        _logits(model, wanted, top, () if columns == ends else tuple(columns.items())),
         facts={
             "columns": columns,
-            "metric": metric,
+            "metric": metric if metrics is None else metrics,
             "answers": answers,
             "top": top,
             "prompts": [of.ids for side in (pairs.base, pairs.source) for of in side.sequences.values()],
@@ -129,20 +132,10 @@ def grid(
     return sweep.table(model, store=store, progress=progress, planner=planner)
 
 
-def _name(model: nn.Module) -> str:
-    return str(getattr(model, "name_or_path", "") or type(model).__name__)
-
-
 def _logits(
-    model: nn.Module, metrics: Sequence[Metric] | None, top: int, at: tuple[tuple[str, tuple[int, ...]], ...]
+    model: nn.Module, metrics: MetricsByName | None, top: int, at: tuple[tuple[str, tuple[int, ...]], ...]
 ) -> Logits:
-    """Return which logits the metrics need; of the model's own answers the ones that it gives.
-
-    All where the size of the vocabulary is not known or too small, too: metrics say then what is wrong.
-    """
-    if top or any(metric.tokens is None for metric in metrics or ()):
-        return Logits(None, at)
+    """Return which logits the metrics need; of the model's own answers the ones that it gives."""
     if metrics is None:
-        return Logits(None, at, ("base", "source"))
-    tokens = tuple(dict.fromkeys(token for metric in metrics for token in metric.tokens or ()))
-    return Logits(tokens if max(tokens, default=0) < (vocabulary(model) or 0) else None, at)
+        return Logits(None, at, ("base", "source")) if not top else Logits(None, at)
+    return Logits(None if top else tokens_of(metrics, model), at)

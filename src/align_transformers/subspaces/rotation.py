@@ -80,6 +80,13 @@ class Rotation(Subspace):
         """The orthonormal matrix, differentiable with respect to `free` where gradients are on."""
         return self()
 
+    @weight.setter
+    def weight(self, columns: Float[Tensor, "*stack width k"]) -> None:
+        self.set_weight(columns)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value.detach() if name == "weight" else value)  # a parameter would be registered
+
     def forward(self) -> Float[Tensor, "*stack width k"]:
         """Return the orthonormal matrix."""
         free = self.free
@@ -112,7 +119,13 @@ class Rotation(Subspace):
 
     @torch.no_grad()
     def set_weight(self, columns: Float[Tensor, "*stack width k"]) -> None:
-        """Make the columns of `columns`, orthonormalised in their order, the matrix."""
+        """Make `columns`, orthonormalised in their order, the matrix, as `rotation.weight = columns` does.
+
+        Raises:
+            SpecError: they are of another shape.
+        """
+        if tuple(columns.shape) != tuple(self.free.shape):
+            raise SpecError(f"the matrix has shape {tuple(self.free.shape)}; found {tuple(columns.shape)}")
         self.free.copy_(columns)
 
     @torch.no_grad()
@@ -126,7 +139,7 @@ class Rotation(Subspace):
 
     def _members(self, base: Tensor | None, choice: Choice | None) -> Tensor:
         """Return the number of each example's member."""
-        chosen = [tuple(parts) for parts in choice or ()]
+        chosen = [() if parts is None else tuple(parts) for parts in choice or ()]
         count = len(chosen) if base is None else len(base)
         numbers = [int(part) for parts in chosen for part in parts]
         fits = len(chosen) == count and all(len(parts) == 1 for parts in chosen)

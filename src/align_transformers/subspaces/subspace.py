@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._errors import SpecError, UnknownNameError, near_misses
+from .._types import hints_of, misfit
 from .basis import Coordinates
 from .partition import Choice
 
@@ -133,4 +134,9 @@ def restore(description: Any, table: Mapping[str, Any]) -> Any:
     if name not in table:
         raise UnknownNameError(f"unknown class {name[:80]!r}; {near_misses(name, list(table))}")
     inner = {key: restore(value, table) if isinstance(value, Mapping) else value for key, value in arguments.items()}
-    return table[name].empty(**inner)
+    kind = table[name]
+    own = vars(kind).get("empty")
+    wrong = misfit(inner, hints_of(kind.__init__ if own is None else own.__func__))
+    if wrong is not None:
+        raise SpecError(f"{name}: {wrong}")
+    return kind.empty(**inner)

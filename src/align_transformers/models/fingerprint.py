@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from .._errors import SpecError
-from ..models import uncompiled
+from .modules import uncompiled
 
 _PLAIN = (bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch.device, np.generic, Enum, type(...))
 _BY_NAME = {__name__.partition(".")[0], "torch", "numpy", "transformers", "scipy", "sklearn", *sys.stdlib_module_names}
@@ -35,6 +34,7 @@ _IN_C = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)
 _CODE = (FunctionType, MethodType, *_IN_C, partial, CodeType, ModuleType, type)
 _NAMES_OF_THE_RUN = {"name_or_path", "warnings_issued", "max_seq_len_cached"}
 """Attributes of modules that say nothing about what these compute."""
+_CHUNK = 2**22  # numbers
 _OF_TORCH = set(vars(nn.Module())) - {"training"}
 
 
@@ -91,25 +91,40 @@ def _is_plain(value: Any, in_order: bool = False) -> bool:
     return type(value) is dict and all(_is_plain(item, in_order) for pair in value.items() for item in pair)
 
 
+def weights_digest(model: nn.Module) -> str | None:
+    """Return a digest of the values of all parameters; `None` where some are not at hand.
+
+    >>> first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> weights_digest(first) == weights_digest(first), weights_digest(first) == weights_digest(second)
+    (True, False)
+    """
+    named = dict(uncompiled(model).named_parameters())
+    return None if any(weight.is_meta for weight in named.values()) else _of_tensors(named).hex()[:16]
+
+
 def _weights(module: nn.Module, what: str) -> bytes:
     """Return a digest of all parameters and buffers."""
-    named = [*module.named_parameters(), *module.named_buffers()]
-    away = [name for name, weight in named if weight.is_meta]
+    named = dict([*module.named_parameters(), *module.named_buffers()])
+    away = [name for name, weight in named.items() if weight.is_meta]
     if away:
         raise SpecError(
             f"the weights of {what} are not at hand ({away[0]} is on the meta device), so that models cannot be told "
             "apart: leave out store="
         )
+    return _of_tensors(named)
+
+
+def _of_tensors(named: Mapping[str, Tensor]) -> bytes:
     with ThreadPoolExecutor() as pool:  # hashing lets other threads run
-        values = pool.map(_values, (weight for _, weight in named))
-        return _joined("weights", (f"{name} ".encode() + value for (name, _), value in zip(named, values, strict=True)))
+        values = pool.map(_values, named.values())
+        return _joined("weights", (f"{name} ".encode() + value for name, value in zip(named, values, strict=True)))
 
 
 def _values(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().flatten()
+    flat = tensor.detach().contiguous().flatten()
     found = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-    if flat.numel():
-        found.update(flat.view(torch.uint8).numpy().data)
+    for begin in range(0, flat.numel(), _CHUNK):  # of what is on a device only so much is copied at once
+        found.update(flat[begin : begin + _CHUNK].cpu().view(torch.uint8).numpy().data)
     return found.digest()
 
 
@@ -178,7 +193,7 @@ class _Digest:
 
     def _object(self, value: Any) -> bytes:
         """Return the digest of something by its class and its attributes."""
-        if isinstance(value, PreTrainedTokenizerBase):
+        if callable(getattr(value, "get_vocab", None)):
             return self._several("tokenizer", (type(value), value.get_vocab()))
         if isinstance(value, nn.Module):
             held = {key: entry for key, entry in vars(value).items() if key not in _OF_TORCH}

@@ -1,56 +1,25 @@
-"""Table: the frozen result of a study: tidy rows (one a cell of the sweep), and what they were made from.
-
-A table of `grid` has these columns, one row a swap; other studies add their own:
-
-| column | type | meaning |
-|---|---|---|
-| component, layer | str, int | where the swap was made; no layer for a module's path or an end of the model |
-| head | int | which head; only there if heads were asked for |
-| neuron | int | the first neuron of the block that was swapped; only there if blocks were asked for |
-| position | int | the place in the base, from 0 over its real tokens; none where all positions were swapped at once |
-| source_position | int | the place in the source; another one where the prompts' lengths differ |
-| token, source_token | str | the text of the base's and of the source's token there |
-| pair | int | number of the pair of prompts |
-| direction | str | `denoise`: the source's value into the base's run; `noise`: the base's value into the source's run |
-| metric | float | the metric after the swap |
-| effect | float | the metric after the swap minus the metric of the clean run that was edited |
-| recovered | float | effect / (the other clean run's metric - the edited one's): 0 as if unedited, 1 as the other |
-| change | float | the norm of the change of the activation |
-| fired | int | how often the edit of the cell's run fired |
-| top_tokens, top_probabilities | list | the most probable tokens after the swap, best first; only there if asked for |
-
-Columns that were not asked for are left out; all rows have the same. Missing values are `None` in rows and JSON, and
-NaN in frames.
-"""
+"""`Table` itself; its columns are explained in the page of this folder."""
 
 from __future__ import annotations
 
 import io
 import json
-import math
-import numbers
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from ._errors import SpecError, UnknownNameError, near_misses
-from ._files import write_atomically
-from ._optional import optional
+from .._errors import SpecError, UnknownNameError, near_misses
+from .._files import write_atomically
+from .._optional import optional
+from .values import TYPES, arrow_type, in_encoder, mean_of, plain_meta, plain_value
 
 if TYPE_CHECKING:
     import pandas
 
 _META_KEY = b"align_transformers"
-_TYPES: dict[str, type] = {
-    "component": str, "layer": int, "head": int, "neuron": int, "position": int, "source_position": int, "token": str,
-    "source_token": str, "pair": int, "direction": str, "metric": float, "effect": float, "recovered": float,
-    "change": float, "fired": int,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,8 +69,8 @@ class Table:
                 raise SpecError(
                     f"row {number} has the columns {sorted(row)}, {wanted} {sorted(names)}; make them equal"
                 )
-        columns = {name: tuple(_cell(name, row[name]) for row in listed) for name in names}
-        return cls(MappingProxyType(columns), MappingProxyType(_plain_meta(meta)))
+        columns = {name: tuple(plain_value(name, row[name]) for row in listed) for name in names}
+        return cls(MappingProxyType(columns), MappingProxyType(plain_meta(meta)))
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -125,7 +94,7 @@ class Table:
         """
         rows = [{name: list(v) if isinstance(v, tuple) else v for name, v in row.items()} for row in self.rows()]
         names = {"columns": list(self.columns)} if self.columns and not rows else {}
-        return {"meta": _plain_meta(self.meta), "rows": rows, **names}
+        return {"meta": plain_meta(self.meta), "rows": rows, **names}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Table:
@@ -148,7 +117,7 @@ class Table:
         frame = {
             name: [list(v) if isinstance(v, tuple) else v for v in column] for name, column in self.columns.items()
         }
-        for name, kind in _TYPES.items():
+        for name, kind in TYPES.items():
             if kind is float and name in frame:
                 frame[name] = pandas.array(frame[name], dtype="float64") if frame[name] else []
         return pandas.DataFrame(frame)
@@ -225,6 +194,86 @@ class Table:
         kept = (row for row in self.rows() if all(row[name] == value for name, value in wanted.items()))
         return Table.from_rows(kept, meta=self.meta, columns=self.columns)
 
+    @classmethod
+    def concat(cls, tables: Iterable[Table] | Mapping[str, Table], *, name: str = "table") -> Table:
+        """Return the rows of several tables as one, the tables one after the other.
+
+        Args:
+            tables: the tables; or by what a further column says of each.
+            name: of that column, such as `model`.
+
+        Returns:
+            A table with the columns of all; one that a table lacks is `None` in its rows. `meta` has the facts that all
+            tables share, and under `"tables"` what each of them has.
+
+        Raises:
+            SpecError: there is no table, or one has a column of that name already.
+
+        >>> small, large = (Table.from_rows([{"layer": 0, "effect": x}], meta={"pairs": 1}) for x in (0.5, 2.0))
+        >>> both = Table.concat({"small": small, "large": large}, name="model")
+        >>> list(both.rows())[1], both.meta["pairs"]
+        ({'model': 'large', 'layer': 0, 'effect': 2.0}, 1)
+        """
+        named = dict(tables) if isinstance(tables, Mapping) else None
+        listed = list(named.values() if named is not None else tables)
+        if not listed or not all(isinstance(one, Table) for one in listed):
+            raise SpecError(f"concat takes tables, at least one; found {listed!r}")
+        columns = list(dict.fromkeys(column for one in listed for column in one.columns))
+        if named is not None and name in columns:
+            raise SpecError(f"a table has a column {name!r} already: give the further one another name")
+        firsts: list[dict[str, Any]] = [{name: key} for key in named] if named is not None else [{}] * len(listed)
+        missing = dict.fromkeys(columns)
+        rows = [{**first, **missing, **row} for first, one in zip(firsts, listed, strict=True) for row in one.rows()]
+        shared = {key: fact for key, fact in listed[0].meta.items() if all(one.meta.get(key) == fact for one in listed)}
+        return cls.from_rows(
+            rows,
+            meta={**shared, "tables": [dict(one.meta) for one in listed]},
+            columns=[*([name] if named is not None else []), *columns],
+        )
+
+    def relative_to(self, anchor: int | Sequence[int] | Literal["last"] = "last") -> Table:
+        """Return the table with a column `place`: the position of a row, counted from a place that all pairs have.
+
+        Means over pairs are then of what stands at the same place: `relative_to("last").mean(["layer", "place"])`. An
+        absolute position is a different word in prompts of other lengths.
+
+        Args:
+            anchor: the position in the base that is place 0: `"last"`, the last token of every pair; one for all pairs,
+                negative from the end; or one for each, such as that of the subject's last token.
+
+        Raises:
+            SpecError: the table does not tell positions or prompts, or `anchor` has not one entry for each pair.
+
+        >>> meta = {"pairs": 2, "base_tokens": [["The", "cat"], ["The", "old", "cat"]]}
+        >>> rows = [{"pair": 0, "position": 1, "effect": 0.5}, {"pair": 1, "position": 2, "effect": 1.5}]
+        >>> table = Table.from_rows(rows, meta=meta).relative_to("last")
+        >>> table.columns["place"], table.mean(["place"], value="effect").columns["effect"]
+        ((0, 0), (1.0,))
+        """
+        for column in ("position", "pair"):
+            self._know(column)
+        count = self.meta.get("pairs")
+        if not isinstance(count, int):
+            raise SpecError("places are told of tables that know their pairs: of grid, before tables are joined")
+        each = [anchor] * count if isinstance(anchor, int | str) else list(anchor)
+        if len(each) != count or any(isinstance(one, str) and one != "last" for one in each):
+            raise SpecError(f"anchor is 'last', a position, or one for each of {count} pairs; found {anchor!r}")
+        rows = []
+        for row in self.rows():
+            at = -1 if each[row["pair"]] == "last" else int(each[row["pair"]])
+            start = at if at >= 0 else self._length(row, count) + at
+            rows.append({**row, "place": None if row["position"] is None else row["position"] - start})
+        return Table.from_rows(rows, meta=self.meta, columns=[*self.columns, "place"])
+
+    def _length(self, row: Mapping[str, Any], pairs: int) -> int:
+        """Return how many tokens the base has in the sequence that a row's position counts in."""
+        decoder = "base_decoder_tokens"
+        said = decoder if decoder in self.meta and not in_encoder(row.get("component")) else "base_tokens"
+        tokens = self.meta.get(said)
+        if tokens is None:
+            raise SpecError(f"the table does not tell its prompts: its meta has no {said!r}")
+        return len(tokens if pairs == 1 else tokens[row["pair"]])
+
     def mean(
         self,
         by: Iterable[str] = ("direction", "component", "layer", "position"),
@@ -274,7 +323,7 @@ class Table:
                 listed.append(float(row[value]))
         rows = []
         for key, found in groups.items():
-            middle, low, high = _mean(found, level, draws, seed)
+            middle, low, high = mean_of(found, level, draws, seed)
             of_group = {"count": len(found), value: middle, "low": low, "high": high}
             rows.append({**dict(zip(names, key, strict=True)), **of_group})
         columns = [*names, "count", value, "low", "high"]
@@ -292,8 +341,8 @@ class Table:
         """
         arrow, parquet = optional("pyarrow", extra="tables"), optional("pyarrow.parquet", extra="tables")
         names = list(self.columns)
-        arrays = [arrow.array(self.columns[name], type=_arrow_type(name, arrow)) for name in names]
-        text = json.dumps(_plain_meta(self.meta))
+        arrays = [arrow.array(self.columns[name], type=arrow_type(name, arrow)) for name in names]
+        text = json.dumps(plain_meta(self.meta))
         schema = arrow.schema([arrow.field(n, a.type) for n, a in zip(names, arrays, strict=True)])
         stored = arrow.Table.from_arrays(arrays, schema=schema.with_metadata({_META_KEY: text.encode()}))
         buffer = io.BytesIO()
@@ -321,51 +370,3 @@ class Table:
     def _know(self, column: str) -> None:
         if column not in self.columns:
             raise UnknownNameError(f"the table has no column {column!r}; {near_misses(column, self.columns)}")
-
-
-def _mean(values: list[float], level: float, draws: int, seed: int) -> tuple[float | None, float | None, float | None]:
-    """Return the mean and its bootstrap interval; `None` where there are too few numbers."""
-    if not values:
-        return None, None, None
-    middle = float(np.mean(values))
-    if len(values) == 1:
-        return middle, None, None
-    drawn = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
-    low, high = np.quantile(np.asarray(values)[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return middle, float(low), float(high)
-
-
-def _cell(name: str, value: Any) -> Any:
-    """Return `value` as text, bool, int, float, None or a tuple of these; known columns have their own type."""
-    if isinstance(value, (list, tuple)):
-        return tuple(_cell("", item) for item in value)
-    if value is None or isinstance(value, (str, bool)):
-        plain: Any = value
-    elif isinstance(value, numbers.Integral):
-        plain = int(value)
-    elif isinstance(value, numbers.Real):
-        plain = None if math.isnan(value) else float(value)
-    else:
-        raise SpecError(f"column {name!r} holds {type(value).__name__}; a table holds text, numbers and lists of them")
-    wanted = _TYPES.get(name)
-    if wanted is float and isinstance(plain, int) and not isinstance(plain, bool):
-        return float(plain)
-    if wanted is not None and plain is not None and type(plain) is not wanted:
-        raise SpecError(f"column {name!r} holds {wanted.__name__} values, got {value!r}")
-    return plain
-
-
-def _plain_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a deep copy of `meta` as JSON gives it back."""
-    try:
-        copied = json.loads(json.dumps(dict(meta)))
-    except (TypeError, ValueError) as error:
-        raise SpecError(f"a table's meta must be JSON-able: {error}") from error
-    return dict(copied)
-
-
-def _arrow_type(name: str, arrow: Any) -> Any:
-    """Return the stored type of a known column, None (arrow infers it) for another."""
-    kinds = {str: arrow.string(), int: arrow.int64(), float: arrow.float64()}
-    lists = {"top_tokens": arrow.list_(arrow.string()), "top_probabilities": arrow.list_(arrow.float64())}
-    return lists.get(name) or kinds.get(_TYPES.get(name, object))

@@ -1,0 +1,256 @@
+"""Places named by the text that stands there: found example by example, through the tokenizer's offsets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import index
+from typing import TYPE_CHECKING, Any, Literal
+
+from ._errors import PositionError, SpecError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+WhichToken = Literal["all", "first", "last"]
+Offsets = Sequence[tuple[int, int]]
+"""For each token of a text its first character, and one past the last; equal where it stands for none."""
+
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A piece of text, and which of its tokens are meant; written with `at`, `first_token` or `last_token`.
+
+    Args:
+        text: the piece; `{name}` in it stands for the example's field of that name. Or `(first, end)`, characters.
+        which: all of its tokens, the first, or the last.
+        occurrence: which of several such pieces, from 1; -1 is the last. `None`: there has to be only one.
+
+    Raises:
+        SpecError: there is no text, or another argument makes no sense.
+
+    >>> Anchor("Spain", "last").tokens("Spain is", [(0, 2), (2, 5), (6, 8)])
+    (1,)
+    """
+
+    text: str | tuple[int, int]
+    which: WhichToken = "all"
+    occurrence: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.which not in ("all", "first", "last"):
+            raise SpecError(f"which is 'all', 'first' or 'last'; found {self.which!r}")
+        if self.occurrence == 0 or isinstance(self.occurrence, bool):
+            raise SpecError(f"occurrence counts from 1, or from the end with -1; found {self.occurrence!r}")
+        if not self.text:
+            raise SpecError("an anchor is a piece of text; this one is empty")
+
+    def __str__(self) -> str:
+        return repr(self.text) if isinstance(self.text, str) else f"characters {self.text[0]} to {self.text[1]}"
+
+    def tokens(self, text: str, offsets: Offsets, fields: Mapping[str, Any] | None = None) -> tuple[int, ...]:
+        """Return the numbers of the tokens that are meant, from 0 over the tokens of the text.
+
+        Args:
+            text: of the example.
+            offsets: of its tokens.
+            fields: what `{name}` stands for in this example.
+
+        Raises:
+            PositionError: the piece is not there, is there several times, or shares a token with what stands beside it.
+            SpecError: the example has no such field.
+
+        >>> at("capital").tokens("The capital of", [(0, 3), (4, 7), (7, 11), (12, 14)])  # The, cap, ital, of
+        (1, 2)
+        """
+        begin, end = self._span(text, fields or {})
+        inside = [number for number, (first, last) in enumerate(offsets) if max(first, begin) < min(last, end)]
+        if not inside:
+            raise PositionError(f"no token stands for {text[begin:end]!r} in {text!r}")
+        for number, beside in (
+            (inside[0], slice(offsets[inside[0]][0], begin)),
+            (inside[-1], slice(end, offsets[inside[-1]][1])),
+        ):
+            if text[beside].strip():
+                first, last = offsets[number]
+                raise PositionError(
+                    f"{text[begin:end]!r} shares the token {text[first:last]!r} with what stands beside it in "
+                    f"{text!r}: name a piece that begins and ends where tokens do"
+                )
+        return {"all": tuple(inside), "first": (inside[0],), "last": (inside[-1],)}[self.which]
+
+    def _span(self, text: str, fields: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the first character of the piece, and one past the last."""
+        if not isinstance(self.text, str):
+            begin, end, _ = slice(*self.text).indices(len(text))
+            return begin, end
+        piece = _FIELD.sub(lambda found: _field(found[1], fields), self.text)
+        found = list(_spans(piece, text))
+        if not found:
+            raise PositionError(f"{piece!r} is not in {text!r}")
+        if self.occurrence is None and len(found) > 1:
+            raise PositionError(
+                f"{piece!r} is {len(found)} times in {text!r}: {'; '.join(_around(text, span) for span in found)}. Say "
+                "which: occurrence=1 is the first, -1 the last"
+            )
+        number = self.occurrence or 1
+        if abs(number) > len(found):
+            raise PositionError(f"occurrence={number} of {piece!r}, which is {len(found)} times in {text!r}")
+        return found[number - 1 if number > 0 else number]
+
+
+def at(text: str | slice, *, occurrence: int | None = None) -> Anchor:
+    """Return the places of all tokens of a piece of text.
+
+    Args:
+        text: the piece; `{name}` in it stands for the example's field of that name. Or a slice of characters.
+        occurrence: which of several such pieces, from 1; -1 is the last. Default: there has to be only one.
+
+    Raises:
+        SpecError: it is something else.
+
+    >>> at("{country}", occurrence=2)
+    Anchor(text='{country}', which='all', occurrence=2)
+    """
+    return Anchor(_piece(text), "all", occurrence)
+
+
+def first_token(text: str | slice, *, occurrence: int | None = None) -> Anchor:
+    """Return the place of the first token of a piece of text.
+
+    Args:
+        text: as for `at`.
+        occurrence: as for `at`.
+
+    Raises:
+        SpecError: it is something else.
+
+    >>> first_token("capital").tokens("The capital of", [(0, 3), (4, 7), (7, 11), (12, 14)])  # The, cap, ital, of
+    (1,)
+    """
+    return Anchor(_piece(text), "first", occurrence)
+
+
+def last_token(text: str | slice, *, occurrence: int | None = None) -> Anchor:
+    """Return the place of the last token of a piece of text.
+
+    Args:
+        text: as for `at`.
+        occurrence: as for `at`.
+
+    Raises:
+        SpecError: it is something else.
+
+    >>> last_token("capital").tokens("The capital of", [(0, 3), (4, 7), (7, 11), (12, 14)])  # The, cap, ital, of
+    (2,)
+    """
+    return Anchor(_piece(text), "last", occurrence)
+
+
+def where(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: str | Sequence[str],
+    text: str | slice | Anchor,
+    which: WhichToken = "all",
+    *,
+    occurrence: int | None = None,
+    fields: Sequence[Mapping[str, Any]] | None = None,
+    attention_mask: Any = None,
+) -> list[list[int]]:
+    """Return the positions of a piece of text in each prompt, as integers.
+
+    Args:
+        tokenizer: a fast one, which tells where in the text its tokens stand.
+        prompts: one text or several.
+        text: the piece, a slice of characters, or an `Anchor`.
+        which: all of its tokens, the first, or the last; an `Anchor` says so itself.
+        occurrence: which of several such pieces, from 1; -1 is the last. Default: there has to be only one.
+        fields: for each prompt what `{name}` stands for in the piece.
+        attention_mask: `(prompts, columns)` of the padded batch: positions are its columns then. Default: they count
+            the tokens of each prompt, from 0.
+
+    Returns:
+        For each prompt its positions, ascending.
+
+    Raises:
+        PositionError: a prompt, which is named, lacks the piece, has it several times, or has a token that it cuts.
+        SpecError: the tokenizer tells no offsets, or an argument makes no sense.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+        >>> where(tokenizer, ["In Spain they speak", "They speak Spanish in Spain"], "Spain")
+        [[1], [4]]
+    """
+    anchor = text if isinstance(text, Anchor) else Anchor(_piece(text), which, occurrence)
+    listed = [prompts] if isinstance(prompts, str) else list(prompts)
+    if fields is not None and len(fields) != len(listed):
+        raise SpecError(f"fields has {len(fields)} entries, but there are {len(listed)} prompts")
+    shifts = _shifts(attention_mask, len(listed))
+    found = []
+    for number, prompt in enumerate(listed):
+        try:
+            own = anchor.tokens(prompt, offsets_of(tokenizer, prompt), None if fields is None else fields[number])
+        except PositionError as error:
+            raise PositionError(f"prompt {number}: {error}") from error
+        found.append([place + shifts[number] for place in own])
+    return found
+
+
+def offsets_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
+    """Return where in a text each of its tokens stands, special ones included.
+
+    Raises:
+        SpecError: the tokenizer does not tell.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise SpecError(
+            f"{type(tokenizer).__name__} does not tell where in a text its tokens stand: use the fast tokenizer, or "
+            "give positions as integers"
+        )
+    return [(index(first), index(end)) for first, end in tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]
+
+
+def _piece(text: Any) -> str | tuple[int, int]:
+    if isinstance(text, slice) and text.step is None:
+        end = text.stop
+        return (text.start or 0, 2**31 - 1 if end is None else end)
+    if not isinstance(text, str):
+        raise SpecError(f"an anchor is a piece of text or a slice of characters; found {text!r}")
+    return text
+
+
+def _field(name: str, fields: Mapping[str, Any]) -> str:
+    if name not in fields:
+        raise SpecError(f"the example has no field {name!r}; it has {sorted(map(str, fields)) or 'none'}")
+    return str(fields[name])
+
+
+def _spans(piece: str, text: str) -> Iterator[tuple[int, int]]:
+    begin = text.find(piece)
+    while begin >= 0:
+        yield begin, begin + len(piece)
+        begin = text.find(piece, begin + 1)
+
+
+def _around(text: str, span: tuple[int, int]) -> str:
+    """Return a span with a little of what stands around it."""
+    begin, end = max(0, span[0] - 12), min(len(text), span[1] + 12)
+    before, behind = "…" * (begin > 0), "…" * (end < len(text))
+    return f"{before}{text[begin : span[0]]}[{text[slice(*span)]}]{text[span[1] : end]}{behind}"
+
+
+def _shifts(attention_mask: Any, count: int) -> list[int]:
+    """Return for each prompt the column of its first token."""
+    if attention_mask is None:
+        return [0] * count
+    rows = attention_mask.tolist() if hasattr(attention_mask, "tolist") else [list(row) for row in attention_mask]
+    if len(rows) != count or not all(any(row) for row in rows):
+        raise SpecError(f"attention_mask has {len(rows)} rows for {count} prompts, or one without a token")
+    return [next(column for column, real in enumerate(row) if real) for row in rows]
