@@ -66,3 +66,10 @@ def test_the_torch_that_is_installed_is_in_the_promised_range() -> None:
     torch = Requirement(re.search(r"^TORCH \?= (.*)$", (ROOT / "Makefile").read_text(), re.M)[1])
     (range_,) = [one.specifier for one in promised() if one.name == "torch"]
     assert range_.contains(next(iter(torch.specifier)).version)
+
+
+def test_any_shape_is_a_string() -> None:
+    """Jaxtyping before 0.3.11, which is promised, refuses `Float[Tensor, ...]`; ruff takes the quotes off `"..."`."""
+    wrong = re.compile(r"\b(?!tuple|Callable)\w+\[[\w.]*(Tensor|ndarray), \.\.\.\]")
+    for file in (ROOT / "src").rglob("*.py"):
+        assert not wrong.search(file.read_text()), f'{file}: write " ..." with the space'
