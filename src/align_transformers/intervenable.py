@@ -126,7 +126,7 @@ class IntervenableModel(nn.Module):
         """Generate with the model's own `generate` while the interventions are in place.
 
         Generated tokens are numbered from 0; an edit at token k acts when it is processed, so on what comes after it:
-        the last is never processed, and the logits of token 0 are at the prompt's end. Sources run once, before all that.
+        the last is never processed, and the logits of token 0 are at the prompt's end. Sources run once, before that.
 
         Args:
             base: the prompts, as for `forward`; left-padded where lengths differ.
