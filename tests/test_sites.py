@@ -8,6 +8,7 @@ from tests.untyped import untyped
 
 from align_transformers import COMPONENTS, Site, SpecError, UnknownNameError
 from align_transformers.sites import COMPONENT_NAMES
+from align_transformers.zoo import GRU_COMPONENTS
 
 SKIPS = {
     "block_output": "block_input",
@@ -39,6 +40,7 @@ def test_the_components_are_those_that_users_know():
         *(f"head_{name}" for name in per_head),
         *(f"cross_{name}" for name in attention),
         *(f"head_cross_{name}" for name in per_head),
+        *GRU_COMPONENTS,
         *ENDS,
     }
 
@@ -134,8 +136,8 @@ def names_with(**facts):
 
 
 def test_the_point_of_a_block_where_a_component_is():
-    assert names_with(point="input") == {"block_input", "embedding_output"}
-    assert names_with(point="output") == {"block_output", "final_norm_output", "logits"}
+    assert names_with(point="input") == {"block_input", "cell_input", "embedding_output"}
+    assert names_with(point="output") == {"block_output", "cell_output", "final_norm_output", "logits"}
 
 
 def test_what_is_not_one_row_a_token():

@@ -94,7 +94,7 @@ from .plan import Constant, Edit, Logits, Plan, Read, Run
 from .planners import execute
 from .positions import Positions
 from .sites import COMPONENTS, Site
-from .studies import causal_tracing, grid, score
+from .studies import Claim, causal_scrubbing, causal_tracing, grid, logit_lens, path_patching, score
 from .table import Table
 from .zoo import (
     GRUConfig,
@@ -125,6 +125,7 @@ __all__ = [
     "AutoencoderIntervention",
     "Bound",
     "BoundlessRotatedSpaceIntervention",
+    "Claim",
     "CollectIntervention",
     "Collected",
     "Comparison",
@@ -195,6 +196,7 @@ __all__ = [
     "attention_patterns",
     "bind",
     "bootstrap",
+    "causal_scrubbing",
     "causal_tracing",
     "compare",
     "create_blip",
@@ -224,8 +226,10 @@ __all__ = [
     "last_token",
     "load_model",
     "logit_difference",
+    "logit_lens",
     "one_by_one",
     "operations",
+    "path_patching",
     "planned",
     "precompute",
     "probability",

@@ -125,8 +125,8 @@ class IntervenableModel(nn.Module):
     ) -> tuple[Any, Any] | IntervenableGeneration:
         """Generate with the model's own `generate` while the interventions are in place.
 
-        Generated tokens are numbered from 0; an edit at token k acts when that token is processed, so it changes the
-        tokens after it. The last generated token is never processed. Sources run once, before the generation.
+        Generated tokens are numbered from 0; an edit at token k acts when it is processed, so on what comes after it:
+        the last is never processed, and the logits of token 0 are at the prompt's end. Sources run once, before all that.
 
         Args:
             base: the prompts, as for `forward`; left-padded where lengths differ.

@@ -52,7 +52,7 @@ class Metric:
             token_id(token, None)
 
     def __call__(
-        self, logits: Float[Tensor, "batch vocab"], clean: Float[Tensor, ...] | None = None
+        self, logits: Float[Tensor, "batch vocab"], clean: Float[Tensor, " ..."] | None = None
     ) -> Float[Tensor, " batch"]:
         """Return the metric of each row of `logits`, float32 of shape `(batch,)`.
 
@@ -73,7 +73,7 @@ class Metric:
         return logits[:, list(self.tokens)]
 
     def of(
-        self, logits: Float[Tensor, "batch tokens"], clean: Float[Tensor, ...] | None = None
+        self, logits: Float[Tensor, "batch tokens"], clean: Float[Tensor, " ..."] | None = None
     ) -> Float[Tensor, " batch"]:
         """Return the metric of logits of `tokens` alone; of the whole vocabulary where `tokens` is `None`.
 

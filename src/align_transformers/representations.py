@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from .config import IntervenableConfig, RepresentationConfig
-from .interventions import Intervention, build_intervention
+from .interventions import Intervention, build_intervention, needs_width
 from .locations import Addressed
-from .models import Slot, find_slot
+from .models import Slot, find_slot, resolve
 from .sites import Site
 
 
@@ -35,6 +35,8 @@ def represent(config: IntervenableConfig, model: nn.Module) -> list[Representati
         intervention = linked.get(link) if link is not None else None
         if intervention is None:
             units = representation.max_number_of_units if representation.unit in ("pos", "t") else 1
+            if slot.width is None and site.path is not None and needs_width(spec):
+                slot = replace(slot, width=resolve(model).widths.get(site.path))
             intervention = build_intervention(spec, _options(representation, slot), units=units)
         if link is not None:
             linked[link] = intervention

@@ -66,6 +66,19 @@ _ATTENTION: Mapping[str, Component] = {
 }
 
 
+_GATES = ("reset", "update", "new")
+_RECURRENT: Mapping[str, Component] = {
+    "cell_input": Component("what a cell of a recurrent network reads at a step", "input"),
+    "cell_output": Component("the cell's hidden state after a step", "output"),
+    **{f"{gate}_gate_input": Component(f"what goes into the {gate} gate's nonlinearity") for gate in _GATES},
+    **{f"{gate}_gate_output": Component(f"the {gate} gate at a step") for gate in _GATES},
+    "x2h_output": Component("what the cell's input adds to all gates, side by side"),
+    "h2h_output": Component("what the cell's last hidden state adds to all gates, side by side"),
+    **{f"{gate}_x2h_output": Component(f"what the cell's input adds to the {gate} gate") for gate in _GATES},
+    **{f"{gate}_h2h_output": Component(f"what the last hidden state adds to the {gate} gate") for gate in _GATES},
+}
+
+
 def _across(name: str, component: Component) -> Component:
     """Return what a component of self-attention is where another sequence is attended to, whose cache does not grow."""
     return replace(
@@ -93,6 +106,7 @@ COMPONENTS: Mapping[str, Component] = MappingProxyType(
         "final_norm_output": Component("the residual stream after the last norm", "output", in_block=False),
         "logits": Component("the logits", "output", in_block=False),
         **{f"cross_{name}": _across(name, component) for name, component in _ATTENTION.items()},
+        **_RECURRENT,
     }
 )
 """The named components, each with its meaning. `head_X` is another name for X where `per_head` is true."""

@@ -225,20 +225,6 @@ def _inside_interfaces(visits: Mapping[int, Visits]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def before_forward(model: nn.Module, act: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Call `act` with the keyword arguments of every forward pass of the model while the context is open."""
-    end = hook_before(model, partial(_with_keywords, act), first=True)
-    try:
-        yield
-    finally:
-        end()
-
-
-def _with_keywords(act: Callable[..., None], _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-    act(kwargs)
-
-
 # --- passes that are not as the model wrote them ----------------------------------------------------------------------
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from ..models.cache_copies import copied
 from ..models.sequence import CACHES, Inputs, batch_size, is_batched, logits_stack, real_spans
 from ..plan import Logits, Run
 from ..positions import Span
@@ -36,7 +36,7 @@ def own_caches(inputs: Inputs) -> Inputs:
     """Return an input with copies of the caches that were handed in: each pass writes into its own."""
     if isinstance(inputs, Tensor) or all(inputs.get(name) is None for name in CACHES):
         return inputs
-    return {name: deepcopy(value) if name in CACHES else value for name, value in inputs.items()}
+    return {name: copied(name, value) if name in CACHES else value for name, value in inputs.items()}
 
 
 def count(run: Run, inputs: Mapping[str, Inputs]) -> int:

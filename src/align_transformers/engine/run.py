@@ -218,7 +218,7 @@ class Results:
         """
         plan = self.bound.plan
         tallies = {name: [tally for _, tally in _in_order(parts)] for name, parts in self._tallies.items()}
-        check_fired((bound.edit, any(one.fired for one in tallies[name])) for name, bound in self.bound.edits.items())
+        check_fired((bound.edit, any(one.touched for one in tallies[name])) for name, bound in self.bound.edits.items())
         outputs = {name: self._output(name) for name in plan.outputs}
         collected = {
             name: _collected(_firings([pairs for _, pairs in _in_order(parts)]))

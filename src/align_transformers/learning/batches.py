@@ -39,6 +39,7 @@ from ..config import IntervenableConfig
 from ..engine import Inputs
 from ..locations import Addressed, Axis, Location
 from ..models import uncompiled
+from ..models.devices import input_device
 from ..models.padding import as_alone
 from ..positions import EVERYWHERE, Positions, Rows
 from ..representations import Representation
@@ -67,7 +68,7 @@ def read_batch(
         UnknownNameError: a column is misspelt.
         PositionError: a position counted from the end does not exist.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = input_device(model)
     names = tuple(inspect.signature(uncompiled(model).forward).parameters)
     base = batch["base"] if "base" in batch else _inputs(batch, names)
     if not isinstance(base, Tensor | Mapping) or (isinstance(base, Mapping) and not base):

@@ -19,6 +19,7 @@ from ..engine import Inputs, batch_size, bind, execute, logits_of
 from ..interventions import Intervention
 from ..models import resolve, uncompiled
 from ..models.arguments import without_cache
+from ..models.devices import input_device
 from ..plan import Logits
 from ..planners import HAS_FAST
 from ..representations import Representation
@@ -325,7 +326,7 @@ def fewer_logits(model: nn.Module, base: Inputs, columns: LogitColumns | None) -
     lean = dict(without_cache(model, base))
     if columns is not None and "logits_to_keep" in inspect.signature(model.forward).parameters.keys() - base.keys():
         wanted, place = torch.unique(columns.column, return_inverse=True)
-        lean["logits_to_keep"] = wanted.to(next(model.parameters()).device)
+        lean["logits_to_keep"] = wanted.to(input_device(model))
         columns = LogitColumns(columns.example, place)
     return lean, columns
 

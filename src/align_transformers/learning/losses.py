@@ -37,7 +37,7 @@ class Numbers:
     whole: bool
 
 
-def cross_entropy(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, ...]) -> Float[Tensor, " rows"]:
+def cross_entropy(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, " ..."]) -> Float[Tensor, " rows"]:
     """Return the cross-entropy of the counterfactual label, in nats: the loss of distributed alignment search.
 
     Args:
@@ -56,7 +56,7 @@ def cross_entropy(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, ...])
     return F.cross_entropy(logits.float(), labels.long(), reduction="none")
 
 
-def kl_divergence(logits: Float[Tensor, "rows vocab"], target: Float[Tensor, ...]) -> Float[Tensor, " rows"]:
+def kl_divergence(logits: Float[Tensor, "rows vocab"], target: Float[Tensor, " ..."]) -> Float[Tensor, " rows"]:
     """Return KL(target || softmax(logits)), summed over the vocabulary, in nats.
 
     Args:
@@ -76,7 +76,7 @@ def kl_divergence(logits: Float[Tensor, "rows vocab"], target: Float[Tensor, ...
     return F.kl_div(F.log_softmax(logits.float(), dim=-1), target, reduction="none").sum(-1)
 
 
-def label_difference(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, ...]) -> Float[Tensor, " rows"]:
+def label_difference(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, " ..."]) -> Float[Tensor, " rows"]:
     """Return the logit difference: the logit of the counterfactual label minus that of the other label.
 
     It grows as the alignment gets better; as a loss give its negative.
@@ -96,7 +96,7 @@ def label_difference(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, ..
     return chosen[:, 0] - chosen[:, 1]
 
 
-def iia(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, ...]) -> Float[Tensor, " rows"]:
+def iia(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, " ..."]) -> Float[Tensor, " rows"]:
     """Return 1 where the most probable answer is the counterfactual label, else 0.
 
     Its mean is the interchange intervention accuracy. Where an example has several labels, it is averaged over them.

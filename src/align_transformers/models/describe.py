@@ -108,7 +108,7 @@ def describe(model: nn.Module | ComponentMap) -> Description:
 
     >>> print(describe(nn.Linear(2, 3)))
     Linear
-    └── no blocks: no dummy input was accepted, so give example_inputs (...)
+    └── no blocks: no stack of blocks was found in it
     """
     found = model if isinstance(model, ComponentMap) else resolve(model)
     stacks = {name: tuple(_kinds(blocks)) for name, blocks in found.stacks.items()}

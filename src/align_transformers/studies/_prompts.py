@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._errors import PositionError, SpecError
 from ..engine import real_spans
+from ..models.devices import input_device
 from ..models.padding import left_padding, with_positions
 from ..sites import Site
 
@@ -160,8 +161,7 @@ def encode(prompts: Prompt, tokenizer: PreTrainedTokenizerBase | None, model: nn
 
 def _on_device(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """Return an input with its tensors on a model's device."""
-    # What is on the meta device is fetched when it is needed, and inputs are moved to where it goes.
-    device = next((one.device for one in model.parameters() if not one.is_meta), torch.device("cpu"))
+    device = input_device(model)
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 

@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from .._errors import SpecError
 from ..engine import Planner
 from ..metrics import Metric
-from ..plan import Logits, Run
+from ..plan import Run
 from ..table import Table
 from ._cells import Selection, SwapDirection
 from ._prompts import Prompt, Which, encode, pair_up
-from ._scoring import Answer, MetricsByName, Scoring, answers_for, answers_metric, metrics_for, model_name, tokens_of
+from ._scoring import Answer, Scoring, answers_for, answers_metric, logits_wanted, metrics_for, model_name
 from ._sweep import Sweep
 
 
@@ -108,8 +108,6 @@ def grid(
     pairs = pair_up(encode(base, tokenizer, model), encode(source, tokenizer, model), positions, last)
     named = answers_for(answers, len(pairs))
     wanted = metrics_for(metric, metrics, len(pairs), "pairs") or answers_metric(named, tokenizer)
-    sides = {"base": pairs.base.tokens(""), "source": pairs.source.tokens("")}
-    columns, ends = ({side: of.columns(place) for side, of in sides.items()} for place in (at, -1))
     runs = asked.runs(model, pairs)
     sweep = Sweep(
         "grid",
@@ -118,9 +116,9 @@ def grid(
         runs,
         asked.interventions(model, pairs),
         Scoring(model_name(model), pairs, wanted, named, top, tokenizer, neurons),
-        _logits(model, wanted, top, () if columns == ends else tuple(columns.items())),
+        logits_wanted(model, wanted, top, pairs, at),
         facts={
-            "columns": columns,
+            "columns": [side.tokens("").columns(at) for side in (pairs.base, pairs.source)],
             "metric": metric if metrics is None else metrics,
             "answers": answers,
             "top": top,
@@ -130,12 +128,3 @@ def grid(
         },
     )
     return sweep.table(model, store=store, progress=progress, planner=planner)
-
-
-def _logits(
-    model: nn.Module, metrics: MetricsByName | None, top: int, at: tuple[tuple[str, tuple[int, ...]], ...]
-) -> Logits:
-    """Return which logits the metrics need; of the model's own answers the ones that it gives."""
-    if metrics is None:
-        return Logits(None, at, ("base", "source")) if not top else Logits(None, at)
-    return Logits(None if top else tokens_of(metrics, model), at)

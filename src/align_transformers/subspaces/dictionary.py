@@ -244,11 +244,11 @@ class Latents(Coordinates):
     dictionary: Dictionary
     of: Tensor | None = None
 
-    def read(self, x: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    def read(self, x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
         """Return the latents of `x`."""
         return self.dictionary.encode(x)
 
-    def moved(self, x: Float[Tensor, ...], change: Tensor, at: Tensor | None = None) -> Float[Tensor, ...]:
+    def moved(self, x: Float[Tensor, " ..."], change: Tensor, at: Tensor | None = None) -> Float[Tensor, " ..."]:
         """Return `x` moved by what the decoder makes of the change; without the error, what it makes of the latents."""
         of = x if self.of is None else self.of
         if self.dictionary.include_error:

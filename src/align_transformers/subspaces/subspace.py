@@ -59,7 +59,7 @@ class Subspace(nn.Module, ABC):
             choice: what each example chooses; only looked at with `takes_choice`.
         """
 
-    def read(self, x: Float[Tensor, ...], choice: Choice | None = None) -> Float[Tensor, ...]:
+    def read(self, x: Float[Tensor, " ..."], choice: Choice | None = None) -> Float[Tensor, " ..."]:
         """Return the coordinates of `x`, `(..., width)`, as `(..., size)`."""
         return self.basis(x, choice).read(x)
 
