@@ -20,8 +20,9 @@ from .checkpoints import BatchOrder, CheckpointFolder
 from .columns import ColumnRule
 from .forward import BatchForward, Collator, Intervened, MemoryRule, forward_of
 from .held import frozen, learning, recomputed, seeded
-from .loop import Fit, HistoryRow, Progress, restore, run
+from .loop import Fit, HistoryRow, Progress, run
 from .losses import ComputeMetrics, Measure, cross_entropy, iia, measure_of
+from .restoring import restore
 from .settings import OptimizerFactory, SchedulerFactory, Settings, make_optimizer, make_scheduler
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from .._errors import SpecError, UnknownNameError, near_misses
+from .._errors import ArtifactError, SpecError, UnknownNameError, near_misses
 from .._files import write_atomically
 from .._optional import optional
 from .values import TYPES, arrow_type, in_encoder, mean_of, plain_meta, plain_value
@@ -355,14 +355,23 @@ class Table:
 
         Raises:
             SpecError: the parquet file was not written by `Table.save`.
+            ArtifactError: it is damaged, or no parquet file.
             FileNotFoundError: there is no such file.
             MissingExtraError: pyarrow is not installed.
         """
-        stored = optional("pyarrow.parquet", extra="tables").read_table(os.fspath(path), partitioning=None)
-        meta = (stored.schema.metadata or {}).get(_META_KEY)
-        if meta is None:
-            raise SpecError(f"{os.fspath(path)} carries no description of a table; was it written by Table.save?")
-        return cls.from_rows(stored.to_pylist(), meta=json.loads(meta), columns=stored.column_names)
+        where = os.fspath(path)
+        try:
+            stored = optional("pyarrow.parquet", extra="tables").read_table(where, partitioning=None)
+            text = (stored.schema.metadata or {}).get(_META_KEY)
+            meta = None if text is None else json.loads(text)
+        except FileNotFoundError:
+            raise
+        except (ValueError, OSError) as error:  # as pyarrow's are
+            why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            raise ArtifactError(f"{where} is damaged, or no parquet file ({why})") from error
+        if not isinstance(meta, dict):
+            raise SpecError(f"{where} carries no description of a table; was it written by Table.save?")
+        return cls.from_rows(stored.to_pylist(), meta=meta, columns=stored.column_names)
 
     def _several(self, column: str) -> bool:
         return len(set(self.columns.get(column, ()))) > 1
