@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .._checked import checked
 from .._errors import SpecError
 from ..interventions import TrainableIntervention
 from .columns import ColumnRule, Readout
@@ -41,6 +42,7 @@ class Alignment(nn.Module):
 
     accepts_loss_kwargs = False  # the Trainer then divides the loss by its accumulation steps itself
 
+    @checked
     def __init__(
         self,
         intervened: Intervened,

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from align_transformers._checked import checked, checked_class
 from align_transformers._errors import SpecError, UnknownNameError, near_misses
 
 _GATES = ("reset", "update", "new")
@@ -24,6 +25,7 @@ GRU_COMPONENTS: Mapping[str, str] = MappingProxyType(
 """The places of a cell by the names they are known under; each is a path from the cell on."""
 
 
+@checked_class
 @dataclass(frozen=True)
 class GRUConfig:
     """The sizes of a GRU.
@@ -203,6 +205,7 @@ class GRUForClassification(nn.Module):
         return GRUOutput(out.last_hidden_state, out.hidden, logits, loss)
 
 
+@checked
 def gru_path(model: nn.Module, component: str, layer: int = 0) -> str:
     """Return the dotted path of one of `GRU_COMPONENTS` in one of these models.
 
@@ -223,6 +226,7 @@ def gru_path(model: nn.Module, component: str, layer: int = 0) -> str:
     return f"{prefix}cells[{layer}].{GRU_COMPONENTS[component]}"
 
 
+@checked
 def create_gru(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRUModel]:
     """Return a random GRU in eval mode, with its configuration; it has no tokenizer (`None`).
 
@@ -237,6 +241,7 @@ def create_gru(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRUMode
     return config, None, GRUModel(config).eval()
 
 
+@checked
 def create_gru_lm(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRULMHeadModel]:
     """Return a random GRU language model in eval mode, with its configuration; it has no tokenizer (`None`).
 
@@ -251,6 +256,7 @@ def create_gru_lm(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRUL
     return config, None, GRULMHeadModel(config).eval()
 
 
+@checked
 def create_gru_classifier(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRUForClassification]:
     """Return a random GRU classifier in eval mode, with its configuration; it has no tokenizer (`None`).
 

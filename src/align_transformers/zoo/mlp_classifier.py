@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from align_transformers._checked import checked, checked_class
 from align_transformers._errors import SpecError, UnknownNameError, near_misses
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = MappingProxyType(
@@ -22,6 +23,7 @@ MLP_COMPONENTS: Mapping[str, str] = MappingProxyType(
 """The places of a block by the names they are known under; each is a path from the block on."""
 
 
+@checked_class
 @dataclass(frozen=True)
 class MLPConfig:
     """The sizes of an MLP classifier.
@@ -122,6 +124,7 @@ class MLPForClassification(nn.Module):
         return MLPOutput(squeezed, states, loss)
 
 
+@checked
 def mlp_path(component: str, layer: int = 0) -> str:
     """Return the dotted path of one of `MLP_COMPONENTS`.
 
@@ -140,6 +143,7 @@ def mlp_path(component: str, layer: int = 0) -> str:
     return f"h[{layer}].{MLP_COMPONENTS[component]}"
 
 
+@checked
 def create_mlp_classifier(config: MLPConfig | None = None) -> tuple[MLPConfig, Any, MLPForClassification]:
     """Return a random MLP classifier in eval mode, with its configuration; it has no tokenizer (`None`).
 
