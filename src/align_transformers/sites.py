@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from operator import index
 from types import MappingProxyType
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from typing import Any, Literal
 from ._errors import SpecError, UnknownNameError, near_misses
 
 Side = Literal["input", "output"]
+Layers = int | Sequence[int] | Literal["all"]
+"""Layer numbers, from 0, negative ones from the last."""
 Point = Literal["input", "inside", "output"]
 """Where in a block something is: what goes into it, what it gives, or what lies between."""
 
@@ -232,8 +235,50 @@ class Site:
         return where if self.call is None else f"{where} (call {self.call})"
 
 
+def in_block(component: str) -> bool:
+    """Whether a component has a layer number; neither paths nor the ends of a model do.
+
+    >>> in_block("encoder.head_value_output"), in_block("logits"), in_block("h[0].output")
+    (True, False, False)
+    """
+    last = component.rpartition(".")[2]
+    return last in COMPONENT_NAMES and COMPONENTS[last if last in COMPONENTS else last[len(HEAD_PREFIX) :]].in_block
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, of whichever kind; `True` is none, though Python counts it as one."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def read_layers(layers: Any) -> int | tuple[int, ...] | Literal["all"] | None:
+    """Return which layers a caller means, whatever the model.
+
+    Args:
+        layers: a number, negative from the last layer; several (a list, a range, an array, a tensor); `"all"`; `None`
+            where nothing is said.
+
+    Raises:
+        SpecError: it is something else, or none.
+
+    >>> read_layers(-1), read_layers(range(2)), read_layers("all")
+    (-1, (0, 1), 'all')
+    """
+    if layers is None or (isinstance(layers, str) and layers == "all"):
+        return layers  # type: ignore[return-value]  # the one text that is left
+    plain = layers.tolist() if hasattr(layers, "tolist") else layers
+    several = isinstance(plain, Iterable) and not isinstance(plain, str | bytes | Mapping)
+    numbers = tuple(plain) if several else (plain,)
+    if not numbers or not all(map(is_whole, numbers)):
+        raise SpecError(f"layer is a number, several numbers, or 'all'; found layer={layers!r}")
+    return tuple(map(index, numbers)) if several else index(numbers[0])
+
+
 def _number(value: Any, what: str) -> int:
     """Return a layer or call number as a plain integer."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 0:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not is_whole(value):
         raise SpecError(f"{what} is a number from 0; found {what}={value!r}")
+    if index(value) < 0:
+        hint = ": a site is of no model, so it cannot count from the last" if what == "layer" else ""
+        raise SpecError(f"{what} is a number from 0; found {what}={value!r}{hint}")
     return index(value)

@@ -39,9 +39,11 @@ def own_caches(inputs: Inputs) -> Inputs:
     return {name: copied(name, value) if name in CACHES else value for name, value in inputs.items()}
 
 
-def count(run: Run, inputs: Mapping[str, Inputs]) -> int:
-    """Return how many examples a run works on."""
-    return batch_size(inputs[run.input]) if run.examples is None else len(run.examples)
+def count(run: Run, inputs: Mapping[str, Inputs], stack: str = "") -> int:
+    """Return how many examples a run works on, or a stack in it: a tower may have others than the texts."""
+    given = inputs[run.input]
+    own = batch_size(given, stack)
+    return own if run.examples is None or own != batch_size(given) else len(run.examples)
 
 
 class Spans:

@@ -65,7 +65,9 @@ class Outcome:
     def effects(self) -> tuple[Effect, ...]:
         """The ledger: one entry an edit, in the order of the runs."""
         return tuple(
-            Counts.of_parts([tally.counts() for tally in self.tallies[edit.name]]).effect(edit, self.bound.count(run))
+            Counts.of_parts([tally.counts() for tally in self.tallies[edit.name]]).effect(
+                edit, self.bound.count(run, edit.site.sequence)
+            )
             for run in self.bound.order
             for edit in run.edits
         )

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from .._checked import checked
 from .._errors import PlanError
 from .._files import write_atomically
 from ..engine import Inputs, batch_size, bind
@@ -60,6 +61,7 @@ class ActivationCache:
     0
     """
 
+    @checked
     def __init__(
         self, budget: int = 2**31, folder: str | os.PathLike[str] | None = None, *, alone: bool = False
     ) -> None:

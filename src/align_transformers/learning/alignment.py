@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .._checked import checked
 from .._errors import SpecError
 from ..interventions import TrainableIntervention
 from .columns import ColumnRule, Readout
@@ -46,6 +47,7 @@ class Alignment(nn.Module):
 
     accepts_loss_kwargs = False  # the Trainer then divides the loss by its accumulation steps itself
 
+    @checked
     def __init__(
         self,
         intervened: Intervened,

@@ -41,6 +41,7 @@ from ..locations import Addressed, Axis, Location
 from ..models import uncompiled
 from ..models.devices import input_device
 from ..models.padding import as_alone
+from ..models.sequence import check_tokens
 from ..positions import EVERYWHERE, Positions, Rows
 from ..representations import Representation
 
@@ -77,6 +78,8 @@ def read_batch(
             "A Trainer drops columns unless remove_unused_columns=False"
         )
     sources = batch["sources"] if "sources" in batch else _sources(batch, base)
+    for one in (base, *(sources if isinstance(sources, list | tuple) else [sources])):
+        check_tokens(model, one, "a batch")
     call = Call(
         as_alone(model, _moved(base, device)),
         as_alone(model, _moved(sources, device)),

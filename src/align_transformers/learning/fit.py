@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .._bar import bar
+from .._checked import checked
 from .._optional import optional
 from .alignment import Alignment
 from .checkpoints import BatchOrder, CheckpointFolder
@@ -75,6 +76,7 @@ class Fitted:
         return frame
 
 
+@checked
 def fit(
     intervened: Intervened,
     loader: Iterable[Any],
@@ -225,6 +227,7 @@ def _reporter(progress: Progress | bool | None) -> Iterator[Progress]:
         yield lambda _row, _total: None
 
 
+@checked
 @contextmanager
 def progress_bar(console: Any = None) -> Iterator[Progress]:
     """Hold a bar in the terminal with loss, metric, validation and throughput.

@@ -12,6 +12,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from .._checked import checked
 from .._errors import SpecError
 from ..compose import Call, Composed, compose
 from ..config import IntervenableConfig
@@ -60,7 +61,9 @@ class Intervened(Protocol):
     def interventions(self) -> Mapping[str, Intervention]:
         """Each intervention, by key."""
 
-    def __call__(self, base: Any, sources: Any = ..., unit_locations: Any = ..., *, subspaces: Any = ...) -> Any:
+    def __call__(
+        self, base: Any, sources: Any = ..., unit_locations: Any = ..., *, subspaces: Any = ..., return_dict: Any = ...
+    ) -> Any:
         """Return the plain output (or `None`) and the counterfactual one."""
 
     def hardened(self) -> Intervened:
@@ -103,7 +106,9 @@ class FullForward:
         """Return the logits that are asked for."""
         call = request.call
         base, columns = fewer_logits(self._intervened.model, call.base, request.columns)
-        _, output = self._intervened(base, call.sources, call.unit_locations, subspaces=call.subspaces)
+        _, output = self._intervened(
+            base, call.sources, call.unit_locations, subspaces=call.subspaces, return_dict=False
+        )
         return rows_of(logits_of(output), columns, request.where)
 
 
@@ -191,13 +196,14 @@ def memory_of(
     Raises:
         SpecError: it is no memory.
     """
-    if memory not in (None, True, False, "auto") and not (HAS_FAST and isinstance(memory, ActivationCache)):
+    plain = memory is None or isinstance(memory, bool) or (isinstance(memory, str) and memory == "auto")
+    if not plain and not (HAS_FAST and isinstance(memory, ActivationCache)):
         raise SpecError(f"memory is an ActivationCache, True, False or 'auto'; found {memory!r}")
     if not HAS_FAST or memory is None or memory is False:
         return None
-    if memory == "auto" and not repeats(reader, loader, 2 if again else 1):
+    if plain and memory == "auto" and not repeats(reader, loader, 2 if again else 1):
         return None
-    return ActivationCache(alone=True) if memory in (True, "auto") else memory
+    return ActivationCache(alone=True) if plain else memory
 
 
 _LOOKED_AT = 64  # batches of a pass over a loader: that of 2,000 examples none comes again is no chance
@@ -287,6 +293,7 @@ class Reader:
         return readout(rows_of(logits_of(output), places, where), columns, where, labels, inputs)
 
 
+@checked
 def precompute(
     intervened: Intervened,
     loader: Iterable[Any],

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from .._checked import checked
 from ..sites import ADDENDS, COMPONENTS
 from .component_map import Block, ComponentMap
 from .resolve import resolve
@@ -100,6 +101,7 @@ class Description:
         return html_of(_tree(self))
 
 
+@checked
 def describe(model: nn.Module | ComponentMap) -> Description:
     """Return what was found in a model: stacks, blocks, components, sizes, heads, and what is unavailable and why.
 

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from .._checked import checked
 from .._errors import SpecError
 from .blocks import block_of, examine_stack
 from .component_map import ComponentMap
@@ -39,6 +40,7 @@ _maps: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 _resolving = threading.RLock()
 
 
+@checked
 def resolve(
     model: nn.Module,
     *,
@@ -61,6 +63,7 @@ def resolve(
         the same, where modules of the model have been exchanged since.
 
     Raises:
+        SpecError: the model does not take `example_inputs`.
         SiteError: an override names a place that does not exist or has another shape.
     """
     known, modules = _maps.get(model), _fingerprint(model)
@@ -132,7 +135,10 @@ def _resolve(model: nn.Module, example: Mapping[str, Any] | None, overrides: Map
 def _trace(model: nn.Module, example: Mapping[str, Any] | None) -> Trace | str:
     """Return a watched forward pass, or why there is none."""
     if example is not None:
-        return watch(model, example)
+        try:
+            return watch(model, example)
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            raise SpecError(f"example_inputs are no input of {type(model).__name__}: {error}") from error
     reasons = []
     for inputs in dummy_inputs(model):
         try:

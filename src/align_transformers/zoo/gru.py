@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
+from align_transformers._checked import checked, checked_class
 from align_transformers._errors import SpecError, UnknownNameError, near_misses
 
 _GATES = ("reset", "update", "new")
@@ -25,6 +26,7 @@ GRU_COMPONENTS: Mapping[str, str] = MappingProxyType(
 """The places of a cell by the names they are known under; each is a path from the cell on."""
 
 
+@checked_class
 @dataclass
 class GRUConfig:
     """The sizes of a GRU.
@@ -219,6 +221,7 @@ class GRUForClassification(nn.Module):
         return GRUOutput(loss, logits, out.last_hidden_state, out.hidden)
 
 
+@checked
 def gru_path(model: nn.Module, component: str, layer: int = 0) -> str:
     """Return the dotted path of one of `GRU_COMPONENTS` in one of these models.
 
@@ -239,6 +242,7 @@ def gru_path(model: nn.Module, component: str, layer: int = 0) -> str:
     return said[component].format(layer=layer)
 
 
+@checked
 def create_gru(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRUModel]:
     """Return a random GRU in eval mode, with its configuration; it has no tokenizer (`None`).
 
@@ -253,6 +257,7 @@ def create_gru(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRUMode
     return config, None, GRUModel(config).eval()
 
 
+@checked
 def create_gru_lm(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRULMHeadModel]:
     """Return a random GRU language model in eval mode, with its configuration; it has no tokenizer (`None`).
 
@@ -267,6 +272,7 @@ def create_gru_lm(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRUL
     return config, None, GRULMHeadModel(config).eval()
 
 
+@checked
 def create_gru_classifier(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRUForClassification]:
     """Return a random GRU classifier in eval mode, with its configuration; it has no tokenizer (`None`).
 

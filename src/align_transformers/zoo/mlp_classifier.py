@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
+from align_transformers._checked import checked, checked_class
 from align_transformers._errors import SpecError, UnknownNameError, near_misses
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = MappingProxyType(
@@ -23,6 +24,7 @@ MLP_COMPONENTS: Mapping[str, str] = MappingProxyType(
 """The places of a block by the names they are known under; each is a path from the block on."""
 
 
+@checked_class
 @dataclass
 class MLPConfig:
     """The sizes of an MLP classifier.
@@ -147,6 +149,7 @@ class MLPForClassification(nn.Module):
         return MLPOutput(loss, squeezed, states)
 
 
+@checked
 def mlp_path(component: str, layer: int = 0) -> str:
     """Return the dotted path of one of `MLP_COMPONENTS`.
 
@@ -165,6 +168,7 @@ def mlp_path(component: str, layer: int = 0) -> str:
     return MLPForClassification.component_paths[component].format(layer=layer)
 
 
+@checked
 def create_mlp_classifier(config: MLPConfig | None = None) -> tuple[MLPConfig, Any, MLPForClassification]:
     """Return a random MLP classifier in eval mode, with its configuration; it has no tokenizer (`None`).
 
