@@ -29,13 +29,14 @@ def test_the_components_are_those_that_users_know():
             "key_output",
             "value_output",
             "attention_input",
+            "attention_contribution",
         ),
-        *("query_rotary", "key_rotary", "attention_score", "attention_pattern", "head_output"),
+        *("query_rotary", "key_rotary", "attention_score", "attention_pattern", "head_output", "head_contribution"),
     }
-    per_head = attention - {"attention_output", "attention_input"}
+    per_head = attention - {"attention_output", "attention_input", "attention_contribution"}
     assert set(COMPONENT_NAMES) == {
-        *("block_input", "block_output", "mlp_input", "mlp_activation", "mlp_output"),
-        *("mixer_input", "mixer_output", "router_output", "expert_activation"),
+        *("block_input", "block_output", "mlp_input", "mlp_activation", "mlp_output", "mlp_contribution"),
+        *("mixer_input", "mixer_output", "mixer_contribution", "router_output", "expert_activation"),
         *attention,
         *(f"head_{name}" for name in per_head),
         *(f"cross_{name}" for name in attention),
@@ -49,7 +50,7 @@ def test_the_components_are_those_that_users_know():
 def test_a_named_component(name):
     site = Site(name, 2)
     assert site.path is None
-    assert site.name == (name if name == "head_output" else name.removeprefix("head_"))
+    assert site.name == (name if name in ("head_output", "head_contribution") else name.removeprefix("head_"))
     assert str(site) == f"layer 2 {name}"
 
 

@@ -51,8 +51,9 @@ class Component:
 _ATTENTION: Mapping[str, Component] = {
     "attention_input": Component("what the attention module reads: queries, keys and values all see it"),
     "attention_output": Component(
-        "the output projection's output, before any residual is added", skips_from="attention_input"
+        "the output projection's output, before any norm, multiplier or residual", skips_from="attention_input"
     ),
+    "attention_contribution": Component("what attention adds to the residual stream, after norms and multipliers"),
     "attention_value_output": Component("the heads' z side by side: the output projection's input", per_head=True),
     "query_output": Component("the query projection's output, before norms and rotary", per_head=True),
     "key_output": Component("the key projection's output, before norms and rotary", per_head=True),
@@ -66,6 +67,7 @@ _ATTENTION: Mapping[str, Component] = {
         "the softmax of the scores: what each query takes from where", per_head=True, by_token=False
     ),
     "head_output": Component("the heads' output as attention gives it, before gates and norms", per_head=True),
+    "head_contribution": Component("what each head adds to the residual stream", per_head=True),
 }
 
 
@@ -99,10 +101,12 @@ COMPONENTS: Mapping[str, Component] = MappingProxyType(
         "block_output": Component("the residual stream after the block", "output", skips_from="block_input"),
         "mlp_input": Component("what the MLP reads (after the norm)"),
         "mlp_activation": Component("the MLP's neurons: the down projection's input"),
-        "mlp_output": Component("what the MLP adds to the residual stream", skips_from="mlp_input"),
+        "mlp_output": Component("what the MLP gives, before any norm, multiplier or residual", skips_from="mlp_input"),
+        "mlp_contribution": Component("what the MLP adds to the residual stream, after norms and multipliers"),
         **_ATTENTION,
         "mixer_input": Component("what a mixer that is not softmax attention reads (state space, convolution, ...)"),
         "mixer_output": Component("what such a mixer gives", skips_from="mixer_input"),
+        "mixer_contribution": Component("what such a mixer adds to the residual stream"),
         "router_output": Component("the logits with which experts are chosen"),
         "expert_activation": Component("the neurons of the experts a token was sent to, side by side in routed order"),
         "embedding_output": Component("the token embeddings", "input", in_block=False),
@@ -115,7 +119,7 @@ COMPONENTS: Mapping[str, Component] = MappingProxyType(
 """The named components, each with its meaning. `head_X` is another name for X where `per_head` is true."""
 
 ADDENDS = ("attention_output", "cross_attention_output", "mixer_output", "mlp_output")
-"""What a block may add to the residual stream, in the order in which blocks do."""
+"""What the parts of a block give, in the order in which blocks add it; `X_contribution` is what is added of X."""
 
 HEAD_PREFIX = "head_"
 COMPONENT_NAMES: tuple[str, ...] = tuple(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..models import Slot, find_leaf, replace_leaf
 from ..models.inside_attention import Visit, Visits, around_attention, attend
@@ -17,11 +17,8 @@ from ..models.inside_experts import around_experts, consult, inside_router
 from ..models.interfaces import Around
 from ..models.recurrent_cells import by_cells
 from ..models.scope import Scope, after_call, before_call, hook_after, hook_before, innermost
+from ..models.shown import Act, WithBatchAxis, head_shares, scaled
 from ..models.slot import Leaf
-
-Act = Callable[[Tensor, int, bool], Tensor | None]
-"""Called with the tensor at a slot, the number of earlier calls of the module in this pass, and whether the tensor is a
-new one, of an earlier act, that may be written into; returns the new tensor, or `None` to leave it alone."""
 
 
 class Tap(NamedTuple):
@@ -95,8 +92,10 @@ def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
         fused: dict[int, nn.Module] = {}
         for tap in taps:
             slot = tap.slot
+            if slot.scale != 1.0:
+                tap = Tap(slot, scaled(tap.act, slot.scale))
             if slot.around is not None:
-                shown = _WithBatchAxis(tap.act)
+                shown = WithBatchAxis(tap.act)
                 stack.enter_context(before_call(slot.around, shown.note))
                 tap = Tap(slot, shown.act)
             if slot.fused is not None:
@@ -115,6 +114,8 @@ def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
                 stack.callback(visit.hold())
             elif slot.via == "router_output":
                 stack.enter_context(inside_router(slot.module, visit))
+            elif slot.via == "head_contribution":
+                stack.enter_context(after_call(slot.module, head_shares(slot, visit), first=True))
             else:
                 inside.setdefault(id(slot.module), {})[slot.via] = visit
         if line.inside:
@@ -175,27 +176,6 @@ def _joined(standing: dict[int, dict[str, Visit]], new: Mapping[int, Mapping[str
 def _restart(visits: Sequence[_ModuleVisit]) -> None:
     for visit in visits:
         visit.calls = 0
-
-
-class _WithBatchAxis:
-    """Shows tokens without a batch axis `(tokens, channels)` as `(batch, length, channels)`.
-
-    Args:
-        act: what sees them so.
-    """
-
-    def __init__(self, act: Act) -> None:
-        self._act = act
-        self._shape: tuple[int, ...] = ()
-
-    def note(self, _module: nn.Module, arguments: Any) -> None:
-        """Note batch and length of a module's input `(batch, length, ...)`."""
-        self._shape = find_leaf(arguments, None, "its input")[1].shape[:2]
-
-    def act(self, tokens: Tensor, call: int, owned: bool) -> Tensor | None:
-        """Act on them."""
-        new = self._act(tokens.view(*self._shape, tokens.shape[-1]), call, owned)
-        return None if new is None else new.reshape(tokens.shape)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from .._checked import checked
 from .._errors import SpecError
 from .blocks import block_of, examine_stack
 from .component_map import ComponentMap
+from .contributions import find_contributions
 from .copies import has_no_values, moved, random_copy
 from .declared import declared, paths_of
 from .dummy import BATCH, dummy_inputs
@@ -125,6 +126,8 @@ def _resolve(model: nn.Module, example: Mapping[str, Any] | None, overrides: Map
         named = {key: examine_stack(stack, trace, batch) for key, stack in by_name.items()}
         for key, component in overrides.items():
             override(named, key, component, trace)
+        for found in (found for stack in named.values() for found in stack if overrides):
+            find_contributions(found)  # the sum may hold with what the caller knows
         ends, missing = find_ends(inner, trace, by_name)
         ran = {call.module for call in trace.calls}
         towers = find_towers(inner, ran, lambda tower: _resolve(tower, None, {}))
