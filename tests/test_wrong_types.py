@@ -26,7 +26,7 @@ WRONG: tuple[Any, ...] = (
 """What is not of the type that is wanted, wherever it is put; functions are not among them, as only a call tells."""
 
 RESULTS = {
-    "Bound", "Collected", "Comparison", "Description", "Effect", "Fitted", "IntervenableGeneration",
+    "AppliedEdits", "Bound", "Collected", "Comparison", "Description", "Effect", "Fitted", "IntervenableGeneration",
     "IntervenableOutput", "Interval", "Outcome", "Planner", "Scores", "Step", "COMPONENTS",
 }  # fmt: skip
 """What is handed out, and made by nobody else."""
@@ -105,6 +105,19 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
                        "tokenizer": None, "positions": [2], "window": 1, "noise": 3.0,
                        "absolute": False, "draws": 1, "seed": 0, "counterfactual": None,
                        "severed": (), "severed_at": "all", "answers": 5, "store": None}),
+    "path_patching": (at.path_patching, {**PROMPTS, "planner": at.one_by_one, "progress": None, "receivers": "m1",
+                      "senders": ["m0"], "through": (), "freeze": "all", "positions": None,
+                      "receiver_positions": None, "per_query_head": False, "tokenizer": None,
+                      "metric": None, "metrics": None, "answers": (4, 5), "last": None, "at": -1,
+                      "store": None}),
+    "logit_lens": (at.logit_lens, {"model": model(), "prompts": tokens(1, 3), "components": ["mlp_output"],
+                   "layers": [2], "positions": [1], "answers": 4, "top": 1, "tokenizer": None,
+                   "store": None, "progress": None, "planner": at.one_by_one}),
+    "causal_scrubbing": (at.causal_scrubbing, {
+        "model": model(), "prompts": tokens(2, 3), "hypothesis": [at.Claim(at.Site("mlp_output", 0), [0, 0])],
+        "answers": 4, "metric": None, "draws": 1, "seed": 0, "together": False, "tokenizer": None,
+        "store": None, "progress": None, "planner": at.one_by_one}),
+    "Claim": (at.Claim, {"site": at.Site("mlp_output", 0), "feature": [0, 1], "positions": None, "children": ()}),
     "activations": (at.activations, {**DATA, "positions": "last", "planner": None}),
     "attention_patterns": (at.attention_patterns, {"model": model(), "inputs": tokens(1, 3), "layer": 0,
                            "component": "attention_pattern", "planner": None}),

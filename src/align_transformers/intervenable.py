@@ -387,4 +387,3 @@ class IntervenableModel(nn.Module):
         ours["source_representations"] = source_representations
         found, rest = sorted_out(keywords, ours, names(self.model))
         return found["source_representations"], rest
-
