@@ -27,6 +27,8 @@ from ..engine.inputs import examples_of
 from ..engine.run import Results, execute, run_step
 from ..engine.step import OutOfMemory, Part, Step
 from ..models import evaluating, find_slot
+from ..models.devices import input_device
+from ..models.fingerprint import digest, fingerprint
 from ..plan import Constant, Logits, Plan, Read, Run
 from ..positions import Positions
 from .contents import tensor_bytes
@@ -72,6 +74,28 @@ class ActivationCache:
         self._held: dict[bytes, Parts] = {}
         self._filed: dict[bytes, Path] = {}
         self._model: weakref.ref[nn.Module] | None = None
+        self._digest: str | None = None
+
+    def take_up(self, model: nn.Module) -> None:
+        """Go on with a model that computes what the first one did: it is looked at anew, weight by weight.
+
+        Weights that are not at hand cannot be looked at: then it has to be the same object.
+
+        Raises:
+            PlanError: it has other weights or settings than the first.
+        """
+        found = None
+        if not any(weight.is_meta for weight in (*model.parameters(), *model.buffers())):
+            with evaluating(model):
+                found = f"{fingerprint(model)['digest']} {input_device(model)}"
+        if found is None or self._digest is None:
+            self.check(model)
+        elif found != self._digest:
+            raise PlanError(
+                "this cache holds what a model with other weights or settings, or on another device, made of its "
+                "examples: give this one its own"
+            )
+        self._model, self._digest = weakref.ref(model), found
 
     def check(self, model: nn.Module) -> None:
         """Refuse any model but the first.
@@ -150,7 +174,8 @@ def row_keys(inputs: Inputs, tail: str) -> list[bytes]:
             rows = [tensor_bytes(row) for row in value] if by_example else [tensor_bytes(value)] * batch
             keys = [key + kind + row for key, row in zip(keys, rows, strict=True)]
         else:
-            keys = [key + f"{name}={value!r}".encode() for key in keys]
+            told = digest(value, f"the input {name!r}")
+            keys = [key + f"{name}={told}".encode() for key in keys]
     return keys
 
 
