@@ -19,7 +19,7 @@ from .compose import Call, Timing, compose
 from .config import IntervenableConfig
 from .engine import Bound, Collected, Inputs, Outcome, Planner
 from .interventions import TrainableIntervention
-from .keywords import forward_keywords, generate_keywords, sorted_out
+from .keywords import forward_keywords, generate_keywords, sorted_out, with_keywords
 from .learning import Alignment, Fitted, Scores, evaluate_call, fit_call
 from .models.padding import as_alone, warn_of_shift
 from .outputs import IntervenableGeneration, IntervenableOutput
@@ -96,7 +96,7 @@ class IntervenableModel(nn.Module):
             UserWarning: padding on the left shifts what the model makes of the tokens, for want of `position_ids`.
         """
         given, rest = self._sorted_out(model_kwargs, forward_keywords, source_representations)
-        call = Call(_with_kwargs(base, rest), sources, unit_locations, given, subspaces)
+        call = Call(with_keywords(base, rest), sources, unit_locations, given, subspaces)
         bound = self._bind(call, original=output_original_output)
         for inputs in (call.base, *(sources if isinstance(sources, list | tuple) else [sources])):
             warn_of_shift(self.model, inputs)
@@ -298,11 +298,12 @@ class IntervenableModel(nn.Module):
 
     def save(
         self,
-        folder: str | os.PathLike[str],
+        folder: str | os.PathLike[str] | None = None,
         *,
         metrics: Mapping[str, Any] | None = None,
         tokenizer: Any = None,
         overwrite: bool = False,
+        save_directory: str | os.PathLike[str] | None = None,
     ) -> Path:
         """Write the interventions to a folder from which `load` gets them back, bit for bit; the model is not saved.
 
@@ -311,12 +312,16 @@ class IntervenableModel(nn.Module):
             metrics: scores by name, for the record and the model card.
             tokenizer: what the inputs were made with, if that matters.
             overwrite: replace a folder that was saved before; nothing else is ever replaced.
+            save_directory: another name of `folder`.
 
         Raises:
-            SpecError: an intervention is a function, or does not tell its constructor arguments.
+            SpecError: an intervention is a function, or does not tell its constructor arguments; no folder, or two.
             ArtifactError: the folder holds something already.
         """
-        return storage.save(self._contents(metrics, tokenizer), folder, overwrite=overwrite)
+        target = folder if save_directory is None else save_directory
+        if target is None or (folder is not None and save_directory is not None):
+            raise SpecError("say once where the interventions go: save(folder)")
+        return storage.save(self._contents(metrics, tokenizer), target, overwrite=overwrite)
 
     def push_to_hub(
         self, name: str, *, metrics: Mapping[str, Any] | None = None, tokenizer: Any = None, **options: Any
@@ -344,7 +349,7 @@ class IntervenableModel(nn.Module):
             folder_or_hub_name: a folder; or `user/name`, where there is no folder of that name. A missing folder is
                 never taken for a hub name in silence.
             model: the model to intervene on.
-            **options: of `storage.load`: `classes`, `strict`, `tokenizer`, `revision`, `token`, `cache_dir`.
+            **options: of `storage.load`: `classes`, `strict`, `waive`, `tokenizer`, `revision`, `token`, `cache_dir`.
 
         Raises:
             ArtifactError: it is not there, is damaged, names an unknown class, or was made with another model.
@@ -386,12 +391,3 @@ class IntervenableModel(nn.Module):
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """Return what the calls of a module gave as one tensor."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
-
-
-def _with_kwargs(base: Inputs, model_kwargs: Mapping[str, Any]) -> Inputs:
-    """Return the base together with further keyword arguments of the model."""
-    if not model_kwargs:
-        return base
-    if not isinstance(base, Mapping):
-        raise SpecError(f"the base is one tensor, so {sorted(model_kwargs)} cannot go with it: pass the base as a dict")
-    return {**base, **model_kwargs}

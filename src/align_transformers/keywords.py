@@ -118,3 +118,20 @@ def _parameters(function: Callable[..., Any]) -> tuple[list[str], bool]:
         elif one.kind is not one.VAR_POSITIONAL:
             names.append(one.name)
     return names, told
+
+
+def with_keywords(base: Inputs, model_kwargs: Mapping[str, Any]) -> Inputs:
+    """Return the base together with further keyword arguments of the model.
+
+    Args:
+        base: the model's keyword arguments, or its only one.
+        model_kwargs: come to them.
+
+    Raises:
+        SpecError: there are some, and the base is one tensor.
+    """
+    if not model_kwargs:
+        return base
+    if not isinstance(base, Mapping):
+        raise SpecError(f"the base is one tensor, so {sorted(model_kwargs)} cannot go with it: pass the base as a dict")
+    return {**base, **model_kwargs}
