@@ -302,11 +302,12 @@ class IntervenableModel(nn.Module):
     @checked
     def save(
         self,
-        folder: str | os.PathLike[str],
+        folder: str | os.PathLike[str] | None = None,
         *,
         metrics: Mapping[str, Any] | None = None,
         tokenizer: Any = None,
         overwrite: bool = False,
+        save_directory: str | os.PathLike[str] | None = None,
     ) -> Path:
         """Write the interventions to a folder from which `load` gets them back, bit for bit; the model is not saved.
 
@@ -315,12 +316,16 @@ class IntervenableModel(nn.Module):
             metrics: scores by name, for the record and the model card.
             tokenizer: what the inputs were made with, if that matters.
             overwrite: replace a folder that was saved before; nothing else is ever replaced.
+            save_directory: another name of `folder`.
 
         Raises:
-            SpecError: an intervention is a function, or does not tell its constructor arguments.
+            SpecError: an intervention is a function, or does not tell its constructor arguments; no folder, or two.
             ArtifactError: the folder holds something already.
         """
-        return storage.save(self._contents(metrics, tokenizer), folder, overwrite=overwrite)
+        target = folder if save_directory is None else save_directory
+        if target is None or (folder is not None and save_directory is not None):
+            raise SpecError("say once where the interventions go: save(folder)")
+        return storage.save(self._contents(metrics, tokenizer), target, overwrite=overwrite)
 
     @checked
     def push_to_hub(
@@ -350,7 +355,7 @@ class IntervenableModel(nn.Module):
             folder_or_hub_name: a folder; or `user/name`, where there is no folder of that name. A missing folder is
                 never taken for a hub name in silence.
             model: the model to intervene on.
-            **options: of `storage.load`: `classes`, `strict`, `tokenizer`, `revision`, `token`, `cache_dir`.
+            **options: of `storage.load`: `classes`, `strict`, `waive`, `tokenizer`, `revision`, `token`, `cache_dir`.
 
         Raises:
             ArtifactError: it is not there, is damaged, names an unknown class, or was made with another model.

@@ -203,7 +203,10 @@ def memory_of(
         return None
     if plain and memory == "auto" and not repeats(reader, loader, 2 if again else 1):
         return None
-    return ActivationCache(alone=True) if plain else memory
+    if not isinstance(memory, ActivationCache):
+        return ActivationCache(alone=True)
+    memory.take_up(reader.intervened.model)
+    return memory
 
 
 _LOOKED_AT = 64  # batches of a pass over a loader: that of 2,000 examples none comes again is no chance
@@ -315,6 +318,7 @@ def precompute(
         The memory.
     """
     memory = ActivationCache() if memory is None else memory
+    memory.take_up(intervened.model)
     reader, forward = Reader(intervened, collator), CachedForward(intervened, memory)
     with frozen(intervened.model):
         for batch in loader:

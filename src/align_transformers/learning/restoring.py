@@ -55,8 +55,8 @@ def _state(found: Checkpoint, fit: Fit) -> dict[str, Any]:
 def _weights(fit: Fit, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return weights, if they are those of what learns."""
     now = fit.alignment.interventions.state_dict()
-    saved, own = ({name: (tuple(one.shape), one.dtype) for name, one in several.items()} for several in (tensors, now))
-    _same(saved, own, "weights")
+    there, here = ({name: (tuple(one.shape), one.dtype) for name, one in several.items()} for several in (tensors, now))
+    _same(there, here, "weights")
     return dict(tensors)
 
 
