@@ -20,7 +20,7 @@ from .sequence import CACHES, Inputs, token_axis
 _measured: WeakKeyDictionary[nn.Module, dict[Any, int | None]] = WeakKeyDictionary()
 
 
-class _Handed(BaseException):
+class _FirstSeen(BaseException):
     """Ends a pass; holds the tensor that was looked for."""
 
 
@@ -94,12 +94,12 @@ def _handed(model: nn.Module, inputs: Inputs, seen: int) -> Tensor | None:
     def entering(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 3 and value.shape[1] == seen:
-                raise _Handed(value.clone())
+                raise _FirstSeen(value.clone())
 
     try:
         with torch.no_grad(), evaluating(model), quietly(entering):
             model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
-    except _Handed as found:
+    except _FirstSeen as found:
         handed: Tensor = found.args[0]
         return handed
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
