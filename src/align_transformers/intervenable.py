@@ -127,8 +127,8 @@ class IntervenableModel(nn.Module):
     ) -> tuple[Any, Any] | IntervenableGeneration:
         """Generate with the model's own `generate` while the interventions are in place.
 
-        Generated tokens are numbered from 0; an edit at token k acts when it is processed, so on what comes after it:
-        the last is never processed, and the logits of token 0 are at the prompt's end. Sources run once, before that.
+        Generated tokens are numbered from 0; an edit at token k acts when it is processed, so on what comes after it.
+        The last is never processed; the logits of token 0 are at the prompt's end. Sources run once, before all that.
 
         Args:
             base: the prompts, as for `forward`; left-padded where lengths differ.

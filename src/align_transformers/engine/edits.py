@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from .._errors import InterventionError, PlanError, PositionError
 from ..models.scope import plainly
 from ..positions import Positions
+from ..sites import Site
 from .bind import BoundEdit, BoundRead
 from .hooks import Tap
 from .ledger import Tally
@@ -63,6 +64,7 @@ class Record:
         window: the columns that the pass works on.
         assembled: what is gathered time step by time step.
         tokens: ids of the tokens whose logits are wanted of it; `None` for all.
+        leading: says how many of some columns the model put before the tokens of a stack.
     """
 
     values: Mapping[BoundRead, list[Tensor]]
@@ -72,6 +74,12 @@ class Record:
     window: Window = field(default_factory=Window)
     assembled: dict[BoundRead | str, Assembly] = field(default_factory=dict)
     tokens: tuple[int, ...] | None = None
+    leading: Callable[[int, str], int] = lambda _columns, _stack: 0
+
+    def placed(self, places: Places, tensor: Tensor, site: Site) -> Places:
+        """Return places of tokens in an activation `(batch, columns, channels)` that may have further columns."""
+        known = places.index is None or tensor.ndim < 3
+        return places if known else places.moved(self.leading(tensor.shape[1], site.sequence))
 
 
 def read_tap(record: Record, read: BoundRead) -> Tap:
@@ -85,6 +93,7 @@ def _read(record: Record, read: BoundRead, tensor: Tensor, call: int, _owned: bo
     if tensor.ndim == 2 and counts_steps(read.slot, tensor, places.index is not None):
         _read_step(record, read, tensor, call)
         return
+    places = record.placed(places, tensor, read.read.site)
     places.check(tensor, read.read.site)
     record.captured.setdefault(read, []).append(places.fitted(tensor).gather(tensor))
 
@@ -115,13 +124,17 @@ def _edit(record: Record, edit: BoundEdit, tensor: Tensor, call: int, owned: boo
     elif tensor.ndim == 2 and counts_steps(edit.slot, tensor, named):
         return _edit_step(record, edit, tensor, call)
     else:
-        new = _apply(record, edit, edit.places, tensor, call, owned=owned)
+        new = _apply(record, edit, record.placed(edit.places, tensor, edit.edit.site), tensor, call, owned=owned)
     return None if new is tensor else new
 
 
 def _edit_window(record: Record, edit: BoundEdit, tensor: Tensor, call: int) -> Tensor:
     """Edit what a pass of a generation can see of an edit's places."""
-    new, window = tensor, _window(edit, record.window, tensor)
+    window = record.window
+    if window.added and edit.places.index is not None:
+        lead = record.leading(window.prompt or 0, edit.edit.site.sequence)
+        edit = replace(edit, places=edit.places.moved(lead))
+    new, window = tensor, _window(edit, window, tensor)
     if not window.repeats:
         raise PlanError(
             f"{edit.edit.site} was reached by a call of the model inside generate() that has no tokens, or not a whole "
@@ -154,8 +167,11 @@ def _window(edit: BoundEdit, window: Window, tensor: Tensor) -> Window:
         return window if columns > end else replace(window, start=end - columns, length=columns)
     if not window.kept or columns != window.kept or (definition is not None and definition.other_sequence):
         return window
-    if any(window.fresh <= place < end - columns for row in edit.edit.positions.rows or () for place in row):
-        return window
+    places = edit.places
+    if places.index is not None and any(edit.edit.positions.rows or ()):
+        hidden = (places.index >= window.fresh) & (places.index < end - columns)
+        if bool((hidden if places.real is None else hidden & places.real).any()):
+            return window
     return replace(window, start=end - columns, length=columns)
 
 

@@ -93,6 +93,13 @@ class Places:
             return None
         return replace(self, index=local.clamp(0, length - 1), real=real, reach=length, column=None)
 
+    def moved(self, columns: int) -> Places:
+        """Return these places, so many columns further on."""
+        if not columns or self.index is None:
+            return self
+        column = None if self.column is None else self.column + columns
+        return replace(self, index=self.index + columns, reach=self.reach + columns, column=column)
+
     def at_columns(self, columns: Sequence[int], batch: int) -> Places:
         """Return the same channels at the same positions for every example."""
         index = torch.tensor([list(columns)] * batch, dtype=torch.long).view(batch, len(columns))

@@ -6,21 +6,22 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._errors import NeverFiredError, PlanError
+from ..models.added_columns import leading_columns
 from ..models.scope import scope
-from ..models.sequence import Inputs, token_axis
+from ..models.sequence import Inputs, logits_stack, token_axis
 from ..plan import Read, Run
 from .bind import Bound, BoundRead
 from .edits import Captured, Record, edit_tap, read_tap
 from .hooks import Stopped, tapped
 from .ledger import Counts, Effect, Passed, PickedTally, Tally, check_fired
-from .logits import pick_logits
+from .logits import logits_of, pick_logits
 from .step import OutOfMemory, Part, Pass, Planner, Reply, Step, one_by_one
 
 Forward = Callable[[Record, Inputs, Callable[[], None]], Any]
@@ -131,6 +132,8 @@ def run_step(results: Results, step: Step, forward: Forward | None) -> tuple[Rep
     bound = results.bound
     record = Record(results.values, tokens=results.tokens(step))
     this = step.way.prepare(bound, step, record)
+    if step.way.name == "full":
+        record.leading = partial(leading_columns, bound.model, this.inputs)
     names = [*this.joined, *(edit.edit.name for edit in this.edits)]
     reads = [bound.reads[read] for read in step.reads]
     record.tallies.update({name: Tally() for name in names})
@@ -153,7 +156,10 @@ def run_step(results: Results, step: Step, forward: Forward | None) -> tuple[Rep
     check_steps(record, [*reads, *names], this.inputs)
     _check_reads(record, reads, step)
     if step.wanted and bound.plan.logits is not None:
-        output = pick_logits(output, this.at, record.tokens, this.narrowed())
+        at = this.at
+        if at is not None and not this.narrowed() and logits_of(output).ndim == 3:
+            at = at[0], at[1] + record.leading(logits_of(output).shape[1], logits_stack(this.inputs))
+        output = pick_logits(output, at, record.tokens, this.narrowed())
     return this.leaves(), results.add(step, this, record, output)
 
 

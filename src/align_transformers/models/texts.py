@@ -151,10 +151,10 @@ class Texts:
         if self._prompt is None or decoder:
             return _Text(tokens, end)
         size = int(self._prompt.shape[1])
+        if held and end > size:
+            return _Text(tokens, size, outside=min(held, end - size))
         if end <= size or _begins(tokens, self._prompt):  # in chunks; or with tokens that are only proposed
             return _Text(tokens, size)
-        if held:
-            return _Text(tokens, size, outside=min(held, end - size))
         return _Text(tokens, end, added=end - size)
 
 
