@@ -14,6 +14,7 @@ from ._errors import (
     UnknownNameError,
 )
 from .anchors import Anchor, at, first_token, last_token, where
+from .applied import AppliedEdits
 from .config import IntervenableConfig, IntervenableRepresentationConfig, RepresentationConfig
 from .engine import (
     Bound,
@@ -93,7 +94,7 @@ from .plan import Constant, Edit, Logits, Plan, Read, Run
 from .planners import execute
 from .positions import Positions
 from .sites import COMPONENTS, Site
-from .studies import causal_tracing, grid, score
+from .studies import Claim, causal_scrubbing, causal_tracing, grid, logit_lens, path_patching, score
 from .table import Table
 from .zoo import (
     GRUConfig,
@@ -119,10 +120,12 @@ __all__ = [
     "AlignError",
     "Alignment",
     "Anchor",
+    "AppliedEdits",
     "ArtifactError",
     "AutoencoderIntervention",
     "Bound",
     "BoundlessRotatedSpaceIntervention",
+    "Claim",
     "CollectIntervention",
     "Collected",
     "Comparison",
@@ -193,6 +196,7 @@ __all__ = [
     "attention_patterns",
     "bind",
     "bootstrap",
+    "causal_scrubbing",
     "causal_tracing",
     "compare",
     "create_blip",
@@ -222,8 +226,10 @@ __all__ = [
     "last_token",
     "load_model",
     "logit_difference",
+    "logit_lens",
     "one_by_one",
     "operations",
+    "path_patching",
     "planned",
     "precompute",
     "probability",

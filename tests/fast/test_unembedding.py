@@ -11,6 +11,7 @@ from align_transformers import Plan, PlanError, PositionError, Run, UnknownNameE
 from align_transformers.engine.logits import logits_of, pick_logits
 from align_transformers.fast.unembedding import FewerLogits
 from align_transformers.models import resolve
+from align_transformers.models.scope import scope
 from align_transformers.plan import Logits
 
 
@@ -52,12 +53,12 @@ def test_an_input_of_another_form_is_left_alone():
     layer, x = nn.Linear(4, 6), torch.randn(2, 5, 4)
     row, column = torch.tensor([0, 1]), torch.tensor([4, 2])
     fewer = FewerLogits(layer, row, column, None, (2, 5))
-    with fewer.context():
+    with scope(), fewer.context():
         assert torch.equal(layer(x), nn.functional.linear(x[row, column].unsqueeze(1), layer.weight, layer.bias))
         assert fewer.were_given()
     for other in (torch.randn(2, 3, 5, 4), torch.randn(2, 6, 4), torch.randn(10, 4)):
         fewer = FewerLogits(layer, row, column, None, (2, 5))
-        with fewer.context():
+        with scope(), fewer.context():
             assert layer(other).shape == (*other.shape[:-1], 6)
             assert not fewer.were_given()
     assert "forward" not in vars(layer)
@@ -67,7 +68,7 @@ def test_an_input_of_another_form_is_left_alone():
 def test_some_tokens_are_computed_without_the_others(bias):
     layer, x = nn.Linear(4, 6, bias=bias), torch.randn(3, 5, 4)
     row, column = torch.tensor([2, 0]), torch.tensor([4, 1])
-    with FewerLogits(layer, row, column, (5, 0, 5), (3, 5)).context():
+    with scope(), FewerLogits(layer, row, column, (5, 0, 5), (3, 5)).context():
         found = layer(x)
     expected = layer(x)[row, column][:, [5, 0, 5]].unsqueeze(1)
     assert torch.allclose(found, expected, atol=1e-6)

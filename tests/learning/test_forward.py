@@ -73,7 +73,7 @@ def test_the_same_is_learned_and_lower_blocks_are_not_run_again(family, how, tmp
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert kept < whole
     if how == "precomputed":
-        assert kept <= 4, "the library's trials of the model on a dummy; no example of the data is run again"
+        assert kept <= 5, "trials of the model on a dummy, two whether rows change rows; no example is run again"
     if how == "in files":
         assert list(tmp_path.glob("*.safetensors"))
 

@@ -233,7 +233,7 @@ def place(positions: Positions, slot: Slot, batch: int, examples: Examples | Non
 
 def _column(rows: Rows | None, batch: int) -> int | None:
     """Return the position that every example of a batch names; `None` if there is none."""
-    if rows is None or len(rows) != batch or len(rows[0]) != 1 or any(row != rows[0] for row in rows):
+    if not rows or len(rows) != batch or len(rows[0]) != 1 or any(row != rows[0] for row in rows):
         return None
     return rows[0][0]
 

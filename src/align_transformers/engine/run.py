@@ -65,7 +65,9 @@ class Outcome:
     def effects(self) -> tuple[Effect, ...]:
         """The ledger: one entry an edit, in the order of the runs."""
         return tuple(
-            Counts.of_parts([tally.counts() for tally in self.tallies[edit.name]]).effect(edit, self.bound.count(run))
+            Counts.of_parts([tally.counts() for tally in self.tallies[edit.name]]).effect(
+                edit, self.bound.count(run, edit.site.sequence)
+            )
             for run in self.bound.order
             for edit in run.edits
         )
@@ -148,7 +150,7 @@ def run_step(results: Results, step: Step, forward: Forward | None) -> tuple[Rep
             if not _says_no_memory(error):
                 raise
             return OutOfMemory(error), {}
-    _check_steps(record, [*reads, *names], this.inputs)
+    check_steps(record, [*reads, *names], this.inputs)
     _check_reads(record, reads, step)
     if step.wanted and bound.plan.logits is not None:
         output = pick_logits(output, this.at, record.tokens, this.narrowed())
@@ -218,7 +220,7 @@ class Results:
         """
         plan = self.bound.plan
         tallies = {name: [tally for _, tally in _in_order(parts)] for name, parts in self._tallies.items()}
-        check_fired((bound.edit, any(one.fired for one in tallies[name])) for name, bound in self.bound.edits.items())
+        check_fired((bound.edit, any(one.touched for one in tallies[name])) for name, bound in self.bound.edits.items())
         outputs = {name: self._output(name) for name in plan.outputs}
         collected = {
             name: _collected(_firings([pairs for _, pairs in _in_order(parts)]))
@@ -294,7 +296,7 @@ def _check_clocks(bound: Bound) -> None:
                 raise PlanError(f"{edit.site}: generated tokens are edited, but run {run.name!r} generates none")
 
 
-def _check_steps(record: Record, keys: Sequence[BoundRead | str], inputs: Inputs) -> None:
+def check_steps(record: Record, keys: Sequence[BoundRead | str], inputs: Inputs) -> None:
     """Refuse time steps that this pass never came to, and hand on what was collected step by step.
 
     Args:

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from .._checked import checked
 from .._errors import PlanError
 from .._files import write_atomically
 from ..engine import Inputs, batch_size, bind
@@ -27,6 +28,7 @@ from ..engine.inputs import examples_of
 from ..engine.run import Results, execute, run_step
 from ..engine.step import OutOfMemory, Part, Step
 from ..models import evaluating, find_slot
+from ..models.detours import is_detoured
 from ..plan import Constant, Logits, Plan, Read, Run
 from ..positions import Positions
 from .contents import tensor_bytes
@@ -59,6 +61,7 @@ class ActivationCache:
     0
     """
 
+    @checked
     def __init__(
         self, budget: int = 2**31, folder: str | os.PathLike[str] | None = None, *, alone: bool = False
     ) -> None:
@@ -74,11 +77,16 @@ class ActivationCache:
         self._model: weakref.ref[nn.Module] | None = None
 
     def check(self, model: nn.Module) -> None:
-        """Refuse any model but the first.
+        """Refuse any model but the first, and one to which edits are applied here.
 
         Raises:
-            PlanError: the memory holds states of another model object.
+            PlanError: the memory holds states of another model object, or of the model without such edits.
         """
+        if is_detoured(model, "forward"):
+            raise PlanError(
+                "a cache keeps what the model makes of its examples without edits, and some are applied to it here: "
+                "memory=False, or leave the context of `applied` first"
+            )
         if self._model is None:
             self._model = weakref.ref(model)
         elif self._model() is not model:

@@ -5,8 +5,24 @@
 
 from ._cell_run import CellRun
 from ._sweep import Clean, Measurement, Scorer, Sweep
+from .causal_scrubbing import Claim, causal_scrubbing
 from .causal_tracing import causal_tracing
 from .grid import grid
+from .lens import logit_lens
+from .path_patching import path_patching
 from .score import score
 
-__all__ = ["CellRun", "Clean", "Measurement", "Scorer", "Sweep", "causal_tracing", "grid", "score"]
+__all__ = [
+    "CellRun",
+    "Claim",
+    "Clean",
+    "Measurement",
+    "Scorer",
+    "Sweep",
+    "causal_scrubbing",
+    "causal_tracing",
+    "grid",
+    "logit_lens",
+    "path_patching",
+    "score",
+]

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from .._errors import SpecError
 from .._version import library_version
 from ..metrics import Metric, logit_difference
+from ..plan import Logits
 from ..table import TAKEN
 from ._prompts import Pairs, token_text
 from ._sweep import Clean, Measurement, Scorer, vocabulary
@@ -204,6 +205,26 @@ def tokens_of(metrics: MetricsByName, model: nn.Module) -> tuple[int, ...] | Non
         return None
     tokens = tuple(dict.fromkeys(token for one in listed for token in one.tokens or ()))
     return tokens if max(tokens, default=0) < (vocabulary(model) or 0) else None
+
+
+def logits_wanted(
+    model: nn.Module, metrics: MetricsByName | None, top: int, pairs: Pairs, at: int | Sequence[int]
+) -> Logits:
+    """Return which logits the metrics need; of the model's own answers the ones that it gives.
+
+    Args:
+        model: gives them.
+        metrics: by name; `None`: that of the model's own answers.
+        top: how many of the most probable tokens are to be told.
+        pairs: of prompts.
+        at: where logits are read, for all prompts or for each.
+    """
+    sides = {"base": pairs.base.tokens(""), "source": pairs.source.tokens("")}
+    columns, ends = ({side: of.columns(place) for side, of in sides.items()} for place in (at, -1))
+    where = () if columns == ends else tuple(columns.items())
+    if metrics is None:
+        return Logits(None, where, ("base", "source")) if not top else Logits(None, where)
+    return Logits(None if top else tokens_of(metrics, model), where)
 
 
 def model_name(model: nn.Module) -> str:

@@ -8,17 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from .._checked import checked
 from .._errors import SpecError
 from ..engine import Planner
-from ..metrics import Metric
-from ..plan import Logits, Run
+from ..metrics import Metrics
+from ..plan import Run
 from ..table import Table
 from ._cells import Selection, SwapDirection
-from ._prompts import Prompt, Which, encode, pair_up
-from ._scoring import Answer, MetricsByName, Scoring, answers_for, answers_metric, metrics_for, model_name, tokens_of
+from ._prompts import Prompt, Which, WhichPlaces, encode, pair_up
+from ._scoring import Answer, Scoring, answers_for, answers_metric, logits_wanted, metrics_for, model_name
 from ._sweep import Sweep
 
 
+@checked
 def grid(
     model: nn.Module,
     base: Prompt,
@@ -27,11 +29,11 @@ def grid(
     tokenizer: PreTrainedTokenizerBase | None = None,
     components: Sequence[str] = ("block_output",),
     layers: Which = "all",
-    positions: Which | None = "all",
+    positions: WhichPlaces | None = "all",
     heads: Which | None = None,
     neurons: int | None = None,
-    metric: Metric | Sequence[Metric] | None = None,
-    metrics: Mapping[str, Metric | Sequence[Metric]] | None = None,
+    metric: Metrics | None = None,
+    metrics: Mapping[str, Metrics] | None = None,
     answers: tuple[Answer, Answer] | Sequence[tuple[Answer, Answer]] | None = None,
     directions: Sequence[SwapDirection] = ("denoise",),
     last: int | None = None,
@@ -108,8 +110,6 @@ def grid(
     pairs = pair_up(encode(base, tokenizer, model), encode(source, tokenizer, model), positions, last)
     named = answers_for(answers, len(pairs))
     wanted = metrics_for(metric, metrics, len(pairs), "pairs") or answers_metric(named, tokenizer)
-    sides = {"base": pairs.base.tokens(""), "source": pairs.source.tokens("")}
-    columns, ends = ({side: of.columns(place) for side, of in sides.items()} for place in (at, -1))
     runs = asked.runs(model, pairs)
     sweep = Sweep(
         "grid",
@@ -118,9 +118,9 @@ def grid(
         runs,
         asked.interventions(model, pairs),
         Scoring(model_name(model), pairs, wanted, named, top, tokenizer, neurons),
-        _logits(model, wanted, top, () if columns == ends else tuple(columns.items())),
+        logits_wanted(model, wanted, top, pairs, at),
         facts={
-            "columns": columns,
+            "columns": [side.tokens("").columns(at) for side in (pairs.base, pairs.source)],
             "metric": metric if metrics is None else metrics,
             "answers": answers,
             "top": top,
@@ -130,12 +130,3 @@ def grid(
         },
     )
     return sweep.table(model, store=store, progress=progress, planner=planner)
-
-
-def _logits(
-    model: nn.Module, metrics: MetricsByName | None, top: int, at: tuple[tuple[str, tuple[int, ...]], ...]
-) -> Logits:
-    """Return which logits the metrics need; of the model's own answers the ones that it gives."""
-    if metrics is None:
-        return Logits(None, at, ("base", "source")) if not top else Logits(None, at)
-    return Logits(None if top else tokens_of(metrics, model), at)

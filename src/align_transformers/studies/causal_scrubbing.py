@@ -1,0 +1,349 @@
+"""Causal scrubbing: a hypothesis says what each part depends on; all else is exchanged, and the loss should stay.
+
+Chan et al. 2022, "Causal scrubbing: a method for rigorously testing interpretability hypotheses".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.random import Generator
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from .._checked import checked, checked_class
+from .._errors import SpecError
+from .._version import library_version
+from ..engine import Planner
+from ..interventions import VanillaIntervention
+from ..metrics import Metric, Metrics, token_id
+from ..models import find_slot
+from ..plan import Edit, Logits, Read, Run
+from ..positions import Positions
+from ..sites import Site
+from ..table import Table
+from ..table.values import mean_of
+from ._cell_run import CellRun
+from ._prompts import Prompt, Prompts, encode, indices
+from ._scoring import metrics_for, model_name, tokens_of, values_of
+from ._sweep import Clean, Measurement, Scorer, Sweep
+
+
+@checked_class
+@dataclass(frozen=True)
+class Claim:
+    """What a site depends on: a feature of the input, and nothing else; and what the sites before it depend on.
+
+    Args:
+        site: where.
+        feature: its value for each prompt: inputs of equal values may be exchanged.
+        positions: over the real tokens from 0, negative ones from the end; `None`: everywhere.
+        children: claims about sites that this one is computed from. Whatever else it is computed from is claimed not to
+            matter. Without children the whole input is exchanged for one with the same feature.
+
+    Raises:
+        SpecError: a child lies in a later layer.
+
+    >>> Claim(Site("mlp_output", 1), feature=[0, 1], children=(Claim(Site("mlp_output", 0), feature=[0, 0]),)).count
+    2
+    """
+
+    site: Site
+    feature: Sequence[Hashable]
+    positions: Sequence[int] | None = None
+    children: tuple[Claim, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "children", tuple(self.children))
+        for child in self.children:
+            if None not in (child.site.layer, self.site.layer) and (child.site.layer or 0) > (self.site.layer or 0):
+                raise SpecError(f"{self.site} is not computed from {child.site}, which lies in a later layer")
+
+    @property
+    def count(self) -> int:
+        """How many claims there are with it and below it."""
+        return 1 + sum(child.count for child in self.children)
+
+
+@checked
+def causal_scrubbing(
+    model: nn.Module,
+    prompts: Prompt,
+    hypothesis: Sequence[Claim],
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    answers: int | str | Sequence[int | str] | None = None,
+    metric: Metrics | None = None,
+    draws: int = 10,
+    seed: int = 0,
+    together: bool = False,
+    store: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | bool | None = None,
+    planner: Planner | None = None,
+) -> Table:
+    """Exchange all that a hypothesis says does not matter, and tell how much of the loss is recovered.
+
+    The logits are computed of another prompt, drawn at random, with the claimed sites put in. A claimed site of prompt
+    x is computed of a prompt x' drawn from those that have the same feature as x; where it has claims below it, these
+    are computed likewise for x', and all else of one more prompt drawn at random. The *loss recovered* is (scrubbed -
+    random) / (model - random): `random` is the loss where the logits are those of a prompt drawn at random, with the
+    label of x. Every claim in the tree draws for itself, with replacement; where a value is rare it may draw x itself.
+
+    Args:
+        model: a language model, or any model that gives logits for `input_ids`, in whatever mode; it is not changed.
+        prompts: texts, or token tensors: all of the data.
+        hypothesis: claims about what the logits are computed from.
+        tokenizer: needed where prompts or answers are texts.
+        answers: the label, one token (id or text) for all prompts or for each: the loss is -log p(label), in nats.
+        metric: another loss, for all prompts or one for each.
+        draws: how often each prompt is scrubbed.
+        seed: of the draws.
+        together: what is claimed not to matter is of one prompt for the whole tree, not of one for each claim.
+        store: a folder that parts are written to; an equal call goes on where a killed one was.
+        progress: called after every pass with the cells done and the cells in all; `True` for a bar (rich).
+        planner: as for `execute`.
+
+    Returns:
+        A `Table`, one row a prompt and draw: the losses `scrubbed`, `random` and `model`; `drawn`, the prompt that each
+        claim drew, claims before those below them; `unclaimed`, those that all else was computed of, of the logits
+        first, then of each claim with claims below it. `meta` has `recovered` with `low` and `high` (95 % bootstrap
+        interval over the draws), and `itself`: for each claim how often it drew the very prompt that it was to be like.
+
+    Raises:
+        SpecError: a feature has not one value for each prompt, neither answers nor a metric are given, a claim without
+            positions where lengths differ, or another argument makes no sense.
+        PositionError: a prompt has no such position.
+
+    Example:
+        >>> import torch, transformers
+        >>> _ = torch.manual_seed(0)
+        >>> sizes = dict(vocab_size=50, n_embd=16, n_head=2, n_layer=2, n_positions=8)
+        >>> model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
+        >>> prompts = {"input_ids": torch.tensor([[1, 5], [2, 5], [3, 6]])}
+        >>> claim = Claim(Site("block_output", 1), feature=["a", "b", "c"])  # each may be exchanged for itself alone
+        >>> table = causal_scrubbing(model, prompts, [claim], answers=[7, 8, 9], draws=2)
+        >>> round(table.meta["recovered"], 4), table.meta["itself"]
+        (1.0, [1.0])
+    """
+    encoded = encode(prompts, tokenizer, model)
+    losses = metrics_for(_losses(answers, metric, len(encoded), tokenizer), None, len(encoded), "prompts") or {}
+    if seed < 0:
+        raise SpecError(f"seed is a number from 0; found {seed}")
+    if draws < 1 or not hypothesis:
+        raise SpecError(
+            f"draws is a number from 1, and a hypothesis has at least one claim; found {draws}, {hypothesis!r}"
+        )
+    tree = _Resampling(encoded, np.random.default_rng(seed), together, draws)
+    for claim in hypothesis:
+        tree.check(claim, model)
+    runs, itself = tree.runs(hypothesis)
+    sweep = Sweep(
+        "causal_scrubbing",
+        {"data": encoded.inputs},
+        (Run("clean", "data"),),
+        runs,
+        {"swap": VanillaIntervention()},
+        _LossScoring(losses[""]),
+        Logits(tokens_of(losses, model)),
+        facts={"metric": metric, "answers": answers},
+    )
+    cells = sweep.table(model, store=store, progress=progress, planner=planner)
+    asked = {"draws": draws, "seed": seed, "together": together, "model": model_name(model)}
+    return _compared(cells, {**asked, "itself": itself})
+
+
+def _losses(
+    answers: Any, metric: Any, count: int, tokenizer: PreTrainedTokenizerBase | None
+) -> Metric | Sequence[Metric]:
+    """Return the loss of all prompts, or of each."""
+    if (answers is None) == (metric is None):
+        raise SpecError("the loss is that of answers=, the label of each prompt, or a metric=: give one of them")
+    if metric is not None:
+        return metric
+    each = [answers] * count if isinstance(answers, int | str) else list(answers)
+    return [Metric(f"loss({answer!r})", _Loss(token_id(answer, tokenizer))) for answer in each]
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """-log p of a token, in nats."""
+
+    token: int
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return -logits.log_softmax(-1)[:, self.token]
+
+
+# --- what is drawn, and the runs --------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Resampling:
+    """Draws prompts and makes the runs. Each has a line for every prompt and draw.
+
+    Args:
+        prompts: the data.
+        random: what is drawn from.
+        together: one prompt for all that is unclaimed.
+        draws: for each prompt.
+    """
+
+    prompts: Prompts
+    random: Generator
+    together: bool
+    draws: int
+
+    def check(self, claim: Claim, model: nn.Module) -> None:
+        """Refuse claims that make no sense of these prompts."""
+        find_slot(model, claim.site)
+        lengths = [len(row) for row in self.prompts.tokens(claim.site.sequence).ids]
+        if len(claim.feature) != len(self.prompts):
+            raise SpecError(
+                f"the feature of {claim.site} has {len(claim.feature)} values, there are {len(self.prompts)} prompts"
+            )
+        if claim.positions is None and len(set(lengths)) > 1:
+            raise SpecError(
+                f"{claim.site}: prompts have {min(lengths)} to {max(lengths)} tokens, so whole sequences cannot be "
+                "exchanged: name positions, such as [-1]"
+            )
+        for number, length in enumerate(lengths):
+            if claim.positions is not None:
+                indices(claim.positions, length, "position", f"prompt {number} has {length} tokens")
+        for child in claim.children:
+            self.check(child, model)
+
+    def runs(self, hypothesis: Sequence[Claim]) -> tuple[tuple[CellRun, CellRun], list[float]]:
+        """Return the scrubbed run and the one of prompts drawn at random; and how often claims drew the same prompt."""
+        asked = np.repeat(np.arange(len(self.prompts)), self.draws)
+        others = self._any(asked)
+        found = _Drawn([], [others], [], [])
+        edits = [self._put(claim, f"{number}", asked, others, found) for number, claim in enumerate(hypothesis)]
+        cells = [{"prompt": int(prompt), "draw": n % self.draws} for n, prompt in enumerate(asked)]
+        drawn = zip(np.stack(found.drawn, 1).tolist(), np.stack(found.others, 1).tolist(), strict=True)
+        scrubbed = tuple(
+            {"kind": "scrubbed", **cell, "drawn": tuple(own), "unclaimed": tuple(rest)}
+            for cell, (own, rest) in zip(cells, drawn, strict=True)
+        )
+        plain = tuple({"kind": "random", **cell, "drawn": (), "unclaimed": ()} for cell in cells)
+        examples = tuple(self._any(asked).tolist())
+        runs = (
+            CellRun(Run("scrubbed", "data", tuple(edits), tuple(others.tolist())), scrubbed, tuple(found.runs)),
+            CellRun(Run("random", "data", (), examples), plain),
+        )
+        return runs, found.itself
+
+    def _put(self, claim: Claim, name: str, like: np.ndarray, into: np.ndarray, found: _Drawn) -> Edit:
+        """Return the edit that puts in what a claimed site is of prompts that share its feature with `like`."""
+        own = self._alike(claim.feature, like)
+        found.drawn.append(own)
+        found.itself.append(float(np.mean(own == like)))
+        inside = own
+        if claim.children:
+            inside = found.others[0] if self.together else self._any(like)
+            found.others.append(inside)
+        edits = [self._put(child, f"{name}.{n}", own, inside, found) for n, child in enumerate(claim.children)]
+        run = Run(f"claim {name}", "data", tuple(edits), tuple(inside.tolist()))
+        found.runs.append(run)
+        places = [self._places(claim, lines) for lines in (into, inside)]
+        return Edit(f"claim {name}", claim.site, "swap", places[0], source=Read(run.name, claim.site, places[1]))
+
+    def _places(self, claim: Claim, lines: np.ndarray) -> Positions:
+        if claim.positions is None:
+            return Positions()
+        tokens = self.prompts.tokens(claim.site.sequence)
+        rows = [
+            tuple(start + n for n in indices(claim.positions, len(ids), "position", ""))
+            for start, ids in zip(tokens.starts, tokens.ids, strict=True)
+        ]
+        return Positions(tuple(rows[line] for line in lines))
+
+    def _any(self, like: np.ndarray) -> np.ndarray:
+        return self.random.integers(len(self.prompts), size=len(like))
+
+    def _alike(self, feature: Sequence[Hashable], like: np.ndarray) -> np.ndarray:
+        groups: dict[Hashable, list[int]] = {}
+        for number, value in enumerate(feature):
+            groups.setdefault(value, []).append(number)
+        return np.array([self.random.choice(groups[feature[line]]) for line in like])
+
+
+@dataclass(eq=False)
+class _Drawn:
+    """What was drawn so far.
+
+    Args:
+        drawn: for each claim the prompt of each line.
+        others: for the logits, and each claim with claims below it, the prompt that the rest of each line is of.
+        runs: that make the claimed sites.
+        itself: for each claim, how often the prompt was the one that it was to be like.
+    """
+
+    drawn: list[np.ndarray]
+    others: list[np.ndarray]
+    runs: list[Run]
+    itself: list[float]
+
+
+# --- what came of it --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _LossScoring:
+    """Makes the scorer when the clean runs are in."""
+
+    losses: Sequence[Metric]
+
+    def __call__(self, clean: Clean) -> _LossScorer:
+        return _LossScorer(self.losses, clean)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _LossScorer(Scorer):
+    """The loss of each line, with the label of its own prompt."""
+
+    losses: Sequence[Metric]
+    clean: Clean
+
+    def rows(self, found: Measurement) -> Iterator[dict[str, float]]:
+        """Yield the loss in each cell."""
+        prompts = [cell["prompt"] for cell in found.cells]
+        for value in self._of(found.logits, prompts):
+            yield {"loss": value}
+
+    def meta(self) -> dict[str, Any]:
+        """Return the losses of the unedited model."""
+        return {"model_losses": self._of(self.clean.logits["clean"], range(len(self.losses)))}
+
+    def _of(self, logits: Tensor, prompts: Sequence[int]) -> list[float]:
+        clean = self.clean.logits["clean"][list(prompts)]
+        return values_of([self.losses[prompt] for prompt in prompts], logits, clean, self.clean.tokens)
+
+
+def _compared(cells: Table, facts: Mapping[str, Any]) -> Table:
+    """Return the table with a row a prompt and draw, and what of the loss is recovered."""
+    kinds = {kind: [row for row in cells.rows() if row["kind"] == kind] for kind in ("scrubbed", "random")}
+    whole: list[float] = cells.meta["model_losses"]
+    rows = [
+        {
+            **{name: row[name] for name in ("prompt", "draw", "drawn", "unclaimed")},
+            "scrubbed": row["loss"],
+            "random": other["loss"],
+            "model": whole[row["prompt"]],
+        }
+        for row, other in zip(kinds["scrubbed"], kinds["random"], strict=True)
+    ]
+    each = []
+    for draw in range(facts["draws"]):
+        scrubbed, random, model = (
+            np.mean([r[n] for r in rows if r["draw"] == draw]) for n in ("scrubbed", "random", "model")
+        )
+        if model != random:
+            each.append(float((scrubbed - random) / (model - random)))
+    recovered, low, high = mean_of(each, 0.95, 1000, facts["seed"])
+    said = {"study": "causal_scrubbing", "version": library_version(), "passes": cells.meta["passes"], **facts}
+    return Table.from_rows(rows, meta={**said, "recovered": recovered, "low": low, "high": high})

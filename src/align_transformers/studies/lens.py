@@ -1,0 +1,193 @@
+"""The logit lens: what the model would say if the residual stream ended here.
+
+nostalgebraist 2020, "interpreting GPT: the logit lens".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from .._checked import checked
+from .._errors import SpecError
+from .._version import library_version
+from ..engine import Planner
+from ..interventions import VanillaIntervention
+from ..metrics import token_id
+from ..models import find_slot, resolve
+from ..plan import Edit, Logits, Read, Run
+from ..positions import Positions
+from ..sites import Site
+from ..table import Table
+from ._cell_run import CellRun
+from ._prompts import Prompt, Prompts, Which, WhichPlaces, encode, indices, token_text
+from ._scoring import model_name
+from ._sweep import Clean, Measurement, Scorer, Sweep
+
+
+@checked
+def logit_lens(
+    model: nn.Module,
+    prompts: Prompt,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    components: Sequence[str] = ("block_output",),
+    layers: Which = "all",
+    positions: WhichPlaces = "all",
+    answers: int | str | Sequence[int | str] | None = None,
+    top: int = 3,
+    store: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | bool | None = None,
+    planner: Planner | None = None,
+) -> Table:
+    """Read every layer's residual stream with the model's own final norm and unembedding.
+
+    The state h of a token at a layer is put where the last block's output of the last token stands, so that all that
+    follows the blocks (norm, unembedding, caps and scales of logits) makes softmax(unembed(norm(h))) of it.
+
+    Args:
+        model: a causal or masked language model, in whatever mode; it is not changed.
+        prompts: one text or several, or token tensors; an encoder-decoder is read in its decoder.
+        tokenizer: needed where prompts or answers are texts.
+        components: what is read: `block_output`, or anything else that is as wide as the residual stream, such as
+            `block_input` or `mlp_output`; in an encoder-decoder with the stack in front, `decoder.block_output`.
+        layers: numbers from 0, negative ones from the end, or `"all"`.
+        positions: over the real tokens from 0, negative ones from the end, or `"all"`.
+        answers: one token (id or text) for all prompts or for each; default: the most probable one at the last token.
+        top: so many of the most probable tokens are told.
+        store: a folder that parts are written to; an equal call goes on where a killed one was.
+        progress: called after every pass with the cells done and the cells in all; `True` for a bar (rich).
+        planner: as for `execute`.
+
+    Returns:
+        A `Table`, one row a component, layer, token and prompt: `probability`, `logit` and `rank` of the answer (0: the
+        most probable token), `top_tokens` and `top_probabilities`. `table.pivot("rank")` is by layer and token.
+
+    Raises:
+        SpecError: a component is not as wide as the residual stream, or another argument makes no sense.
+        PositionError: a position or layer does not exist.
+        SiteError: the model has no such component.
+
+    Example:
+        >>> import transformers
+        >>> _ = torch.manual_seed(0)
+        >>> sizes = dict(vocab_size=50, n_embd=16, n_head=2, n_layer=2, n_positions=8)
+        >>> model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
+        >>> table = logit_lens(model, {"input_ids": torch.tensor([[1, 2, 3]])})
+        >>> len(table), table.columns["rank"][-1]  # the last layer at the last token: what the model says itself
+        (6, 0)
+    """
+    if top < 0:
+        raise SpecError(f"top={top} is how many of the most probable tokens are told, from 0")
+    encoded = encode(prompts, tokenizer, model)
+    sweep = Sweep(
+        "logit_lens",
+        {"prompts": encoded.inputs},
+        (Run("clean", "prompts"),),
+        tuple(_runs(model, encoded, components, layers, positions)),
+        {"swap": VanillaIntervention()},
+        _LensScoring(answers, len(encoded), top, tokenizer),
+        Logits(),
+    )
+    table = sweep.table(model, store=store, progress=progress, planner=planner)
+    tokens = [list(row) for row in encoded.tokens("decoder").texts]
+    facts = {"study": "logit_lens", "model": model_name(model), "prompts": list(encoded.texts), "tokens": tokens}
+    return Table.from_rows(table.rows(), meta={**table.meta, **facts, "version": library_version()})
+
+
+def _runs(
+    model: nn.Module, prompts: Prompts, components: Sequence[str], layers: Which, positions: Which
+) -> Iterator[CellRun]:
+    """Yield a run for each component and layer; its cells are the tokens of all prompts."""
+    if not components:
+        raise SpecError("components names nothing: give a list of names, such as ['block_output']")
+    found = resolve(model)
+    for name in dict.fromkeys(components):
+        stack = Site(name, 0).stack
+        if stack not in found.stacks:
+            found.slot(Site(name, 0))  # which says why
+        depth = len(found.stacks[stack])
+        end = Site(f"{stack}.block_output" if stack else "block_output", depth - 1)
+        tokens, width = prompts.tokens(stack), find_slot(model, end).width
+        places = [
+            (prompt, position)
+            for prompt, texts in enumerate(tokens.texts)
+            for position in indices(positions, len(texts), "position", f"prompt {prompt} has {len(texts)} tokens")
+        ]
+        examples = tuple(prompt for prompt, _ in places)
+        ends = Positions(tuple((tokens.starts[prompt] + len(tokens.ids[prompt]) - 1,) for prompt in examples))
+        here = Positions(tuple((tokens.starts[prompt] + position,) for prompt, position in places))
+        for layer in indices(layers, depth, "layer", f"{name} has {depth} layers"):
+            site = Site(name, layer)
+            if (own := find_slot(model, site).width) != width:
+                raise SpecError(f"{site} has {own} coordinates, the residual stream {width}: it is not read like this")
+            swap = Edit(f"read {site}", end, "swap", ends, source=Read("clean", site, here, examples))
+            cells = tuple(
+                {"component": name, "layer": layer, "position": at, "token": tokens.texts[prompt][at], "prompt": prompt}
+                for prompt, at in places
+            )
+            yield CellRun(Run(str(site), "prompts", (swap,), examples), cells)
+
+
+@dataclass(frozen=True, eq=False)
+class _LensScoring:
+    """Makes the scorer when the clean runs are in."""
+
+    answers: int | str | Sequence[int | str] | None
+    prompts: int
+    top: int
+    tokenizer: PreTrainedTokenizerBase | None
+
+    def __call__(self, clean: Clean) -> _LensScorer:
+        """Return what reads logits.
+
+        Raises:
+            SpecError: there are not as many answers as prompts, or one is no token.
+        """
+        given: Sequence[int | str] = clean.says["clean"]
+        if self.answers is not None:
+            given = [self.answers] * self.prompts if isinstance(self.answers, int | str) else list(self.answers)
+        if len(given) != self.prompts:
+            raise SpecError(f"there are {len(given)} answers for {self.prompts} prompts: give one, or one for each")
+        return _LensScorer(tuple(token_id(answer, self.tokenizer) for answer in given), self.top, self.tokenizer)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _LensScorer(Scorer):
+    """Tells of each line of logits what the answer's are, and which tokens are the most probable.
+
+    Args:
+        answers: a token for each prompt.
+        top: how many of the most probable tokens.
+        tokenizer: gives tokens their texts.
+    """
+
+    answers: Sequence[int]
+    top: int
+    tokenizer: PreTrainedTokenizerBase | None
+
+    def rows(self, found: Measurement) -> Iterator[dict[str, Any]]:
+        """Yield the numbers of each cell."""
+        answers = torch.tensor([self.answers[cell["prompt"]] for cell in found.cells], device=found.logits.device)
+        logit = found.logits.gather(1, answers[:, None])
+        ranks = (found.logits > logit).sum(-1).tolist()
+        every = found.logits.softmax(-1)
+        best = every.topk(min(self.top, every.shape[-1]))
+        told = zip(logit[:, 0].tolist(), every.gather(1, answers[:, None])[:, 0].tolist(), ranks, strict=True)
+        for (own, probability, rank), tokens, shares in zip(
+            told, best.indices.tolist(), best.values.tolist(), strict=True
+        ):
+            row = {"probability": probability, "logit": own, "rank": rank}
+            texts = [token_text(token, self.tokenizer) for token in tokens]
+            yield {**row, "top_tokens": texts, "top_probabilities": shares} if self.top else row
+
+    def meta(self) -> Mapping[str, Any]:
+        """Return the answers."""
+        return {"answers": [token_text(token, self.tokenizer) for token in self.answers]}

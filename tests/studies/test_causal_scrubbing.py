@@ -1,0 +1,177 @@
+"""Causal scrubbing against hooks written by hand, and on arithmetic whose hypotheses are known to hold or not."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from tests.fast.families import blocks, shared
+from tests.helpers import padded_tokens, tokens
+from torch import Tensor, nn
+
+from align_transformers import Claim, Metric, PositionError, Site, SiteError, SpecError, causal_scrubbing, one_by_one
+
+LABELS = [3, 9, 3, 9]
+
+
+class ByHand:
+    """Scrubs one line by recursion: each claimed site is computed in a whole pass of its own."""
+
+    def __init__(self, model: Any, ids: Tensor, drawn: Any, unclaimed: Any) -> None:
+        self.model, self.ids, self.drawn, self.unclaimed = model, ids, list(drawn), list(unclaimed)
+
+    def logits(self, hypothesis: list[Claim]) -> Tensor:
+        rest = self.unclaimed.pop(0)
+        return self.run(rest, [(claim, self.value(claim)) for claim in hypothesis], None)
+
+    def value(self, claim: Claim) -> Tensor:
+        own = self.drawn.pop(0)
+        if claim.children:
+            rest = self.unclaimed.pop(0)
+            return self.run(rest, [(child, self.value(child)) for child in claim.children], claim.site)
+        return self.run(own, [], claim.site)
+
+    def run(self, number: int, edits: list[tuple[Claim, Tensor]], read: Site | None) -> Tensor:
+        seen: list[Tensor] = []
+        with ExitStack() as stack, torch.no_grad():
+            for claim, value in edits:
+
+                def put(_m: Any, _a: Any, out: Any, claim: Claim = claim, value: Tensor = value) -> Any:
+                    hidden = (out[0] if isinstance(out, tuple) else out).clone()
+                    where = slice(None) if claim.positions is None else list(claim.positions)
+                    hidden[:, where] = value[:, where]
+                    return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+                hook = self.module(claim.site).register_forward_hook(put)
+                stack.callback(hook.remove)
+            if read is not None:
+                hook = self.module(read).register_forward_hook(
+                    lambda _m, _a, out: seen.append((out[0] if isinstance(out, tuple) else out).clone())
+                )
+                stack.callback(hook.remove)
+            logits: Tensor = self.model(input_ids=self.ids[number : number + 1]).logits
+        return logits[0, -1] if read is None else seen[0]
+
+    def module(self, site: Site) -> nn.Module:
+        block: nn.Module = blocks(self.model)[site.layer]
+        return block if site.component == "block_output" else block.get_submodule("mlp")
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_scrubbed_losses_are_those_of_hooks(family: str, together: bool) -> None:
+    model, ids = shared(family), tokens(4, 5)["input_ids"]
+    low = Claim(Site("mlp_output", 0), feature=list("xxyy"), positions=[1, -1])
+    lower = Claim(Site("block_output", 0), feature=list("xyyx"), children=(low,))
+    hypothesis = [
+        Claim(Site("block_output", 1), feature=list("aabb"), positions=[-1], children=(lower,)),
+        Claim(Site("mlp_output", 2), feature=list("abab"), positions=[-2]),
+    ]
+    options: dict[str, Any] = {"answers": LABELS, "draws": 3, "seed": 4, "together": together}
+    table = causal_scrubbing(model, {"input_ids": ids}, hypothesis, **options)
+    plain = causal_scrubbing(model, {"input_ids": ids}, hypothesis, planner=one_by_one, **options)
+    assert plain.columns["scrubbed"] == pytest.approx(table.columns["scrubbed"], abs=1e-5)
+    with torch.no_grad():
+        whole = model(input_ids=ids).logits[:, -1].log_softmax(-1)
+    for row in table.rows():
+        logits = ByHand(model, ids, row["drawn"], row["unclaimed"]).logits(hypothesis)
+        label = LABELS[row["prompt"]]
+        assert row["scrubbed"] == pytest.approx(-float(logits.log_softmax(-1)[label]), abs=2e-5)
+        assert row["model"] == pytest.approx(-float(whole[row["prompt"], label]), abs=1e-5)
+        features = [claim.feature for claim in (hypothesis[0], lower, low, hypothesis[1])]
+        likes = [row["prompt"], *row["drawn"][:2], row["prompt"]]
+        assert all(f[own] == f[like] for f, own, like in zip(features, row["drawn"], likes, strict=True))
+        assert not together or len(set(row["unclaimed"])) == 1
+    assert {len(row["unclaimed"]) for row in table.rows()} == {3}
+
+
+class Comparisons(nn.Module):
+    """Logits that say how many of the first two of three digits are above 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Identity(), nn.Identity()
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        above = [
+            part(torch.sigmoid(40 * (input_ids[:, n].float() - 4.5)))
+            for n, part in enumerate((self.first, self.second))
+        ]
+        count = above[0] + above[1]
+        logits = -20 * (count[:, None] - torch.arange(3.0)) ** 2
+        return logits[:, None].expand(-1, 3, -1)
+
+
+def digits() -> Tensor:
+    return torch.tensor(list(itertools.product((0, 3, 5, 9), (1, 4, 6, 8), (2, 7))))
+
+
+def test_a_true_hypothesis_recovers_the_loss_and_a_wrong_one_does_not() -> None:
+    ids = digits()
+    above = (ids[:, :2] > 4).long()
+    labels = above.sum(1).tolist()
+
+    def recovered(features: list[Any], **options: Any) -> Any:
+        claims = [Claim(Site(f"{n}.output"), feature=f) for n, f in zip(("first", "second"), features, strict=True)]
+        return causal_scrubbing(Comparisons(), {"input_ids": ids}, claims, answers=labels, draws=20, **options).meta
+
+    true = recovered([above[:, 0].tolist(), above[:, 1].tolist()])
+    assert true["recovered"] == pytest.approx(1.0, abs=1e-3)
+    finer = recovered([ids[:, 0].tolist(), ids[:, 1].tolist()])
+    assert finer["recovered"] == pytest.approx(1.0, abs=1e-3)
+    half = recovered([above[:, 0].tolist(), [0] * len(ids)])
+    wrong = recovered([(ids[:, 0] % 2).tolist(), (ids[:, 1] % 2).tolist()])
+    assert true["low"] > half["high"] > 0.2
+    assert half["low"] > wrong["high"]
+    assert wrong["itself"][0] == pytest.approx(2 / len(ids), abs=0.05)
+
+
+def test_draws_are_those_of_the_seed_and_every_prompt_of_its_own_class_is_itself() -> None:
+    model, ids = shared("llama"), tokens(4, 4)["input_ids"]
+    claim = Claim(Site("block_output", 2), feature=[0, 1, 2, 3])
+    first, second, other = (
+        causal_scrubbing(model, {"input_ids": ids}, [claim], answers=LABELS, draws=2, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first.columns == second.columns
+    assert first.columns["unclaimed"] != other.columns["unclaimed"]
+    assert first.meta["itself"] == [1.0]
+    assert first.meta["recovered"] == pytest.approx(1.0, abs=1e-4)
+    largest = Metric("largest", lambda logits: logits.amax(-1))
+    table = causal_scrubbing(model, {"input_ids": ids}, [claim], metric=largest, draws=1)
+    assert table.columns["scrubbed"] == pytest.approx(table.columns["model"], abs=1e-5)
+    assert table.meta["low"] is None
+
+
+@torch.no_grad()
+def test_prompts_of_unequal_lengths_have_places_in_common() -> None:
+    model, inputs = shared("llama"), padded_tokens((5, 3, 4, 5), "left")
+    inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    claim = Claim(Site("block_output", 2), feature=[0, 0, 0, 0], positions=[-1])
+    table = causal_scrubbing(model, inputs, [claim], answers=LABELS, draws=2)
+    for row in table.rows():  # the last token of the last block is all that the logits are made of
+        own = inputs["input_ids"][row["drawn"][0]][inputs["attention_mask"][row["drawn"][0]].bool()][None]
+        expected = -model(input_ids=own).logits[0, -1].log_softmax(-1)[LABELS[row["prompt"]]]
+        assert row["scrubbed"] == pytest.approx(float(expected), abs=2e-5)
+    with pytest.raises(SpecError, match="name positions"):
+        causal_scrubbing(model, inputs, [Claim(Site("block_output", 2), feature=[0] * 4)], answers=LABELS)
+
+
+@pytest.mark.parametrize(
+    ("claim", "options", "error", "message"),
+    [
+        ({"feature": [1]}, {"answers": LABELS}, SpecError, "has 1 values, there are 4 prompts"),
+        ({}, {}, SpecError, "give one of them"),
+        ({}, {"answers": LABELS, "draws": 0}, SpecError, "draws is a number from 1"),
+        ({"positions": [7]}, {"answers": LABELS}, PositionError, "4 tokens"),
+        ({"site": Site("block_output", 9)}, {"answers": LABELS}, SiteError, "layer 9"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(claim: Any, options: Any, error: Any, message: str) -> None:
+    made = Claim(**{"site": Site("block_output", 1), "feature": [0] * 4, **claim})
+    with pytest.raises(error, match=message):
+        causal_scrubbing(shared("gpt2"), tokens(4, 4), [made], **options)
+    with pytest.raises(SpecError, match="later layer"):
+        Claim(Site("mlp_output", 0), feature=[0], children=(Claim(Site("mlp_output", 1), feature=[0]),))
