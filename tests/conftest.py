@@ -59,6 +59,7 @@ MEANING = (
     "studies/test_recurrent_steps.py",
     "test_call_forms.py",
     "test_generate.py",
+    "test_generate_texts.py",
     "test_intervenable.py",
     "test_binding_cache.py",
     "test_rooms.py",

@@ -123,7 +123,7 @@ def test_what_is_not_there_is_refused_with_the_prompt_named(anchor, why):
 
 def test_what_makes_no_sense_is_refused():
     words = tokenizer("bytes")
-    with untyped(), pytest.raises(SpecError, match="a piece of text or a slice of characters; found 3"):
+    with untyped(), pytest.raises(SpecError, match="text is a text or a slice; found 3"):
         at(3)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="occurrence counts from 1"):
         at("a", occurrence=0)

@@ -11,10 +11,12 @@ from torch import nn
 from align_transformers import (
     AdditionIntervention,
     AlignError,
+    CollectIntervention,
     IntervenableConfig,
     IntervenableModel,
     LowRankRotatedSpaceIntervention,
     PlanError,
+    SiteError,
     SourcelessIntervention,
     SpecError,
     UnknownNameError,
@@ -285,3 +287,107 @@ def test_a_call_with_nothing_to_do_says_what_to_call(model):
         PlanError, match=r"needs a source: .*For a run without interventions.*intervenable.model\(\*\*base\)"
     ):
         IntervenableModel(MLP, model)(BASE)
+
+
+@pytest.mark.parametrize(
+    ("layer", "meant"),
+    [(-1, [2]), (-3, [0]), ([0, -1], [0, 2]), (range(1, 3), [1, 2]), ("all", [0, 1, 2]), (torch.tensor([1, 1]), [1])],
+)
+def test_layers_are_written_as_numbers_from_either_end_as_several_or_as_all(model, planner, layer, meant):
+    face = IntervenableModel({"layer": layer, "component": "mlp_output", "intervention_type": ZeroIntervention}, model)
+    by_hand = IntervenableModel(
+        [{"layer": n, "component": "mlp_output", "intervention_type": ZeroIntervention} for n in meant], model
+    )
+    assert [one.layer for one in face.config.representations] == meant
+    assert list(face.interventions) == list(by_hand.interventions)
+    by_hooks = [writer(locus(model, "mlp_output", n), None, lambda old, _: torch.zeros_like(old)) for n in meant]
+    assert torch.equal(face(BASE)[1].logits, logits_with(model, BASE, *by_hooks))
+
+
+def test_a_representation_at_several_layers_has_one_source_and_an_intervention_for_each(model, planner):
+    two = {"layer": "all", "component": "mlp_output", "intervention_type": LowRankRotatedSpaceIntervention}
+    one = {"layer": -1, "component": "attention_output", "intervention_type": VanillaIntervention}
+    face = IntervenableModel([{**two, "low_rank_dimension": 2}, one], model)
+    assert len(set(face.interventions.values())) == 4
+    assert face.config.groups() == [[0, 1, 2], [3]]
+    other = tokens(2, 5, 7)
+    got = face(BASE, [SOURCE, other], {"sources->base": 2})[1].logits
+    apart = IntervenableModel(
+        [
+            {"layer": n, "component": "mlp_output", "intervention": face.representations[n].intervention}
+            for n in range(3)
+        ]
+        + [{**one, "layer": 2}],
+        model,
+    )
+    assert torch.equal(got, apart(BASE, [SOURCE, SOURCE, SOURCE, other], {"sources->base": 2})[1].logits)
+    shared = IntervenableModel({"layer": [0, 1], "component": "mlp_output", "intervention": lambda b: b * 2}, model)
+    kinds = IntervenableConfig(
+        representations=[{"layer": [0, 1]}, {"layer": 2}], intervention_types=[ZeroIntervention, VanillaIntervention]
+    )
+    names = [type(i).__name__ for i in IntervenableModel(kinds, model).interventions.values()]
+    assert len(shared.interventions) == 2
+    assert names == ["ZeroIntervention", "ZeroIntervention", "VanillaIntervention"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"layer": -4}, SiteError, "layer -4 does not exist: .* has 3 blocks"),
+        ({"layer": [0, 3]}, SiteError, "layer 3 does not exist"),
+        ({"layer": []}, SpecError, "layer is a number, several numbers, or 'all'; found layer="),
+        ({"layer": "last"}, SpecError, "found layer='last'"),
+        ({"layer": True}, SpecError, "found layer=True"),
+        ({"layer": -1, "component": "logits"}, SpecError, "logits is not in a block; found layer=-1 beside it"),
+        ({"layer": "all", "component": "lm_head.output"}, SpecError, "is not in a block"),
+    ],
+)
+def test_layers_that_there_are_not_are_refused(model, fields, error, message):
+    with untyped(), pytest.raises(error, match=message):
+        IntervenableModel({"component": "mlp_output", "intervention_type": ZeroIntervention, **fields}, model)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ("The capital", "return_tensors='pt'"),
+        ({"input_ids": torch.tensor([4, 5])}, r"found the shape \(2,\): a single example is input_ids\[None\]"),
+        ({"input_ids": torch.ones(1, 2)}, r"found torch.float32: input_ids.long\(\)"),
+        ({"input_ids": torch.ones(0, 2, dtype=torch.long)}, "there are no examples"),
+        ({"input_ids": [[4, 5]]}, "found a list: torch.tensor makes one"),
+        (torch.ones(1, 2), r"found torch.float32: input_ids.long\(\)"),
+    ],
+)
+def test_what_is_no_batch_of_token_ids_is_refused_before_the_model_sees_it(model, inputs, message):
+    face = IntervenableModel({**MLP, "intervention_type": ZeroIntervention}, model)
+    swap = IntervenableModel({**MLP, "intervention_type": VanillaIntervention}, model)
+    with untyped(), model.register_forward_pre_hook(lambda *_: pytest.fail("the model was called")):
+        calls = [lambda: face(inputs), lambda: swap(BASE, inputs)]
+        if not isinstance(inputs, torch.Tensor):
+            calls.append(lambda: face.generate(inputs, max_new_tokens=1))
+        for call in calls:
+            with pytest.raises(SpecError, match=message):
+                call()
+
+
+@pytest.mark.parametrize("where", [None, 1, [1, 2], [], -1])
+def test_a_batch_without_examples_gives_an_output_without_examples(planner, where):
+    mixer = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    site = {"component": "1.output", "max_number_of_units": 2}
+    empty = torch.zeros(0, 5, 3)
+    zero = IntervenableModel({**site, "intervention_type": ZeroIntervention}, mixer)
+    assert zero(empty, unit_locations=None if where is None else {"base": where})[1].shape == (0, 5, 2)
+    swap = IntervenableModel({**site, "intervention_type": VanillaIntervention}, mixer)
+    assert swap(empty, empty, None if where is None else {"sources->base": (where, where)})[1].shape == (0, 5, 2)
+
+
+def test_what_is_collected_is_returned_or_not_asked_for(model, planner):
+    look = IntervenableModel({**MLP, "intervention_type": CollectIntervention}, model)
+    with model.register_forward_pre_hook(lambda *_: pytest.fail("the model was called")):
+        with pytest.raises(PlanError, match="with return_dict=True there are collected_activations"):
+            look(BASE, unit_locations={"base": 2})
+        with pytest.raises(PlanError, match="with return_dict=True there are collected_activations"):
+            look.generate(BASE, max_new_tokens=1)
+    assert torch.equal(look(BASE, return_dict=False)[1].logits, model(**BASE).logits)
+    (seen,) = grab(model, BASE, locus(model, "mlp_output", 1))
+    assert torch.equal(look(BASE, unit_locations={"base": 2}, return_dict=True).collected_activations[0], seen[:, 2:3])

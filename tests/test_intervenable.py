@@ -18,6 +18,7 @@ from align_transformers import (
     IntervenableModel,
     IntervenableOutput,
     Intervention,
+    PlanError,
     RepresentationConfig,
     SiteError,
     SourcelessIntervention,
@@ -142,7 +143,9 @@ def test_what_comes_back(model):
     zero = {"layer": 0, "component": "mlp_output", "intervention_type": ZeroIntervention}
     look = {"layer": 1, "component": "mlp_output", "intervention_type": CollectIntervention}
     face = IntervenableModel([look, zero, look], model)
-    pair = face(base)
+    with pytest.raises(PlanError, match="layer 1 mlp_output collects, but a pair has only outputs"):
+        face(base)
+    pair = face(base, return_dict=False)
     assert isinstance(pair, tuple)
     assert (len(pair), pair[0]) == (2, None)
     got = face(base, return_dict=True, output_original_output=True)

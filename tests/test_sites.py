@@ -8,6 +8,7 @@ from tests.untyped import untyped
 
 from align_transformers import COMPONENTS, Site, SpecError, UnknownNameError
 from align_transformers.sites import COMPONENT_NAMES
+from align_transformers.zoo import GRU_COMPONENTS
 
 SKIPS = {
     "block_output": "block_input",
@@ -28,17 +29,19 @@ def test_the_components_are_those_that_users_know():
             "key_output",
             "value_output",
             "attention_input",
+            "attention_contribution",
         ),
-        *("query_rotary", "key_rotary", "attention_score", "attention_pattern", "head_output"),
+        *("query_rotary", "key_rotary", "attention_score", "attention_pattern", "head_output", "head_contribution"),
     }
-    per_head = attention - {"attention_output", "attention_input"}
+    per_head = attention - {"attention_output", "attention_input", "attention_contribution"}
     assert set(COMPONENT_NAMES) == {
-        *("block_input", "block_output", "mlp_input", "mlp_activation", "mlp_output"),
-        *("mixer_input", "mixer_output", "router_output", "expert_activation"),
+        *("block_input", "block_output", "mlp_input", "mlp_activation", "mlp_output", "mlp_contribution"),
+        *("mixer_input", "mixer_output", "mixer_contribution", "router_output", "expert_activation"),
         *attention,
         *(f"head_{name}" for name in per_head),
         *(f"cross_{name}" for name in attention),
         *(f"head_cross_{name}" for name in per_head),
+        *GRU_COMPONENTS,
         *ENDS,
     }
 
@@ -47,7 +50,7 @@ def test_the_components_are_those_that_users_know():
 def test_a_named_component(name):
     site = Site(name, 2)
     assert site.path is None
-    assert site.name == (name if name == "head_output" else name.removeprefix("head_"))
+    assert site.name == (name if name in ("head_output", "head_contribution") else name.removeprefix("head_"))
     assert str(site) == f"layer 2 {name}"
 
 
@@ -134,8 +137,8 @@ def names_with(**facts):
 
 
 def test_the_point_of_a_block_where_a_component_is():
-    assert names_with(point="input") == {"block_input", "embedding_output"}
-    assert names_with(point="output") == {"block_output", "final_norm_output", "logits"}
+    assert names_with(point="input") == {"block_input", "cell_input", "embedding_output"}
+    assert names_with(point="output") == {"block_output", "cell_output", "final_norm_output", "logits"}
 
 
 def test_what_is_not_one_row_a_token():

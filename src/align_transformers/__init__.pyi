@@ -14,6 +14,7 @@ from ._errors import (
     UnknownNameError,
 )
 from .anchors import Anchor, at, first_token, last_token, where
+from .applied import AppliedEdits
 from .config import IntervenableConfig, IntervenableRepresentationConfig, RepresentationConfig
 from .engine import (
     Bound,
@@ -127,6 +128,7 @@ __all__ = [
     "AlignError",
     "Alignment",
     "Anchor",
+    "AppliedEdits",
     "ArtifactError",
     "AutoencoderIntervention",
     "Bound",

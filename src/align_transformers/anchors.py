@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from operator import index
 from typing import TYPE_CHECKING, Any, Literal
 
+from ._checked import checked, checked_class
 from ._errors import PositionError, SpecError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ Offsets = Sequence[tuple[int, int]]
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
+@checked_class
 @dataclass(frozen=True)
 class Anchor:
     """A piece of text, and which of its tokens are meant; written with `at`, `first_token` or `last_token`.
@@ -41,8 +43,6 @@ class Anchor:
     occurrence: int | None = None
 
     def __post_init__(self) -> None:
-        if self.which not in ("all", "first", "last"):
-            raise SpecError(f"which is 'all', 'first' or 'last'; found {self.which!r}")
         if self.occurrence == 0 or isinstance(self.occurrence, bool):
             raise SpecError(f"occurrence counts from 1, or from the end with -1; found {self.occurrence!r}")
         if not self.text:
@@ -102,6 +102,7 @@ class Anchor:
         return found[number - 1 if number > 0 else number]
 
 
+@checked
 def at(text: str | slice, *, occurrence: int | None = None) -> Anchor:
     """Return the places of all tokens of a piece of text.
 
@@ -118,6 +119,7 @@ def at(text: str | slice, *, occurrence: int | None = None) -> Anchor:
     return Anchor(_piece(text), "all", occurrence)
 
 
+@checked
 def first_token(text: str | slice, *, occurrence: int | None = None) -> Anchor:
     """Return the place of the first token of a piece of text.
 
@@ -134,6 +136,7 @@ def first_token(text: str | slice, *, occurrence: int | None = None) -> Anchor:
     return Anchor(_piece(text), "first", occurrence)
 
 
+@checked
 def last_token(text: str | slice, *, occurrence: int | None = None) -> Anchor:
     """Return the place of the last token of a piece of text.
 
@@ -150,6 +153,7 @@ def last_token(text: str | slice, *, occurrence: int | None = None) -> Anchor:
     return Anchor(_piece(text), "last", occurrence)
 
 
+@checked
 def where(
     tokenizer: PreTrainedTokenizerBase,
     prompts: str | Sequence[str],
@@ -250,7 +254,9 @@ def _shifts(attention_mask: Any, count: int) -> list[int]:
     """Return for each prompt the column of its first token."""
     if attention_mask is None:
         return [0] * count
-    rows = attention_mask.tolist() if hasattr(attention_mask, "tolist") else [list(row) for row in attention_mask]
+    rows = attention_mask.tolist() if hasattr(attention_mask, "tolist") else attention_mask
+    if not isinstance(rows, list | tuple) or not all(isinstance(row, list | tuple) for row in rows):
+        raise SpecError(f"attention_mask is (prompts, columns); found {attention_mask!r:.80}")
     if len(rows) != count or not all(any(row) for row in rows):
         raise SpecError(f"attention_mask has {len(rows)} rows for {count} prompts, or one without a token")
     return [next(column for column, real in enumerate(row) if real) for row in rows]

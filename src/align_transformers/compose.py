@@ -88,8 +88,9 @@ def compose(
     names, inputs = _named(config, groups, call)
     links = _links(config.mode, groups, names)
     located = _locations(call.unit_locations, links, representations, inputs)
-    chosen = choose_subspaces(call.subspaces, len(representations), batch_size(call.base))
-    constants = _constants(call.source_representations, representations)
+    batches = [batch_size(call.base, one.site.sequence) for one in representations]
+    by_batch = {batch: choose_subspaces(call.subspaces, len(representations), batch) for batch in set(batches)}
+    constants = constants_of(call.source_representations, representations)
     interventions = {one.key: one.intervention for one in representations}
     edits: dict[str, list[Edit]] = {name: [] for name in inputs}
     for number, one in enumerate(representations):
@@ -99,7 +100,8 @@ def compose(
             if source is not None or not _is_skipped(one, call):
                 _check_source(one, source, call)
                 location, source = _once(one, location, source, constants)
-                subspace = _subspace(one, chosen[number], batch_size(inputs[link.target]), interventions)
+                batch = batch_size(inputs[link.target], one.site.sequence)
+                subspace = _subspace(one, by_batch[batches[number]][number], batch, interventions)
                 edits[link.target].append(_edit(one, link.target, location, subspace, source, call))
     runs = [Run(name, name, tuple(made)) for name, made in edits.items()]
     if original:
@@ -140,7 +142,10 @@ def _sources(sources: Any, count: int) -> list[Inputs | None]:
     if sources is None or isinstance(sources, Tensor | Mapping):
         return [sources] * count
     if not isinstance(sources, list | tuple):
-        raise SpecError(f"sources is a dict, or a list with one for each group; found {type(sources).__name__}")
+        raise SpecError(
+            f"sources is a dict, or a list with one for each group; found {type(sources).__name__}. Of a text "
+            "tokenizer(text, return_tensors='pt') makes one"
+        )
     listed = [None if one is None else _input(f"source {number}", one) for number, one in enumerate(sources)]
     if len(listed) not in (1, count):
         raise PlanError(f"there are {count} groups of interventions, but {len(listed)} sources (None skips a group)")
@@ -197,7 +202,8 @@ def _axes(
     """Return by number of the representation what its source locations and its base locations refer to."""
 
     def axis(number: int, run: str) -> Axis:
-        return Axis(batch_size(inputs[run]), real_spans(inputs[run], representations[number].site.sequence))
+        stack = representations[number].site.sequence
+        return Axis(batch_size(inputs[run], stack), real_spans(inputs[run], stack))
 
     found = {}
     for link in links:
@@ -246,8 +252,16 @@ def _by_link(spec: Any, names: Sequence[str]) -> list[Any]:
     return [{name: spec[name]} for name in names]
 
 
-def _constants(given: Any, representations: Sequence[Representation]) -> dict[str, Tensor]:
-    """Return the constant sources by key: those of the call, and else those that interventions carry."""
+def constants_of(given: Any, representations: Sequence[Representation]) -> dict[str, Tensor]:
+    """Return the constant sources by key: those of the call, and else those that interventions carry.
+
+    Args:
+        given: a call's `source_representations`.
+        representations: those of the configuration, in its order.
+
+    Raises:
+        SpecError, UnknownNameError: they are of other interventions.
+    """
     keys = [one.key for one in representations]
     carried = {one.key: one.intervention.source_representation for one in representations}
     if given is None:
@@ -255,6 +269,11 @@ def _constants(given: Any, representations: Sequence[Representation]) -> dict[st
     elif hasattr(given, "shape"):
         given = dict.fromkeys(keys, given)
     elif not isinstance(given, Mapping):
+        if not isinstance(given, list | tuple):
+            raise SpecError(
+                "source_representations is a tensor for all, a list in the order of the interventions, or a dict by "
+                f"key; found {given!r:.80}"
+            )
         if len(given) != len(keys):
             raise SpecError(f"source_representations has {len(given)} entries for {len(keys)} interventions")
         given = dict(zip(keys, given, strict=True))
@@ -263,7 +282,10 @@ def _constants(given: Any, representations: Sequence[Representation]) -> dict[st
         if name not in keys:
             raise UnknownNameError(f"source_representations names {name!r}; {near_misses(name, keys)}")
         if value is not None:
-            carried[name] = torch.as_tensor(value)
+            try:
+                carried[name] = torch.as_tensor(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise SpecError(f"source_representations of {name!r} is a tensor; found {value!r:.80}") from error
     return {key: value for key, value in carried.items() if value is not None}
 
 
@@ -344,7 +366,7 @@ def _edit(
     """Return the edit of one representation."""
     positions = location.base
     if call.timing is not None and target == "base":
-        positions = _timed(positions, call.timing, batch_size(call.base))
+        positions = _timed(positions, call.timing, batch_size(call.base, one.site.sequence))
     return Edit(one.key, one.site, one.key, positions, subspace, source)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from operator import index
 from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from ._errors import SpecError, UnknownNameError, near_misses
 from .interventions import VanillaIntervention
 from .locations import UNITS, Unit
-from .sites import COMPONENTS, Site
+from .sites import COMPONENTS, Layers, Site, in_block, is_whole, read_layers
 from .subspaces import Partition
 
 Mode = Literal["parallel", "serial"]
@@ -64,7 +65,9 @@ class RepresentationConfig:
     """One intervention: where, addressed how, doing what.
 
     Args:
-        layer: block number, from 0; `None` when `component` is a path.
+        layer: block number, from 0, negative from the last; `None` when `component` is a path. Several numbers, or
+            `"all"` that have the component: as many interventions as layers, of one group (an `IntervenableModel` has
+            them one by one). A class is constructed for each layer; an instance or a function is the same at all.
         component: a name from `COMPONENT_NAMES`, or a module's dotted path ending in `.input` or `.output`.
         unit: what locations count: `pos` positions, `h` heads, `h.pos` heads at positions, `t` time steps.
         max_number_of_units: how many units an example may name in a call.
@@ -85,7 +88,7 @@ class RepresentationConfig:
     Site(component='mlp_output', layer=0, call=None)
     """
 
-    layer: int | None = None
+    layer: Layers | None = None
     component: str = "block_output"
     unit: Unit = "pos"
     max_number_of_units: int = 1
@@ -99,6 +102,10 @@ class RepresentationConfig:
     call: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.component, str):  # else the site says what is wrong
+            object.__setattr__(self, "layer", read_layers(self.layer))
+            if not self.is_at_one_layer and not in_block(self.component):
+                raise SpecError(f"{Site(self.component)} is not in a block; found layer={self.layer!r} beside it")
         site = self.site
         if self.unit not in UNITS:
             raise UnknownNameError(f"unknown unit {self.unit!r}; {near_misses(self.unit, UNITS)}")
@@ -107,6 +114,8 @@ class RepresentationConfig:
             raise SpecError(
                 f"{self.component!r} has no heads, so its unit cannot be {self.unit!r}; with heads: {per_head}"
             )
+        if is_whole(self.max_number_of_units):
+            object.__setattr__(self, "max_number_of_units", index(self.max_number_of_units))
         if type(self.max_number_of_units) is not int or self.max_number_of_units < 1:
             raise SpecError(f"max_number_of_units is a number from 1; found {self.max_number_of_units!r}")
         if self.intervention is not None and self.intervention_type is not None:
@@ -122,9 +131,14 @@ class RepresentationConfig:
             Partition.of(self.subspace_partition)
 
     @property
+    def is_at_one_layer(self) -> bool:
+        """Whether the layer is known without the model: one that is counted from the first, or none."""
+        return self.layer is None or (isinstance(self.layer, int) and self.layer >= 0)
+
+    @property
     def site(self) -> Site:
-        """Where in the network."""
-        return Site(self.component, self.layer, self.call)
+        """Where in the network: at the first layer where it takes the model to tell."""
+        return Site(self.component, self.layer if self.is_at_one_layer else 0, self.call)  # type: ignore[arg-type]
 
 
 @_accepts_aliases

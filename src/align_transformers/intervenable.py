@@ -7,24 +7,26 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Annotated, Any, Literal, overload
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import engine, planners, storage
+from ._checked import checked
 from ._errors import SpecError
+from .applied import applied
 from .binding_cache import BindingCache
 from .compose import Call, Timing, compose
 from .config import IntervenableConfig
-from .engine import Bound, Collected, Inputs, Outcome, Planner
+from .engine import Bound, Inputs, Planner
 from .interventions import TrainableIntervention
-from .keywords import forward_keywords, generate_keywords, sorted_out
+from .keywords import forward_keywords, generate_keywords, sorted_out, with_keywords
 from .learning import Alignment, Fitted, Scores, evaluate_call, fit_call
 from .models.padding import as_alone, warn_of_shift
-from .outputs import IntervenableGeneration, IntervenableOutput
+from .models.sequence import check_tokens
+from .outputs import IntervenableGeneration, IntervenableOutput, check_seen, generation_of, output_of
 from .positions import read_steps
-from .representations import represent
+from .representations import expanded, represent
 
 
 class IntervenableModel(nn.Module):
@@ -39,6 +41,7 @@ class IntervenableModel(nn.Module):
         UnknownNameError: a component, unit or keyword is misspelt.
         SiteError: the model has no such layer or module.
 
+    >>> import torch
     >>> from align_transformers import VanillaIntervention
     >>> mlp = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> swap = IntervenableModel({"component": "1.output", "intervention_type": VanillaIntervention}, model=mlp)
@@ -47,16 +50,18 @@ class IntervenableModel(nn.Module):
     True
     """
 
+    @checked
     def __init__(self, config: Any, model: nn.Module, *, planner: Planner | None = None) -> None:
         super().__init__()
         self.planner = planner
-        self.config = IntervenableConfig.of(config)
+        self.config = expanded(IntervenableConfig.of(config), model)
         self.model = model
         self.representations = represent(self.config, model)
         self.interventions = {r.key: r.intervention for r in self.representations}
         self._trained = nn.ModuleList(dict.fromkeys(self.interventions.values()))
         self._bindings = BindingCache(self.config, self.interventions)
 
+    @checked
     def forward(
         self,
         base: Inputs,
@@ -81,7 +86,7 @@ class IntervenableModel(nn.Module):
                 each `(width,)` or broadcastable to `(batch, units, width)`.
             subspaces: `[n_interventions][batch][ids]`; missing outer levels are the same for all.
             output_original_output: also run the base without interventions.
-            return_dict: return an `IntervenableOutput` instead of the pair.
+            return_dict: return an `IntervenableOutput` instead of the pair; needed where something is collected.
             **model_kwargs: handed to the model with the base (`labels`, `use_cache`, `output_hidden_states`, ...): what
                 its signature names. `activations_sources` is another name of `source_representations`.
 
@@ -96,21 +101,19 @@ class IntervenableModel(nn.Module):
             UserWarning: padding on the left shifts what the model makes of the tokens, for want of `position_ids`.
         """
         given, rest = self._sorted_out(model_kwargs, forward_keywords, source_representations)
-        call = Call(_with_kwargs(base, rest), sources, unit_locations, given, subspaces)
+        call = Call(with_keywords(base, rest), sources, unit_locations, given, subspaces)
         bound = self._bind(call, original=output_original_output)
+        check_seen(bound, return_dict)
         for inputs in (call.base, *(sources if isinstance(sources, list | tuple) else [sources])):
             warn_of_shift(self.model, inputs)
         outcome = planners.execute(bound, self.planner)
         pair = outcome.outputs.get("original"), outcome.outputs["base"]
-        if not return_dict:
-            return pair
-        seen = self._collected(outcome)
-        values, masks = [_joined(one.values) for one in seen], [_joined(one.real) for one in seen]
-        return IntervenableOutput(*pair, values, masks, outcome.effects)
+        return output_of(pair, outcome, self.interventions) if return_dict else pair
 
+    @checked
     def generate(
         self,
-        base: Mapping[str, Any],
+        base: Annotated[Mapping[str, Any], "Of a text tokenizer(text, return_tensors='pt') makes one"],
         sources: Any = None,
         unit_locations: Any = None,
         source_representations: Any = None,
@@ -124,8 +127,8 @@ class IntervenableModel(nn.Module):
     ) -> tuple[Any, Any] | IntervenableGeneration:
         """Generate with the model's own `generate` while the interventions are in place.
 
-        Generated tokens are numbered from 0; an edit at token k acts when that token is processed, so it changes the
-        tokens after it. The last generated token is never processed. Sources run once, before the generation.
+        Generated tokens are numbered from 0; an edit at token k acts when it is processed, so on what comes after it.
+        The last is never processed; the logits of token 0 are at the prompt's end. Sources run once, before all that.
 
         Args:
             base: the prompts, as for `forward`; left-padded where lengths differ.
@@ -138,7 +141,7 @@ class IntervenableModel(nn.Module):
             steps: which generated tokens to edit: a number, several, or `"all"`. Default: all, or none with
                 `intervene_on_prompt`.
             output_original_output: also generate without interventions.
-            return_dict: return an `IntervenableGeneration` instead of the pair.
+            return_dict: return an `IntervenableGeneration` instead of the pair; needed where something is collected.
             **generate_kwargs: handed to the model's `generate`: what this, its configuration or `forward` names.
 
         Returns:
@@ -149,15 +152,15 @@ class IntervenableModel(nn.Module):
         )
         timing = Timing(intervene_on_prompt, read_steps(steps, () if intervene_on_prompt else "all"))
         call = Call(base, sources, unit_locations, source_representations, subspaces, timing)
-        self._bind(call)  # refuses what is wrong, before anything is run to see what padding does
+        # refuses what is wrong, before anything is run to see what padding does
+        check_seen(self._bind(call), return_dict)
         bound = self._bind(replace(call, sources=as_alone(self.model, sources)))  # as generation does with the prompts
         original = engine.generate_plain(self.model, base, generate_kwargs) if output_original_output else None
         outcome = engine.generate(bound, generate_kwargs, self.planner or planners.DEFAULT)
-        if not return_dict:
-            return original, outcome.outputs["base"]
-        seen = self._collected(outcome)
-        values, masks = [list(one.values) for one in seen], [list(one.real) for one in seen]
-        return IntervenableGeneration(original, outcome.outputs["base"], values, masks, outcome.effects)
+        pair = original, outcome.outputs["base"]
+        return generation_of(pair, outcome, self.interventions) if return_dict else pair
+
+    applied = applied
 
     @overload
     def train(self, mode: bool = True) -> IntervenableModel: ...
@@ -296,13 +299,15 @@ class IntervenableModel(nn.Module):
         """Return each parameter of the interventions that requires a gradient, once."""
         return [p for p in self._trained.parameters() if p.requires_grad]
 
+    @checked
     def save(
         self,
-        folder: str | os.PathLike[str],
+        folder: str | os.PathLike[str] | None = None,
         *,
         metrics: Mapping[str, Any] | None = None,
         tokenizer: Any = None,
         overwrite: bool = False,
+        save_directory: str | os.PathLike[str] | None = None,
     ) -> Path:
         """Write the interventions to a folder from which `load` gets them back, bit for bit; the model is not saved.
 
@@ -311,13 +316,18 @@ class IntervenableModel(nn.Module):
             metrics: scores by name, for the record and the model card.
             tokenizer: what the inputs were made with, if that matters.
             overwrite: replace a folder that was saved before; nothing else is ever replaced.
+            save_directory: another name of `folder`.
 
         Raises:
-            SpecError: an intervention is a function, or does not tell its constructor arguments.
+            SpecError: an intervention is a function, or does not tell its constructor arguments; no folder, or two.
             ArtifactError: the folder holds something already.
         """
-        return storage.save(self._contents(metrics, tokenizer), folder, overwrite=overwrite)
+        target = folder if save_directory is None else save_directory
+        if target is None or (folder is not None and save_directory is not None):
+            raise SpecError("say once where the interventions go: save(folder)")
+        return storage.save(self._contents(metrics, tokenizer), target, overwrite=overwrite)
 
+    @checked
     def push_to_hub(
         self, name: str, *, metrics: Mapping[str, Any] | None = None, tokenizer: Any = None, **options: Any
     ) -> str:
@@ -335,6 +345,7 @@ class IntervenableModel(nn.Module):
         return storage.push(self._contents(metrics, tokenizer), name, **options)
 
     @classmethod
+    @checked
     def load(cls, folder_or_hub_name: str | os.PathLike[str], *, model: nn.Module, **options: Any) -> IntervenableModel:
         """Load interventions that were saved here or by pyvene, from a folder or from `user/name` on the model hub.
 
@@ -344,7 +355,7 @@ class IntervenableModel(nn.Module):
             folder_or_hub_name: a folder; or `user/name`, where there is no folder of that name. A missing folder is
                 never taken for a hub name in silence.
             model: the model to intervene on.
-            **options: of `storage.load`: `classes`, `strict`, `tokenizer`, `revision`, `token`, `cache_dir`.
+            **options: of `storage.load`: `classes`, `strict`, `waive`, `tokenizer`, `revision`, `token`, `cache_dir`.
 
         Raises:
             ArtifactError: it is not there, is damaged, names an unknown class, or was made with another model.
@@ -361,6 +372,9 @@ class IntervenableModel(nn.Module):
 
     def _bind(self, call: Call, *, original: bool = False) -> Bound:
         """Return the plan of a call, bound; a call like the last one is bound as that was."""
+        several = call.sources if isinstance(call.sources, list | tuple) else [call.sources]
+        for name, inputs in (("the base", call.base), *(("a source", one) for one in several)):
+            check_tokens(self.model, inputs, name)
 
         def bind() -> Bound:
             composed = compose(self.config, self.representations, call, original=original)
@@ -378,20 +392,3 @@ class IntervenableModel(nn.Module):
         ours["source_representations"] = source_representations
         found, rest = sorted_out(keywords, ours, names(self.model))
         return found["source_representations"], rest
-
-    def _collected(self, outcome: Outcome) -> list[Collected]:
-        return [outcome.collected[key] for key in self.interventions if key in outcome.collected]
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Return what the calls of a module gave as one tensor."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
-
-
-def _with_kwargs(base: Inputs, model_kwargs: Mapping[str, Any]) -> Inputs:
-    """Return the base together with further keyword arguments of the model."""
-    if not model_kwargs:
-        return base
-    if not isinstance(base, Mapping):
-        raise SpecError(f"the base is one tensor, so {sorted(model_kwargs)} cannot go with it: pass the base as a dict")
-    return {**base, **model_kwargs}

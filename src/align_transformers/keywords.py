@@ -11,6 +11,7 @@ from torch import nn
 
 from ._errors import SpecError, UnknownNameError, near_misses
 from .config import ALIASES
+from .engine import Inputs
 from .models import uncompiled
 
 _UNSAID = ("output_attentions", "output_hidden_states", "use_cache", "num_items_in_batch")
@@ -47,6 +48,19 @@ def sorted_out(
             found[name] = value
     _check_named(rest, ours, models)
     return found, rest
+
+
+def with_keywords(base: Inputs, keywords: Mapping[str, Any]) -> Inputs:
+    """Return the base together with further keyword arguments of the model.
+
+    Raises:
+        SpecError: the base is one tensor, so that nothing can go with it.
+    """
+    if not keywords:
+        return base
+    if not isinstance(base, Mapping):
+        raise SpecError(f"the base is one tensor, so {sorted(keywords)} cannot go with it: pass the base as a dict")
+    return {**base, **keywords}
 
 
 def _check_named(keywords: Iterable[str], ours: Iterable[str], models: Iterable[str]) -> None:

@@ -8,17 +8,20 @@ source's answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ._checked import checked, checked_class
 from ._errors import SpecError
 
 
+@checked_class
 @dataclass(frozen=True)
 class Metric:
     """A named, frozen function from logits to one number an example.
@@ -48,11 +51,13 @@ class Metric:
     compares: bool = False
 
     def __post_init__(self) -> None:
+        if self.tokens is not None:
+            object.__setattr__(self, "tokens", tuple(self.tokens))
         for token in self.tokens or ():
             token_id(token, None)
 
     def __call__(
-        self, logits: Float[Tensor, "batch vocab"], clean: Float[Tensor, ...] | None = None
+        self, logits: Float[Tensor, "batch vocab"], clean: Float[Tensor, " ..."] | None = None
     ) -> Float[Tensor, " batch"]:
         """Return the metric of each row of `logits`, float32 of shape `(batch,)`.
 
@@ -73,7 +78,7 @@ class Metric:
         return logits[:, list(self.tokens)]
 
     def of(
-        self, logits: Float[Tensor, "batch tokens"], clean: Float[Tensor, ...] | None = None
+        self, logits: Float[Tensor, "batch tokens"], clean: Float[Tensor, " ..."] | None = None
     ) -> Float[Tensor, " batch"]:
         """Return the metric of logits of `tokens` alone; of the whole vocabulary where `tokens` is `None`.
 
@@ -106,6 +111,14 @@ class Metric:
         return values.float()
 
 
+Metrics = Annotated[
+    Metric | Sequence[Metric],
+    "Of a function from logits (batch, vocab) to numbers (batch,) make one: Metric('a name', function)",
+]
+"""One metric for all, or one for each."""
+
+
+@checked
 def logit_difference(
     target: int | str, other: int | str, *, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Metric:
@@ -136,6 +149,7 @@ def logit_difference(
     return Metric(f"logit({_shown(target)}) - logit({_shown(other)})", _Difference(), (first, second))
 
 
+@checked
 def probability(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Metric:
     """The probability of `token` under the softmax of the logits, between 0 and 1.
 
@@ -156,6 +170,7 @@ def probability(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None =
     return Metric(f"probability({_shown(token)})", _Probability(token_id(token, tokenizer)))
 
 
+@checked
 def accuracy(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Metric:
     """1 where `token` is the most probable one, else 0: its mean over prompts is the accuracy, over swaps the IIA.
 
@@ -178,6 +193,7 @@ def accuracy(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None = No
     return Metric(f"accuracy({_shown(token)})", _Accuracy(token_id(token, tokenizer)))
 
 
+@checked
 def rank(token: int | str, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Metric:
     """How many tokens have a larger logit than `token`: 0 where it is the most probable one.
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .engine import Effect
+from ._errors import PlanError
+from .engine import Bound, Collected, Effect, Outcome
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,3 +51,58 @@ class IntervenableGeneration:
     collected_activations: list[list[Tensor]]
     collected_masks: list[list[Tensor]]
     effects: tuple[Effect, ...]
+
+
+def check_seen(bound: Bound, return_dict: bool | None) -> None:
+    """Refuse to collect what the caller would not get to see.
+
+    Args:
+        bound: the plan of a call.
+        return_dict: what the call says; `False` is the word of somebody who wants nothing but the outputs.
+
+    Raises:
+        PlanError: something is collected, and nothing is said of `return_dict`.
+    """
+    if return_dict is not None:
+        return
+    for one in bound.edits.values():
+        if not one.intervention.writes:
+            raise PlanError(
+                f"{type(one.intervention).__name__} at {one.edit.site} collects, but a pair has only outputs: with "
+                "return_dict=True there are collected_activations (with return_dict=False they are not wanted)"
+            )
+
+
+def output_of(pair: tuple[Any, Any], outcome: Outcome, keys: Iterable[str]) -> IntervenableOutput:
+    """Return what a call gives back.
+
+    Args:
+        pair: the outputs.
+        outcome: of its plan.
+        keys: of the interventions, in order.
+    """
+    seen = _collected(outcome, keys)
+    values, masks = [_joined(one.values) for one in seen], [_joined(one.real) for one in seen]
+    return IntervenableOutput(*pair, values, masks, outcome.effects)
+
+
+def generation_of(pair: tuple[Any, Any], outcome: Outcome, keys: Iterable[str]) -> IntervenableGeneration:
+    """Return what `generate` gives back.
+
+    Args:
+        pair: the outputs.
+        outcome: of its plan.
+        keys: of the interventions, in order.
+    """
+    seen = _collected(outcome, keys)
+    values, masks = [list(one.values) for one in seen], [list(one.real) for one in seen]
+    return IntervenableGeneration(*pair, values, masks, outcome.effects)
+
+
+def _collected(outcome: Outcome, keys: Iterable[str]) -> list[Collected]:
+    return [outcome.collected[key] for key in keys if key in outcome.collected]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Return what the calls of a module gave as one tensor."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from graphlib import CycleError, TopologicalSorter
+from operator import index
 from typing import Any
 
 from ._errors import PlanError, SpecError, UnknownNameError, near_misses
@@ -34,12 +35,19 @@ class Read:
     positions: Positions = EVERYWHERE
     examples: Examples | None = None
 
+    def __post_init__(self) -> None:
+        _check_kinds(self, run=str, site=Site, positions=Positions)
+        object.__setattr__(self, "examples", _numbers(self, self.examples))
+
 
 @dataclass(frozen=True)
 class Constant:
     """A saved value: `name` is looked up in the constants that are handed in beside the plan."""
 
     name: str
+
+    def __post_init__(self) -> None:
+        _check_kinds(self, name=str)
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,11 @@ class Edit:
     subspace: Choice | None = None
     source: Read | Constant | None = None
 
+    def __post_init__(self) -> None:
+        _check_kinds(self, name=str, site=Site, intervention=str, positions=Positions)
+        if not isinstance(self.source, Read | Constant | None):
+            raise SpecError(f"source of an Edit is a Read, a Constant or None; found {self.source!r:.80}")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -79,6 +92,11 @@ class Run:
     input: str
     edits: tuple[Edit, ...] = ()
     examples: Examples | None = None
+
+    def __post_init__(self) -> None:
+        _check_kinds(self, name=str, input=str)
+        object.__setattr__(self, "edits", _several(self, "edits", Edit))
+        object.__setattr__(self, "examples", _numbers(self, self.examples))
 
 
 @dataclass(frozen=True)
@@ -101,6 +119,12 @@ class Logits:
     answers_of: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "answers_of", _several(self, "answers_of", str))
+        object.__setattr__(self, "tokens", _numbers(self, self.tokens, "tokens"))
+        if not isinstance(self.at, tuple) or not all(isinstance(one, tuple) and len(one) == 2 for one in self.at):
+            raise SpecError(
+                f"at of Logits is a tuple of pairs: a name, and a column for each example; found {self.at!r:.80}"
+            )
         if self.answers_of and self.tokens is not None:
             raise PlanError(f"logits of the tokens {list(self.tokens)} are wanted, or those of answers, but not both")
 
@@ -133,6 +157,10 @@ class Plan:
     _by_name: dict[str, Run] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for name, kind in (("runs", Run), ("outputs", str), ("values", Read)):
+            object.__setattr__(self, name, _several(self, name, kind))
+        if not isinstance(self.logits, Logits | None):
+            raise SpecError(f"logits of a Plan is a Logits or None; found {self.logits!r:.80}")
         object.__setattr__(self, "_by_name", {run.name: run for run in self.runs})
         _check_unique([run.name for run in self.runs], "run")
         _check_unique([edit.name for edit in self.edits()], "edit")
@@ -211,6 +239,40 @@ class Plan:
             return cls(tuple(_run(run) for run in data["runs"]), tuple(data["outputs"]), wanted, values)
         except (KeyError, TypeError) as error:
             raise SpecError(f"this is not a plan as Plan.to_dict writes it ({error!r})") from error
+
+
+def _check_kinds(of: Any, **kinds: type) -> None:
+    """Refuse a field of another kind."""
+    for name, kind in kinds.items():
+        value = getattr(of, name)
+        if not isinstance(value, kind):
+            wanted = "a text" if kind is str else f"a {kind.__name__}"
+            raise SpecError(f"{name} of {type(of).__name__} is {wanted}; found {value!r:.80}")
+
+
+def _several(of: Any, name: str, kind: type) -> tuple[Any, ...]:
+    """Return the entries of a field that has several of a kind.
+
+    Raises:
+        SpecError: it is something else, such as one entry that is not in a tuple.
+    """
+    value, words = getattr(of, name), "texts" if kind is str else f"{kind.__name__}s"
+    if not isinstance(value, list | tuple) or not all(isinstance(one, kind) for one in value):
+        hint = f": write ({value!r:.60},)" if isinstance(value, kind) else ""
+        raise SpecError(f"{name} of {type(of).__name__} is a tuple of {words}; found {value!r:.80}{hint}")
+    return tuple(value)
+
+
+def _numbers(of: Any, numbers: Any, what: str = "examples") -> Examples | None:
+    """Return whole numbers as a tuple.
+
+    Raises:
+        SpecError: they are something else.
+    """
+    try:
+        return None if numbers is None else tuple(map(index, numbers))
+    except TypeError as error:
+        raise SpecError(f"{what} of {type(of).__name__} are whole numbers; found {numbers!r:.80}") from error
 
 
 def _check_unique(names: Sequence[str], kind: str) -> None:

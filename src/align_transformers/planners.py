@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import engine
+from ._checked import checked
 from .engine import Bound, Inputs, Outcome, Planner, bind, one_by_one
 from .models import evaluating
 from .plan import Plan, Read, Run
@@ -27,6 +28,7 @@ if HAS_FAST:
     DEFAULT = planned  # type: ignore[assignment]  # mypy takes the function for the module of its name
 
 
+@checked
 def execute(
     bound: Bound, planner: Planner | None = None, *, ready: Callable[[Mapping[str, Any]], None] | None = None
 ) -> Outcome:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import index
 from typing import Any, Literal
@@ -43,6 +43,8 @@ class Positions:
         for name in ("rows", "heads"):
             value = getattr(self, name)
             if value is not None:
+                if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+                    raise SpecError(f"{name} of Positions are integers for each example; found {value!r:.80}")
                 object.__setattr__(self, name, tuple(_numbers(row, name) for row in value))
         if self.steps != "all":
             object.__setattr__(self, "steps", _numbers(self.steps, "steps"))

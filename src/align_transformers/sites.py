@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from operator import index
 from types import MappingProxyType
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from typing import Any, Literal
 from ._errors import SpecError, UnknownNameError, near_misses
 
 Side = Literal["input", "output"]
+Layers = int | Sequence[int] | Literal["all"]
+"""Layer numbers, from 0, negative ones from the last."""
 Point = Literal["input", "inside", "output"]
 """Where in a block something is: what goes into it, what it gives, or what lies between."""
 
@@ -48,8 +51,9 @@ class Component:
 _ATTENTION: Mapping[str, Component] = {
     "attention_input": Component("what the attention module reads: queries, keys and values all see it"),
     "attention_output": Component(
-        "the output projection's output, before any residual is added", skips_from="attention_input"
+        "the output projection's output, before any norm, multiplier or residual", skips_from="attention_input"
     ),
+    "attention_contribution": Component("what attention adds to the residual stream, after norms and multipliers"),
     "attention_value_output": Component("the heads' z side by side: the output projection's input", per_head=True),
     "query_output": Component("the query projection's output, before norms and rotary", per_head=True),
     "key_output": Component("the key projection's output, before norms and rotary", per_head=True),
@@ -63,6 +67,20 @@ _ATTENTION: Mapping[str, Component] = {
         "the softmax of the scores: what each query takes from where", per_head=True, by_token=False
     ),
     "head_output": Component("the heads' output as attention gives it, before gates and norms", per_head=True),
+    "head_contribution": Component("what each head adds to the residual stream", per_head=True),
+}
+
+
+_GATES = ("reset", "update", "new")
+_RECURRENT: Mapping[str, Component] = {
+    "cell_input": Component("what a cell of a recurrent network reads at a step", "input"),
+    "cell_output": Component("the cell's hidden state after a step", "output"),
+    **{f"{gate}_gate_input": Component(f"what goes into the {gate} gate's nonlinearity") for gate in _GATES},
+    **{f"{gate}_gate_output": Component(f"the {gate} gate at a step") for gate in _GATES},
+    "x2h_output": Component("what the cell's input adds to all gates, side by side"),
+    "h2h_output": Component("what the cell's last hidden state adds to all gates, side by side"),
+    **{f"{gate}_x2h_output": Component(f"what the cell's input adds to the {gate} gate") for gate in _GATES},
+    **{f"{gate}_h2h_output": Component(f"what the last hidden state adds to the {gate} gate") for gate in _GATES},
 }
 
 
@@ -83,22 +101,25 @@ COMPONENTS: Mapping[str, Component] = MappingProxyType(
         "block_output": Component("the residual stream after the block", "output", skips_from="block_input"),
         "mlp_input": Component("what the MLP reads (after the norm)"),
         "mlp_activation": Component("the MLP's neurons: the down projection's input"),
-        "mlp_output": Component("what the MLP adds to the residual stream", skips_from="mlp_input"),
+        "mlp_output": Component("what the MLP gives, before any norm, multiplier or residual", skips_from="mlp_input"),
+        "mlp_contribution": Component("what the MLP adds to the residual stream, after norms and multipliers"),
         **_ATTENTION,
         "mixer_input": Component("what a mixer that is not softmax attention reads (state space, convolution, ...)"),
         "mixer_output": Component("what such a mixer gives", skips_from="mixer_input"),
+        "mixer_contribution": Component("what such a mixer adds to the residual stream"),
         "router_output": Component("the logits with which experts are chosen"),
         "expert_activation": Component("the neurons of the experts a token was sent to, side by side in routed order"),
         "embedding_output": Component("the token embeddings", "input", in_block=False),
         "final_norm_output": Component("the residual stream after the last norm", "output", in_block=False),
         "logits": Component("the logits", "output", in_block=False),
         **{f"cross_{name}": _across(name, component) for name, component in _ATTENTION.items()},
+        **_RECURRENT,
     }
 )
 """The named components, each with its meaning. `head_X` is another name for X where `per_head` is true."""
 
 ADDENDS = ("attention_output", "cross_attention_output", "mixer_output", "mlp_output")
-"""What a block may add to the residual stream, in the order in which blocks do."""
+"""What the parts of a block give, in the order in which blocks add it; `X_contribution` is what is added of X."""
 
 HEAD_PREFIX = "head_"
 COMPONENT_NAMES: tuple[str, ...] = tuple(
@@ -218,8 +239,50 @@ class Site:
         return where if self.call is None else f"{where} (call {self.call})"
 
 
+def in_block(component: str) -> bool:
+    """Whether a component has a layer number; neither paths nor the ends of a model do.
+
+    >>> in_block("encoder.head_value_output"), in_block("logits"), in_block("h[0].output")
+    (True, False, False)
+    """
+    last = component.rpartition(".")[2]
+    return last in COMPONENT_NAMES and COMPONENTS[last if last in COMPONENTS else last[len(HEAD_PREFIX) :]].in_block
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, of whichever kind; `True` is none, though Python counts it as one."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def read_layers(layers: Any) -> int | tuple[int, ...] | Literal["all"] | None:
+    """Return which layers a caller means, whatever the model.
+
+    Args:
+        layers: a number, negative from the last layer; several (a list, a range, an array, a tensor); `"all"`; `None`
+            where nothing is said.
+
+    Raises:
+        SpecError: it is something else, or none.
+
+    >>> read_layers(-1), read_layers(range(2)), read_layers("all")
+    (-1, (0, 1), 'all')
+    """
+    if layers is None or (isinstance(layers, str) and layers == "all"):
+        return layers  # type: ignore[return-value]  # the one text that is left
+    plain = layers.tolist() if hasattr(layers, "tolist") else layers
+    several = isinstance(plain, Iterable) and not isinstance(plain, str | bytes | Mapping)
+    numbers = tuple(plain) if several else (plain,)
+    if not numbers or not all(map(is_whole, numbers)):
+        raise SpecError(f"layer is a number, several numbers, or 'all'; found layer={layers!r}")
+    return tuple(map(index, numbers)) if several else index(numbers[0])
+
+
 def _number(value: Any, what: str) -> int:
     """Return a layer or call number as a plain integer."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 0:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not is_whole(value):
         raise SpecError(f"{what} is a number from 0; found {what}={value!r}")
+    if index(value) < 0:
+        hint = ": a site is of no model, so it cannot count from the last" if what == "layer" else ""
+        raise SpecError(f"{what} is a number from 0; found {what}={value!r}{hint}")
     return index(value)

@@ -20,7 +20,9 @@ from .tiny import NotBuiltError, TinyModel, tiny_model
 from .verify import Failure, Verifier, is_absent, representatives
 
 _SECONDS = 90
-_EXTRA = ("query_rotary", "key_rotary", "head_output", "attention_score", "attention_pattern", "router_output")
+_INTERFACE = ("query_rotary", "key_rotary", "head_output", "attention_score", "attention_pattern", "router_output")
+_ADDED = ("attention_contribution", "head_contribution", "mlp_contribution", "mixer_contribution")
+_EXTRA = (*_INTERFACE, *_ADDED)
 NOT_BUILT, REFUSED, WRONG, PARTIAL, COMPLETE = "not built", "refused", "wrong", "partial", "complete"
 VERDICTS = (COMPLETE, PARTIAL, REFUSED, WRONG, NOT_BUILT)
 
@@ -110,6 +112,8 @@ def _place(slot: Any, block: str) -> str:
         words.append(_layout(slot.heads))
     elif slot.channels is not None:
         words.append(f"channels {int(slot.channels.min())}..{int(slot.channels.max())}")
+    if slot.scale != 1.0:
+        words.append(f"times {slot.scale:.4g}")
     return " ".join(words)
 
 

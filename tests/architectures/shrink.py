@@ -116,7 +116,7 @@ def _tiny_value(name: str, value: Any, sizes: Sizes, depth: int) -> Any:
     if value is None:
         return _size(role, sizes, 0) if role in _FREE_WHEN_UNSET else (1 if name == "n_group" else _KEEP)
     if not _is_count(value):
-        return _KEEP
+        return fixed if isinstance(value, float) and isinstance(fixed, float) else _KEEP
     if name.endswith("token_id") and fixed is None and value < sizes.vocab:
         return _KEEP
     if fixed is not None:

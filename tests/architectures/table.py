@@ -21,6 +21,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "mlp": ("mlp_input", "mlp_output"),
     "activation": ("mlp_activation",),
     "mixer": ("mixer_input", "mixer_output"),
+    "added": ("attention_contribution", "mixer_contribution", "mlp_contribution"),
+    "by head": ("head_contribution",),
     "cross": ("cross_attention_input", "cross_attention_output", "cross_attention_value_output"),
     "cross q k v": ("cross_query_output", "cross_key_output", "cross_value_output"),
     "inside": ("query_rotary", "key_rotary", "head_output", "attention_score", "attention_pattern"),
@@ -40,8 +42,12 @@ with random weights, resolved without any code for it, and every component that 
 attention interface shows; *experts* the router's output and the experts' neurons. The scores, patterns and experts'
 neurons are not checked here but by the tests of the engine.
 
-An architecture is *complete* when it has everything but these extras (*inside*, `router_output`), or the block has no
-such thing; *partial* when something is refused.
+*added* are `attention_contribution`, `mixer_contribution` and `mlp_contribution`, what is added to the residual stream
+after norms and multipliers: `block_output = block_input + contributions` is checked as the model is, and with each of
+them edited; the configurations have multipliers that are not 1. *by head* is `head_contribution`.
+
+An architecture is *complete* when it has everything but these extras (*inside*, `router_output`, *added*, *by head*),
+or the block has no such thing; *partial* when something is refused.
 
 z is `attention_value_output`; q, k, v are `query_output`, `key_output`, `value_output`. *additive* says where
 `block_output = block_input + attention_output + mlp_output` holds. A `stack` is named where a model has several.
@@ -114,8 +120,8 @@ def _row(kinds: Sequence[Kind], record: Record, reasons: dict[str, int]) -> tupl
 
 
 def _cell(kind: Kind, names: Sequence[str], reasons: dict[str, int]) -> str:
-    why = [kind.missing.get(name, "no such component") for name in names if name not in kind.slots]
-    refused = [reason for reason in why if not is_absent(reason)]
+    why = [kind.missing.get(name) for name in names if name not in kind.slots]
+    refused = [reason for reason in why if reason is not None and not is_absent(reason)]
     if refused:
         return " ".join(f"✗{reasons.setdefault(reason, len(reasons) + 1)}" for reason in dict.fromkeys(refused))
     return "✓" if len(why) < len(names) else "·"

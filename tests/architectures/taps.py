@@ -50,11 +50,14 @@ class Tap:
         value = container
         for step in leaf:
             value = value[step]
-        self.values.append(value.detach().clone())
+        shown = value * self.slot.scale if self.slot.scale != 1.0 else value
+        self.values.append(shown.detach().clone())
         self.time = next(_CLOCK)
         if self.edit is None:
             return None
-        new = self.edit(value)
+        new = self.edit(shown)
+        if shown is not value:
+            new = torch.where(new == shown, value, new / self.slot.scale)
         for place in (leaf, *self.slot.also):
             container = _with(container, place, new)
         return container

@@ -30,6 +30,7 @@ class Place:
     width: int | None = None
     call: int | None = 0
     also: tuple[Any, ...] = ()
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,11 @@ def places(model: nn.Module, block: str) -> dict[str, Place]:
         "value_output": place("self_attn.v_proj", "output", None, heads(GROUPS)),
         "attention_value_output": place("self_attn.o_proj", "input", None, heads(HEADS)),
         "attention_output": place("self_attn.o_proj", "output"),
+        "attention_contribution": place("self_attn", "output"),
         "mlp_input": place("mlp", "input"),
         "mlp_activation": place("mlp.down_proj", "input"),
         "mlp_output": place("mlp", "output"),
+        "mlp_contribution": place("mlp", "output"),
     }
 
 
@@ -115,6 +118,8 @@ def changed(name: str, **fields: Any) -> Callable[[Slots], Slots]:
         (changed("mlp_activation", width=7), "place"),
         (changed("mlp_activation", call=1), "place"),
         (changed("attention_input", leaf=(0, 0)), "place"),
+        (swapped("mlp_contribution", "attention_contribution"), "wiring"),
+        (changed("mlp_contribution", scale=0.5), "added"),
     ],
 )
 def test_a_planted_mistake_is_found(llama: TinyModel, plant: Callable[[Slots], Slots], check: str) -> None:
@@ -124,7 +129,7 @@ def test_a_planted_mistake_is_found(llama: TinyModel, plant: Callable[[Slots], S
 
 def test_a_forgotten_branch_is_found(llama: TinyModel) -> None:
     slots = places(llama.model, "model.layers.1")
-    for name in ("mlp_input", "mlp_activation", "mlp_output"):
+    for name in ("mlp_input", "mlp_activation", "mlp_output", "mlp_contribution", "attention_contribution"):
         del slots[name]
     found = failures(llama, slots, additive=False)
     assert [failure.check for failure in found] == ["complete"]

@@ -9,6 +9,7 @@ For the first block of every kind (signature) in every stack, and for every comp
 - `heads`: the channels of heads are disjoint and cover the component; zeroing a head is zeroing its rows or columns
   of the weights; the heads' contributions add up to the output projection's output;
 - `additive`: input + attention + MLP is the block's output, exactly where the map says so;
+- `added`: input + contributions is the block's output, and still is when one of them is edited;
 - `sole`: with the MLP's activation silenced its output is the same for every token: nothing goes past it;
 - `complete`: with attention and MLP silenced the residual stream passes unchanged: no second branch was overlooked.
 """
@@ -26,6 +27,7 @@ from .arithmetic import is_constant, is_out_by_in, silence, unexplained, weight_
 from .taps import SEEN_INSIDE, Tap, channels_of, is_inside, overwrite, run
 
 _WRITERS = ("attention_output", "cross_attention_output", "mixer_output", "mlp_output")
+_ADDED = tuple(name.replace("_output", "_contribution") for name in _WRITERS)
 _ATTENTION = ("query_output", "key_output", "value_output", "head_output", "attention_value_output", "attention_output")
 _CROSS = ("cross_query_output", "cross_head_output", "cross_attention_value_output", "cross_attention_output")
 _INTO_Z = ("head_output", "attention_value_output", "attention_output", "block_output")
@@ -40,7 +42,8 @@ FOLLOWS: Mapping[str, tuple[str, ...]] = {
     "key_rotary": _INTO_Z,
     "head_output": _INTO_Z[1:],
     "attention_value_output": _INTO_Z[2:],
-    "attention_output": ("block_output",),
+    "attention_output": ("attention_contribution", "block_output"),
+    "attention_contribution": ("block_output",),
     "cross_attention_input": ("cross_query_output", *_INTO_CROSS_Z),
     "cross_query_output": ("cross_query_rotary", *_INTO_CROSS_Z),
     "cross_key_output": ("cross_key_rotary", *_INTO_CROSS_Z),
@@ -49,12 +52,15 @@ FOLLOWS: Mapping[str, tuple[str, ...]] = {
     "cross_key_rotary": _INTO_CROSS_Z,
     "cross_head_output": _INTO_CROSS_Z[1:],
     "cross_attention_value_output": _INTO_CROSS_Z[2:],
-    "cross_attention_output": ("block_output",),
+    "cross_attention_output": ("cross_attention_contribution", "block_output"),
+    "cross_attention_contribution": ("block_output",),
     "mixer_input": ("mixer_output", "block_output"),
-    "mixer_output": ("block_output",),
+    "mixer_output": ("mixer_contribution", "block_output"),
+    "mixer_contribution": ("block_output",),
     "mlp_input": ("mlp_activation", "mlp_output", "block_output"),
     "mlp_activation": ("mlp_output", "block_output"),
-    "mlp_output": ("block_output",),
+    "mlp_output": ("mlp_contribution", "block_output"),
+    "mlp_contribution": ("block_output",),
     "router_output": ("mlp_output", "block_output"),
 }
 """What changes when a component is zeroed."""
@@ -149,6 +155,7 @@ class Verifier:
             if name in slots and output in slots and slots[name].heads is not None:
                 self._sum_of_heads(name, slots[name], values[name], values[output])
         self._additive(block, values)
+        self._added(block, slots, values)
         self._complete(block, slots, values)
 
     def _read(self, slots: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -295,6 +302,30 @@ class Verifier:
         if claimed != holds:
             said = "claimed, but does not hold" if claimed else "holds, but is not claimed"
             self._fail("block_output", "additive", said)
+
+    def _added(self, block: Any, slots: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
+        """Check that the contributions are what is added: as they are, and when one of them is another."""
+        names = [name for name in _ADDED if name in slots]
+        if not {"block_input", "block_output"} <= set(values):
+            return
+        if not names:
+            if block.flags.get("additive"):
+                self._fail("block_output", "added", "additive, but what is added is not offered")
+            return
+        taps = {name: Tap(slots[name]) for name in (*names, "block_input", "block_output")}
+        for edited in (None, *names):
+            if edited is not None:
+                noise = torch.randn(values[edited].shape, generator=torch.Generator().manual_seed(0))
+                new = values[edited] + noise * values[edited].abs().mean()
+                taps[edited] = Tap(slots[edited], lambda _, new=new: new)
+            run(self.model, self.inputs, list(taps.values()))
+            parts = [new if name == edited else taps[name].value for name in names]
+            total, out = taps["block_input"].value, taps["block_output"].value
+            total = total + sum(part.reshape(total.shape) for part in parts)
+            if not bool((total - out).abs().max() <= 1e-4 * out.abs().max()):
+                self._fail(edited or "block_output", "added", "block_input + contributions is not block_output")
+            if edited is not None:
+                taps[edited] = Tap(slots[edited])
 
     def _complete(self, block: Any, slots: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
         writers = [name for name in _WRITERS if name in slots]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.contracts.cases import BATCH, CASES, UNITS, WIDTH, base_and_source, draw
 
-from align_transformers import SpecError, interventions
+from align_transformers import SpecError, UnknownNameError, interventions
 from align_transformers.interventions import (
     CollectIntervention,
     FunctionIntervention,
@@ -218,7 +218,7 @@ def test_wrong_options(case):
             case.make(subspace_partition=[[0, k + 1]])
     with pytest.raises(SpecError, match="interchange_dim is a number of coordinates, from 0; found -1"):
         case.make(interchange_dim=-1)
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(UnknownNameError, match="no argument 'colour'"):
         case.make(colour="red")
 
 

@@ -354,7 +354,7 @@ def test_scores_swapped_across_different_masks(name: str, way: str) -> None:
 def test_scores_under_a_cap_or_a_sink_are_refused(name: str, kind: Any) -> None:
     model = model_of(name, "eager")
     with pytest.raises(SiteError, match=r"more than a softmax \(a cap or a sink\): edit attention_pattern"):
-        face(model, "attention_score", "pos", kind)(padded())
+        face(model, "attention_score", "pos", kind)(padded(), return_dict=True)
 
 
 # --- gradients -------------------------------------------------------------------------------------------------------

@@ -332,7 +332,7 @@ def test_an_edit_that_never_fires_raises(kind):
     model = TwoBranches()
     face = IntervenableModel({"component": "idle.output", "intervention_type": kind}, model)
     with pytest.raises(NeverFiredError, match=r"idle\.output"):
-        face(torch.randn(2, 4))
+        face(torch.randn(2, 4), return_dict=True)
     assert sum(hook_counts(model).values()) == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,3 +42,13 @@ def test_the_same_numbers_of_another_kind_are_others():
     ids = torch.zeros(2, 3, dtype=torch.long)
     assert set(row_keys({"input_ids": ids}, "")).isdisjoint(row_keys({"input_ids": ids.int()}, ""))
     assert set(row_keys({"input_ids": ids}, "a")).isdisjoint(row_keys({"input_ids": ids}, "b"))
+
+
+def test_what_stands_inside_of_containers_and_arrays_counts_whole():
+    ids, long = torch.zeros(2, 3, dtype=torch.long), np.arange(2000)
+    other = long.copy()
+    other[1000] = 7
+    for first, second in ((long, other), ([torch.tensor(long)], [torch.tensor(other)]), ({"a": long}, {"a": other})):
+        keys = [row_keys({"input_ids": ids, "more": one}, "") for one in (first, second, first)]
+        assert keys[0] == keys[2]
+        assert set(keys[0]).isdisjoint(keys[1])

@@ -6,9 +6,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers import tiny, tokens
 
+from align_transformers import (
+    Edit,
+    FunctionIntervention,
+    Plan,
+    Positions,
+    Run,
+    Site,
+    bind,
+    execute,
+    one_by_one,
+)
 from align_transformers.engine.places import Places
+from align_transformers.fast import planned
 from align_transformers.fast.tails import Copies, lay_out
+from align_transformers.plan import Logits
 
 BATCH = 3
 
@@ -179,3 +193,30 @@ def test_gradients_go_back_to_the_states(packed):
     layout.lay(states, range(layout.example.shape[0])).sum().backward()
     assert float(states.grad[0].abs().sum()) == 0
     assert float(states.grad[1].abs().sum()) > 0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_a_number_spreads_as_nan_or_not_at_all(bad):
+    """Of a run with five copies one is spoilt: packed, it may spoil those of its row, as NaN, and no others."""
+    model, inputs = tiny("gpt2"), {"x": tokens(1, 6)}
+    edit = Edit("edit", Site("block_output", 0), "spoil", Positions(tuple((column,) for column in range(1, 6))))
+    plan = Plan((Run("base", "x"), Run("run", "x", (edit,), (0,) * 5)), ("base", "run"), Logits())
+
+    def spoil(base):
+        new = base * 1.5
+        new[2] = bad
+        return new
+
+    def outcome(planner):
+        with torch.no_grad():
+            return execute(bind(model, plan, inputs, {"spoil": FunctionIntervention(spoil)}), planner)
+
+    alone, fast = outcome(one_by_one), outcome(planned)
+    assert [one.way for one in fast.passes] == ["full", "packed"]
+    assert [bool(logits.isfinite().all()) for logits in alone.outputs["run"]] == [True, True, False, True, True]
+    layout = lay_out([Copies((0,) * 5, (1, 2, 3, 4, 5))], 6, packed=True)
+    for copy, (logits, expected) in enumerate(zip(fast.outputs["run"], alone.outputs["run"], strict=True)):
+        if layout.row[copy] == layout.row[2]:
+            assert copy == 2 or logits.isnan().all() or torch.allclose(logits, expected, rtol=0, atol=1e-5)
+        else:
+            assert torch.allclose(logits, expected, rtol=0, atol=1e-5)

@@ -273,8 +273,8 @@ def test_what_needs_two_inputs_is_refused(operation):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"activation": "gelu"}, "one of relu, jumprelu, topk, gated; found 'gelu'"),
-        ({"normalise": "batch"}, "one of none, constant_norm_rescale, layer_norm; found 'batch'"),
+        ({"activation": "gelu"}, "'relu', 'jumprelu', 'topk' or 'gated'; found 'gelu'; did you mean 'relu'"),
+        ({"normalise": "batch"}, "'constant_norm_rescale' or 'layer_norm'; found 'batch'"),
         ({"activation": "topk"}, "topk has a k, from 1 to the 6 latents"),
         ({"activation": "topk", "k": 7}, "found k=7"),
         ({"k": 2}, "no other activation has; found k=2"),

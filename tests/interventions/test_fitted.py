@@ -193,7 +193,7 @@ def test_refused(kind):
             kind.fit(x, labels)
         with pytest.raises(SpecError, match="both classes are alike: there is no direction"):
             kind.fit(torch.ones(4, 2), torch.tensor([0, 1, 0, 1]))
-    with untyped(), pytest.raises(SpecError, match=r"(operation|method) is one of \w+, .*; found 'melt'"):
+    with untyped(), pytest.raises(SpecError, match=r"(operation|method) is '\w+'.* or '\w+'; found 'melt'"):
         kind(embed_dim=2, **{"method" if kind is ErasureIntervention else "operation": "melt"})
     with pytest.raises(SpecError, match=r"yet: make it with .*fit\(activations, labels\)"):
         kind(embed_dim=2)(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2))

@@ -184,6 +184,7 @@ embedded.embedded_checkpoint({NAME!r}, cache_dir=sys.argv[1])
     monkeypatch.setattr(embedded, "_convert", _write_checkpoint)
     checkpoint = embedded_checkpoint(NAME, cache_dir=tmp_path)
     assert (checkpoint / "config.json").read_text() == EMBEDDED[NAME].file
+    assert list(tmp_path.iterdir()) == [checkpoint]  # what the dead process left is gone
 
 
 def test_a_failed_conversion_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_parts_of_a_block_are_read_alike_and_others_are_refused() -> None:
     assert first.columns["logit"] == pytest.approx(second.columns["logit"], abs=1e-6)
     with pytest.raises(SpecError, match="coordinates"):
         logit_lens(model, tokens(1, 3), components=["mlp_activation"])
-    with pytest.raises(SpecError, match="components is a list"):
+    with pytest.raises(SpecError, match="components is texts"):
         logit_lens(model, tokens(1, 3), components="block_output")
     with pytest.raises(SpecError, match="2 answers for 1 prompts"):
         logit_lens(model, tokens(1, 3), answers=[1, 2])

@@ -378,7 +378,7 @@ def test_senders_together_and_parts_of_a_store(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"freeze": "some"}, SpecError, "freeze is"),
+        ({"freeze": "some"}, SpecError, "freeze"),
         ({"senders": ["x1"]}, SpecError, "a node is named"),
         ({"senders": ["a1.h1<q>"]}, SpecError, "sends nothing"),
         ({"senders": ["a1.h9"]}, PositionError, "4 heads"),

@@ -7,7 +7,16 @@ import torch
 from tests.helpers import hook_counts
 from torch import nn
 
-from align_transformers import CollectIntervention, IntervenableModel, SpecError, UnknownNameError
+from align_transformers import (
+    CollectIntervention,
+    IntervenableModel,
+    RotatedSpaceIntervention,
+    Site,
+    SpecError,
+    UnknownNameError,
+    resolve,
+)
+from align_transformers.models import find_slot
 from align_transformers.zoo import (
     GRU_COMPONENTS,
     GRUConfig,
@@ -58,6 +67,50 @@ def test_every_place_can_be_collected(create, component):
     assert torch.equal(got, torch.stack(seen, 1))
     assert got.shape == (2, 3, 12 if component in ("x2h_output", "h2h_output") else 4)
     assert not any(hook_counts(model).values())
+
+
+@pytest.mark.parametrize("create", [create_gru, create_gru_classifier, create_gru_lm])
+def test_every_place_is_a_component(create):
+    _, _, model = create(GRUConfig(h_dim=4, n_layer=2, vocab_size=9))
+    found = resolve(model)
+    assert len(found.stacks[""]) == 2
+    for layer in (0, 1):
+        for component in GRU_COMPONENTS:
+            named, by_path = (
+                found.slot(Site(component, layer)),
+                find_slot(model, Site(gru_path(model, component, layer))),
+            )
+            assert (named.module, named.side) == (by_path.module, by_path.side)
+            wide = component in ("x2h_output", "h2h_output")
+            assert named.width == (12 if wide else 4)
+    ends = {"embedding_output", "logits"} if create is create_gru_lm else {"logits"}
+    assert set(found.ends) == (set() if create is create_gru else ends)
+
+
+def test_an_edit_by_name_at_one_step_equals_a_loop_by_hand():
+    _, _, model = create_gru_classifier(GRUConfig(h_dim=4))
+    base, source = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    face = IntervenableModel(
+        {"layer": 0, "component": "cell_output", "unit": "t", "intervention_type": RotatedSpaceIntervention}, model
+    )
+    got = face({"inputs_embeds": base}, {"inputs_embeds": source}, {"sources->base": 2})[1]
+    h = model.gru(source[:, :3]).last_hidden_state[:, -1]  # all of it is exchanged, in whatever basis
+    for x in base[:, 3:].unbind(1):
+        h = model.gru.cells[0](x, h)
+    torch.testing.assert_close(got.logits, model.score(h), atol=1e-6, rtol=1e-5)
+
+
+def test_outputs_by_number_are_those_by_name():
+    _, _, lm = create_gru_lm(GRUConfig(h_dim=4, vocab_size=9))
+    ids = torch.randint(9, (2, 3))
+    out = lm(ids, labels=ids)
+    assert out[0] is out.loss is out["loss"]
+    assert out[1] is out.logits
+    assert lm(ids)[0].shape == (2, 3, 9)
+    _, _, alone = create_gru(GRUConfig(h_dim=4))
+    out = alone(torch.randn(2, 3, 4))
+    assert out[0] is out.last_hidden_state
+    assert len(out.to_tuple()) == 2
 
 
 def test_labels_give_a_loss():

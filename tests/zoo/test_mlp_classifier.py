@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
-from align_transformers import IntervenableModel, SpecError, UnknownNameError, VanillaIntervention
-from align_transformers.zoo import MLPConfig, create_mlp_classifier, mlp_path
+from align_transformers import IntervenableModel, SiteError, SpecError, UnknownNameError, VanillaIntervention
+from align_transformers.zoo import GRUConfig, MLPConfig, create_gru_classifier, create_mlp_classifier, mlp_path
 
 
 def by_hand(model, x, edits=None):
@@ -37,6 +38,64 @@ def test_a_full_swap_gives_the_sources_logits(model, component):
     face = IntervenableModel({"component": mlp_path(component, 0), "intervention_type": VanillaIntervention}, model)
     _, got = face({"inputs_embeds": base}, {"inputs_embeds": source}, {"sources->base": 0})
     assert torch.equal(got.logits, model(source).logits)
+
+
+@pytest.mark.parametrize("component", ["block_input", "mlp_activation", "block_output"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_an_edit_by_name_is_the_edit_by_path(component, layers):
+    model = create_mlp_classifier(MLPConfig(h_dim=6, n_layer=layers))[2]
+    base, source = {"inputs_embeds": torch.randn(3, 1, 6)}, {"inputs_embeds": torch.randn(3, 1, 6)}
+    part = {"subspace_partition": [[0, 2], [2, 6]], "intervention_type": VanillaIntervention}
+    outs = [
+        IntervenableModel({**place, **part}, model)(base, source, {"sources->base": 0}, subspaces=0)[1].logits
+        for place in (
+            {"layer": layers - 1, "component": component},
+            {"component": mlp_path(component, layers - 1)},
+        )
+    ]
+    assert torch.equal(*outs)
+    assert not torch.equal(outs[0], model(**base).logits)
+    with pytest.raises(SiteError, match=f"layer {layers} does not exist"):
+        IntervenableModel({"layer": layers, "component": component, **part}, model)
+
+
+def test_outputs_by_number_are_those_by_name(model):
+    out = model(torch.randn(3, 1, 32))
+    assert out[0] is out.logits
+    assert out[1] is out.last_hidden_state
+    assert "loss" not in out
+    out = model(torch.randn(3, 1, 32), labels=torch.tensor([0, 1, 1]))
+    assert out[0] is out.loss
+    assert out["logits"] is out.logits
+
+
+def test_pyvenes_names(model):
+    config = MLPConfig(h_dim=4, activation_function="tanh", n_labels=5)
+    assert (config.activation, config.num_classes) == ("tanh", 5)
+    with pytest.raises(SpecError, match="num_classes=3 came with n_labels=5"):
+        MLPConfig(num_classes=3, n_labels=5)
+    with pytest.raises(UnknownNameError, match="did you mean 'relu'"):
+        MLPConfig(activation_function="rulu")
+    assert model.mlp.h[0].ff1 is model.h[0].ff1
+    assert all(name.startswith(("h.", "score.")) for name in model.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["mlp", "gru"])
+def test_a_trainer_trains_and_measures_it(kind, tmp_path):
+    create = {"mlp": lambda: create_mlp_classifier(MLPConfig(4)), "gru": lambda: create_gru_classifier(GRUConfig(4))}
+    model = create[kind]()[2]
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    data = [{"inputs_embeds": torch.randn(1, 4), "labels": n % 2} for n in range(4)]
+    args = transformers.TrainingArguments(
+        output_dir=str(tmp_path), report_to=[], use_cpu=True, max_steps=1, save_strategy="no", disable_tqdm=True
+    )
+    trainer = transformers.Trainer(model=model, args=args, train_dataset=data, eval_dataset=data)
+    trainer.train()
+    assert any(not torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    found = trainer.evaluate()["eval_loss"]
+    x, labels = torch.stack([row["inputs_embeds"] for row in data]), torch.tensor([row["labels"] for row in data])
+    with torch.no_grad():
+        assert found == pytest.approx(float(model.eval()(x, labels=labels).loss), abs=1e-5)
 
 
 def linked(model):

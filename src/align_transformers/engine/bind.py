@@ -10,9 +10,10 @@ from typing import Any
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from .._checked import checked
 from ..interventions import Intervention
 from ..models import Slot, find_slot, uncompiled
-from ..models.sequence import Inputs
+from ..models.sequence import Inputs, check_tokens
 from ..plan import Constant, Edit, Plan, Read, Run
 from ..sites import Site
 from .inputs import Spans, count, read_columns
@@ -87,9 +88,9 @@ class Bound:
     generates: bool = False
     notes: dict[Any, Any] = field(default_factory=dict, repr=False)
 
-    def count(self, run: Run) -> int:
-        """Return how many examples a run works on."""
-        return count(run, self.inputs)
+    def count(self, run: Run, stack: str = "") -> int:
+        """Return how many examples a run works on, or a stack in it."""
+        return count(run, self.inputs, stack)
 
     def reads_of(self, run: Run) -> tuple[Read, ...]:
         """Return what is read of a run."""
@@ -119,6 +120,7 @@ class Bound:
         )
 
 
+@checked
 def bind(
     model: nn.Module,
     plan: Plan,
@@ -141,6 +143,8 @@ def bind(
         PositionError: a position or head does not exist, or lies on padding.
         PlanError: an edit lacks its source, or reads another number of places than it writes.
     """
+    for name, given in inputs.items():
+        check_tokens(model, given, f"the input {name!r}")
     for run in plan.runs:
         check_examples(run, look_up(inputs, run.input, "input"))
     for name, columns in () if plan.logits is None else plan.logits.at:
@@ -158,8 +162,8 @@ def bind(
             bound = _bind_edit(slots[edit.site], edit, run, spans, interventions, constants or {})
             if isinstance(edit.source, Read):
                 source, read = plan.run(edit.source.run), reads[edit.source]
-                into = inputs[run.input], count(run, inputs)
-                out_of = inputs[source.input], count(source, inputs)
+                into = inputs[run.input], count(run, inputs, edit.site.sequence)
+                out_of = inputs[source.input], count(source, inputs, edit.source.site.sequence)
                 check_fit(bound.edit, bound.slot, bound.intervention, read.read, read.slot, into, out_of)
                 bound = replace(bound, read=read)
             edits[edit.name] = bound
@@ -172,7 +176,7 @@ def _sites(plan: Plan) -> list[Site]:
 
 
 def _bind_read(slot: Slot, read: Read, run: Run, spans: Spans) -> BoundRead:
-    batch = count(run, spans.inputs)
+    batch = count(run, spans.inputs, read.site.sequence)
     check_read(read, batch)
     check_positions(read.positions, read.site, spans.of(run, read.site.sequence), f"run {run.name!r}", read.examples)
     return BoundRead(read, slot, place(read.positions, slot, batch, read.examples))
@@ -189,7 +193,7 @@ def _bind_edit(
     intervention = look_up(interventions, edit.intervention, "intervention")
     constant = look_up(constants, edit.source.name, "constant") if isinstance(edit.source, Constant) else None
     constant = intervention.source_representation if edit.source is None else constant
-    batch = count(run, spans.inputs)
+    batch = count(run, spans.inputs, edit.site.sequence)
     check_edit(edit, intervention, constant, batch)
     check_positions(edit.positions, edit.site, spans.of(run, edit.site.sequence), f"run {run.name!r}")
     if constant is not None:

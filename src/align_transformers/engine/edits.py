@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .._errors import InterventionError, PlanError, PositionError
 from ..models.scope import plainly
-from ..plan import Edit
+from ..positions import Positions
+from ..sites import Site
 from .bind import BoundEdit, BoundRead
 from .hooks import Tap
 from .ledger import Tally
@@ -31,7 +32,10 @@ class Window:
         length: number of columns of this forward pass.
         fresh: first column that no earlier pass has worked on.
         prompt: length of the prompt: columns from there on are generated tokens; `None` outside generation.
-        repeats: rows of this pass for each example of the input (beams, samples).
+        repeats: rows of this pass for each example of the input (beams, samples); 0 where they are of other examples.
+        added: columns of the prompt beyond the tokens of the input.
+        kept: of how many columns, the last, the logits are computed; 0: of all.
+        own: the text that the pass is about begins with the input; guidance, for example, runs the model over others.
     """
 
     start: int = 0
@@ -39,6 +43,9 @@ class Window:
     fresh: int = 0
     prompt: int | None = None
     repeats: int = 1
+    added: int = 0
+    kept: int = 0
+    own: bool = True
 
 
 Captured = dict[BoundRead, list[Tensor]]
@@ -57,6 +64,7 @@ class Record:
         window: the columns that the pass works on.
         assembled: what is gathered time step by time step.
         tokens: ids of the tokens whose logits are wanted of it; `None` for all.
+        leading: says how many of some columns the model put before the tokens of a stack.
     """
 
     values: Mapping[BoundRead, list[Tensor]]
@@ -66,6 +74,12 @@ class Record:
     window: Window = field(default_factory=Window)
     assembled: dict[BoundRead | str, Assembly] = field(default_factory=dict)
     tokens: tuple[int, ...] | None = None
+    leading: Callable[[int, str], int] = lambda _columns, _stack: 0
+
+    def placed(self, places: Places, tensor: Tensor, site: Site) -> Places:
+        """Return places of tokens in an activation `(batch, columns, channels)` that may have further columns."""
+        known = places.index is None or tensor.ndim < 3
+        return places if known else places.moved(self.leading(tensor.shape[1], site.sequence))
 
 
 def read_tap(record: Record, read: BoundRead) -> Tap:
@@ -79,6 +93,7 @@ def _read(record: Record, read: BoundRead, tensor: Tensor, call: int, _owned: bo
     if tensor.ndim == 2 and counts_steps(read.slot, tensor, places.index is not None):
         _read_step(record, read, tensor, call)
         return
+    places = record.placed(places, tensor, read.read.site)
     places.check(tensor, read.read.site)
     record.captured.setdefault(read, []).append(places.fitted(tensor).gather(tensor))
 
@@ -109,15 +124,24 @@ def _edit(record: Record, edit: BoundEdit, tensor: Tensor, call: int, owned: boo
     elif tensor.ndim == 2 and counts_steps(edit.slot, tensor, named):
         return _edit_step(record, edit, tensor, call)
     else:
-        new = _apply(record, edit, edit.places, tensor, call, owned=owned)
+        new = _apply(record, edit, record.placed(edit.places, tensor, edit.edit.site), tensor, call, owned=owned)
     return None if new is tensor else new
 
 
 def _edit_window(record: Record, edit: BoundEdit, tensor: Tensor, call: int) -> Tensor:
     """Edit what a pass of a generation can see of an edit's places."""
-    new, window = tensor, _window(edit, record.window, tensor)
+    window = record.window
+    if window.added and edit.places.index is not None:
+        lead = record.leading(window.prompt or 0, edit.edit.site.sequence)
+        edit = replace(edit, places=edit.places.moved(lead))
+    new, window = tensor, _window(edit, window, tensor)
+    if not window.repeats:
+        raise PlanError(
+            f"{edit.edit.site} was reached by a call of the model inside generate() that has no tokens, or not a whole "
+            "number of rows for each example of the prompt: which rows are which example's is not known"
+        )
     seen = record if window is record.window else replace(record, window=window)
-    for places in _visible(edit.edit, edit.places, window, tensor, not edit.intervention.writes):
+    for places in _visible(edit, window, tensor):
         new = _apply(seen, edit, places, new, call)
     return new
 
@@ -132,15 +156,23 @@ def apply_edits(record: Record, edits: Sequence[BoundEdit], state: Tensor) -> Te
 
 
 def _window(edit: BoundEdit, window: Window, tensor: Tensor) -> Window:
-    """Return the columns that the tensor is about: those of the pass, but attention gets all keys of the cache again.
+    """Return the columns that the tensor is about: those of the pass, but for attention's keys and for logits.
 
-    The cache holds them as they were before edits, so that edits of earlier keys are made again.
+    Attention gets all keys of the cache again. The cache holds them as they were before edits, so that edits of earlier
+    keys are made again. Logits are often computed of the last columns only.
     """
-    definition = edit.edit.site.definition
-    if definition is None or not definition.over_keys:
+    definition, columns = edit.edit.site.definition, tensor.shape[1] if tensor.ndim > 1 else 0
+    end = window.start + window.length
+    if definition is not None and definition.over_keys:
+        return window if columns > end else replace(window, start=end - columns, length=columns)
+    if not window.kept or columns != window.kept or (definition is not None and definition.other_sequence):
         return window
-    end, keys = window.start + window.length, tensor.shape[1] if tensor.ndim > 1 else 0
-    return window if keys > end else replace(window, start=end - keys, length=keys)
+    places = edit.places
+    if places.index is not None and any(edit.edit.positions.rows or ()):
+        hidden = (places.index >= window.fresh) & (places.index < end - columns)
+        if bool((hidden if places.real is None else hidden & places.real).any()):
+            return window
+    return replace(window, start=end - columns, length=columns)
 
 
 def _edit_step(record: Record, edit: BoundEdit, tensor: Tensor, call: int) -> Tensor | None:
@@ -272,45 +304,48 @@ def _broadcast(edit: BoundEdit, new: Tensor, old: Tensor) -> Tensor:
 # --- generation: what a pass over some of the columns can see ---------------------------------------------------------
 
 
-def _visible(edit: Edit, places: Places, window: Window, tensor: Tensor, looks_only: bool) -> Iterator[Places]:
+def _visible(edit: BoundEdit, window: Window, tensor: Tensor) -> Iterator[Places]:
     """Yield the places of an edit that a pass of a generation can see: those of the prompt, then each generated token.
 
     Args:
-        edit: what was asked.
-        places: the edit's places in the prompt.
+        edit: what was asked, with its places in the prompt.
         window: the columns of this pass.
         tensor: `(rows, columns, channels)` the activation.
-        looks_only: the edit only collects, so columns that it has seen before are left out.
 
     Raises:
         PositionError: the activation has another number of columns than the pass.
     """
-    for seen in _visible_places(edit, places.repeated(window.repeats), window, tensor.shape[0], looks_only):
+    for seen in _visible_places(edit, window, tensor.shape[0]):
         if tensor.ndim < 3 or tensor.shape[1] != window.length:
             raise PositionError(
-                f"{edit.site} has shape {tuple(tensor.shape)} in a forward pass over {window.length} tokens: it is not "
-                "known which of them it is about (a model that generates computes the prompt's last logits only)"
+                f"{edit.edit.site} has shape {tuple(tensor.shape)} in a forward pass over {window.length} tokens: it "
+                "is not known which of them it is about (a model that generates computes the last logits only)"
             )
         yield seen
 
 
-def _visible_places(edit: Edit, places: Places, window: Window, rows: int, looks_only: bool) -> Iterator[Places]:
-    prompt = window.prompt or 0
-    if not (looks_only and window.fresh >= prompt):
-        yield from _in_prompt(edit, places, window.start, window.length, prompt, rows)
+def _visible_places(edit: BoundEdit, window: Window, rows: int) -> Iterator[Places]:
+    """Yield them; of an edit that only looks, those in columns of the generated text that it has not seen before."""
+    positions, looks_only, prompt = edit.edit.positions, not edit.intervention.writes, window.prompt or 0
+    places = edit.places.repeated(window.repeats)
+    if looks_only and not window.own:
+        return
+    # Positions, and what is read of a source, are those of the prompt; other texts have prompts of their own.
+    if (window.own or (positions.rows is None and edit.read is None)) and not (looks_only and window.fresh >= prompt):
+        yield from _in_prompt(positions, places, window, rows)
     first = max(prompt, window.start, window.fresh if looks_only else 0)
     for column in range(first, window.start + window.length):
-        if edit.positions.steps == "all" or column - prompt in edit.positions.steps:
+        if positions.steps == "all" or column - prompt in positions.steps:
             yield places.at_columns([column - window.start], rows)
 
 
-def _in_prompt(edit: Edit, places: Places, start: int, length: int, prompt: int, rows: int) -> Iterator[Places]:
-    end = min(start + length, prompt)
-    if start >= end:
+def _in_prompt(positions: Positions, places: Places, window: Window, rows: int) -> Iterator[Places]:
+    end, prompt = window.start + window.length, window.prompt or 0
+    if window.start >= min(end, prompt):
         return
-    if edit.positions.rows is None:
-        yield places if start + length <= prompt else places.at_columns(range(end - start), rows)
-    elif any(edit.positions.rows):
-        seen = places.shifted(start, length)
+    if positions.rows is None:
+        yield places if end <= prompt else places.at_columns(range(min(end, prompt) - window.start), rows)
+    elif any(positions.rows):
+        seen = places.shifted(window.start, window.length)
         if seen is not None:
             yield seen

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from .._errors import PlanError
 from ..models.sequence import Inputs, batch_size, token_axis
+from ..models.texts import Texts, around_calls
 from .bind import Bound
 from .edits import Record, Window
-from .hooks import before_forward
 from .run import Outcome, execute
 from .step import Planner, one_by_one
-
-_TOKENS = ("decoder_input_ids", "input_ids", "inputs_embeds")
 
 
 def generate(bound: Bound, options: Mapping[str, Any], planner: Planner = one_by_one) -> Outcome:
@@ -40,7 +39,7 @@ def generate(bound: Bound, options: Mapping[str, Any], planner: Planner = one_by
     _checked(bound.model, bound.inputs[bound.plan.run(wanted[0]).input])
 
     def forward(record: Record, inputs: Inputs, restart: Callable[[], None]) -> Any:
-        with before_forward(bound.model, _clock(record, bound.model, inputs, restart)):
+        with clocked(record, bound.model, inputs, restart):
             return generate_plain(bound.model, inputs, options)
 
     return execute(replace(bound, generates=True), planner, forward=forward)
@@ -65,29 +64,34 @@ def _checked(model: nn.Module, prompt: Inputs) -> Mapping[str, Any]:
     return prompt
 
 
-def _clock(
-    record: Record, model: nn.Module, inputs: Inputs, restart: Callable[[], None]
-) -> Callable[[dict[str, Any]], None]:
-    """Return what to do before each forward pass: work out which columns it is about."""
-    prompt = token_axis(inputs)
-    batch = batch_size(inputs)
-    done = 0  # columns that a pass has worked on
+@contextmanager
+def clocked(record: Record, model: nn.Module, prompt: Inputs, restart: Callable[[], None]) -> Iterator[None]:
+    """Tell the edits of a generation, while the context is open, where in the text each forward pass is.
 
-    def tick(kwargs: dict[str, Any]) -> None:
-        nonlocal done
-        tokens = next((kwargs[name] for name in _TOKENS if isinstance(kwargs.get(name), Tensor)), None)
-        if tokens is None:
-            raise PlanError(f"{type(model).__name__}.generate() calls the model without {_TOKENS}")
-        rows, length = int(tokens.shape[0]), int(tokens.shape[1])
-        columns = record.window.prompt
-        if columns is None:
-            columns = length if prompt is None or "decoder_input_ids" in kwargs else int(prompt.shape[1])
-        cache = kwargs.get("past_key_values")
-        # Without a cache from column 0 again; unless it is short, as in models that carry a recurrent state.
-        again = 0 if length > done else done
-        start = again if cache is None else int(cache.get_seq_length())
-        record.window = Window(start, length, done, columns, rows // batch)
-        done = max(done, start + length)
+    Args:
+        record: of the generation.
+        model: that generates.
+        prompt: its inputs.
+        restart: called before every forward pass.
+
+    Raises:
+        PlanError: no forward pass was seen, so that no step was either.
+    """
+    texts, batch = Texts(token_axis(prompt)), batch_size(prompt)
+
+    def begin(given: Mapping[str, Any]) -> None:
+        of = texts.begin(given)
+        # Rows of other examples, or no tokens: not known until an edit is reached there.
+        repeats = 0 if of is None or of.rows % batch else of.rows // batch
+        record.window = Window(prompt=0, repeats=0) if of is None else Window(
+            of.start, of.length, of.fresh, of.prompt, repeats, of.added, of.kept, of.own
+        )  # fmt: skip
         restart()
 
-    return tick
+    with around_calls(model, begin, texts.end):
+        yield
+    if record.window.prompt is None:
+        raise PlanError(
+            f"{type(model).__name__}.generate() called neither its own forward nor that of a module with a generate of "
+            "its own, so its steps are not known and no generated token could be edited"
+        )

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..models import Slot, find_leaf, replace_leaf
 from ..models.inside_attention import Visit, Visits, around_attention, attend
 from ..models.inside_experts import around_experts, consult, inside_router
 from ..models.interfaces import Around
 from ..models.recurrent_cells import by_cells
-from ..models.scope import after_call, before_call, hook_after, hook_before
+from ..models.scope import Scope, after_call, before_call, hook_after, hook_before, innermost
+from ..models.shown import Act, WithBatchAxis, head_shares, scaled
 from ..models.slot import Leaf
-
-Act = Callable[[Tensor, int, bool], Tensor | None]
-"""Called with the tensor at a slot, the number of earlier calls of the module in this pass, and whether the tensor is a
-new one, of an earlier act, that may be written into; returns the new tensor, or `None` to leave it alone."""
 
 
 class Tap(NamedTuple):
@@ -50,6 +49,16 @@ class _ModuleVisit:
                         container = replace_leaf(container, place, new)
         return container
 
+    @contextmanager
+    def after(self, taps: Sequence[Tap]) -> Iterator[None]:
+        """Act after some other taps while the context is open."""
+        own = self.taps
+        self.taps = [*taps, *own]
+        try:
+            yield
+        finally:
+            self.taps = own
+
     def hold(self) -> Callable[[], None]:
         """Stand at the module, and return what ends that."""
         slot = self.taps[0].slot
@@ -69,6 +78,9 @@ class _ModuleVisit:
 def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
     """Hold the hooks of one pass.
 
+    In a call of a model under edits that stay, which is a part of a pass, the taps stand in one line with those of the
+    pass, before them: the pass sees the model as it is under those edits.
+
     Args:
         taps: what to do where; taps at the same side of the same module act in this order.
 
@@ -80,8 +92,10 @@ def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
         fused: dict[int, nn.Module] = {}
         for tap in taps:
             slot = tap.slot
+            if slot.scale != 1.0:
+                tap = Tap(slot, scaled(tap.act, slot.scale))
             if slot.around is not None:
-                shown = _WithBatchAxis(tap.act)
+                shown = WithBatchAxis(tap.act)
                 stack.enter_context(before_call(slot.around, shown.note))
                 tap = Tap(slot, shown.act)
             if slot.fused is not None:
@@ -89,45 +103,79 @@ def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
             groups.setdefault((id(slot.module), slot.side, slot.via), []).append(tap)
         for module in fused.values():
             stack.enter_context(by_cells(module))
-        visits = [_ModuleVisit(group) for group in groups.values()]
+        line = _line_here()
+        new = {key: _ModuleVisit(group) for key, group in groups.items() if key not in line.visits}
+        for key in groups.keys() - new.keys():
+            stack.enter_context(line.visits[key].after(groups[key]))
         inside: dict[int, dict[str, Visit]] = {}
-        for visit in visits:
+        for visit in new.values():
             slot = visit.taps[0].slot
             if slot.via == "module":
                 stack.callback(visit.hold())
             elif slot.via == "router_output":
                 stack.enter_context(inside_router(slot.module, visit))
+            elif slot.via == "head_contribution":
+                stack.enter_context(after_call(slot.module, head_shares(slot, visit), first=True))
             else:
                 inside.setdefault(id(slot.module), {})[slot.via] = visit
-        if inside:
+        if line.inside:
+            stack.enter_context(_joined(line.inside, inside))
+        elif inside:
             stack.enter_context(_inside_interfaces(inside))
-        yield partial(_restart, visits)
+        stack.enter_context(_standing(_Line(innermost(), {**line.visits, **new}, line.inside or inside)))
+        yield partial(_restart, [visit for key, visit in {**line.visits, **new}.items() if key in groups])
+
+
+@dataclass(frozen=True, eq=False)
+class _Line:
+    """What stands where in a pass.
+
+    Args:
+        scope: of the pass.
+        visits: by module, side and way in.
+        inside: those of them that stand inside attention and experts, by `id` of the module.
+    """
+
+    scope: Scope | None = None
+    visits: Mapping[tuple[int, str, str], _ModuleVisit] = field(default_factory=dict)
+    inside: dict[int, dict[str, Visit]] = field(default_factory=dict)
+
+
+_lines: ContextVar[_Line | None] = ContextVar("_lines", default=None)
+
+
+def _line_here() -> _Line:
+    """Return what stands in the pass of which this is a call; an empty line for a pass of its own."""
+    line = _lines.get()
+    return line if line is not None and innermost().of and line.scope is not None and line.scope.acts else _Line()
+
+
+@contextmanager
+def _standing(line: _Line) -> Iterator[None]:
+    before = _lines.get()
+    _lines.set(line)
+    try:
+        yield
+    finally:
+        _lines.set(before)
+
+
+@contextmanager
+def _joined(standing: dict[int, dict[str, Visit]], new: Mapping[int, Mapping[str, Visit]]) -> Iterator[None]:
+    """Let more stand inside attention and experts while the context is open."""
+    before = {module: dict(visits) for module, visits in standing.items()}
+    for module, visits in new.items():
+        standing[module] = {**standing.get(module, {}), **visits}
+    try:
+        yield
+    finally:
+        standing.clear()
+        standing.update(before)
 
 
 def _restart(visits: Sequence[_ModuleVisit]) -> None:
     for visit in visits:
         visit.calls = 0
-
-
-class _WithBatchAxis:
-    """Shows tokens without a batch axis `(tokens, channels)` as `(batch, length, channels)`.
-
-    Args:
-        act: what sees them so.
-    """
-
-    def __init__(self, act: Act) -> None:
-        self._act = act
-        self._shape: tuple[int, ...] = ()
-
-    def note(self, _module: nn.Module, arguments: Any) -> None:
-        """Note batch and length of a module's input `(batch, length, ...)`."""
-        self._shape = find_leaf(arguments, None, "its input")[1].shape[:2]
-
-    def act(self, tokens: Tensor, call: int, owned: bool) -> Tensor | None:
-        """Act on them."""
-        new = self._act(tokens.view(*self._shape, tokens.shape[-1]), call, owned)
-        return None if new is None else new.reshape(tokens.shape)
 
 
 @contextmanager
@@ -155,20 +203,6 @@ def _inside_interfaces(visits: Mapping[int, Visits]) -> Iterator[None]:
 
     with around_attention(visited(attend)), around_experts(visited(consult)):
         yield
-
-
-@contextmanager
-def before_forward(model: nn.Module, act: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Call `act` with the keyword arguments of every forward pass of the model while the context is open."""
-    end = hook_before(model, partial(_with_keywords, act), first=True)
-    try:
-        yield
-    finally:
-        end()
-
-
-def _with_keywords(act: Callable[..., None], _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-    act(kwargs)
 
 
 # --- passes that are not as the model wrote them ----------------------------------------------------------------------

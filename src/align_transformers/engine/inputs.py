@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from ..models.cache_copies import copied
 from ..models.sequence import CACHES, Inputs, batch_size, is_batched, logits_stack, real_spans
 from ..plan import Logits, Run
 from ..positions import Span
@@ -36,12 +36,14 @@ def own_caches(inputs: Inputs) -> Inputs:
     """Return an input with copies of the caches that were handed in: each pass writes into its own."""
     if isinstance(inputs, Tensor) or all(inputs.get(name) is None for name in CACHES):
         return inputs
-    return {name: deepcopy(value) if name in CACHES else value for name, value in inputs.items()}
+    return {name: copied(name, value) if name in CACHES else value for name, value in inputs.items()}
 
 
-def count(run: Run, inputs: Mapping[str, Inputs]) -> int:
-    """Return how many examples a run works on."""
-    return batch_size(inputs[run.input]) if run.examples is None else len(run.examples)
+def count(run: Run, inputs: Mapping[str, Inputs], stack: str = "") -> int:
+    """Return how many examples a run works on, or a stack in it: a tower may have others than the texts."""
+    given = inputs[run.input]
+    own = batch_size(given, stack)
+    return own if run.examples is None or own != batch_size(given) else len(run.examples)
 
 
 class Spans:

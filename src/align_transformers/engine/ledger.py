@@ -112,6 +112,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.fired = 0
+        self.touched = False
         self._held = 0
         self._pending: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self._settled: list[Counts] = []
@@ -125,6 +126,7 @@ class Tally:
             real: broadcastable to `old`, False at padding; `None` if all are real.
         """
         self.fired += 1
+        self.touched = self.touched or bool(old.shape[1:].numel())
         if new is None:
             self._settled.append(_counted(old, new, real))
             return
@@ -172,6 +174,11 @@ class PickedTally:
         """How often the edit fired."""
         return self._tally.fired
 
+    @property
+    def touched(self) -> bool:
+        """Whether it ever had a place there."""
+        return self._tally.touched
+
     def counts(self) -> Counts:
         """Return what was counted, row by row."""
         return self._tally.counts().of(self._rows)
@@ -193,10 +200,10 @@ def _counted(old: Tensor, new: Tensor | None, real: Tensor | None) -> Counts:
 
 
 def check_fired(effects: Iterable[tuple[Edit, bool]]) -> None:
-    """Refuse edits that were never reached.
+    """Refuse edits that were never reached, or never had a place where they were.
 
     Args:
-        effects: each edit, and whether it fired.
+        effects: each edit, and whether it fired at a place.
 
     Raises:
         NeverFiredError: an edit was not.

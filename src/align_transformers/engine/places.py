@@ -93,6 +93,13 @@ class Places:
             return None
         return replace(self, index=local.clamp(0, length - 1), real=real, reach=length, column=None)
 
+    def moved(self, columns: int) -> Places:
+        """Return these places, so many columns further on."""
+        if not columns or self.index is None:
+            return self
+        column = None if self.column is None else self.column + columns
+        return replace(self, index=self.index + columns, reach=self.reach + columns, column=column)
+
     def at_columns(self, columns: Sequence[int], batch: int) -> Places:
         """Return the same channels at the same positions for every example."""
         index = torch.tensor([list(columns)] * batch, dtype=torch.long).view(batch, len(columns))
@@ -233,7 +240,7 @@ def place(positions: Positions, slot: Slot, batch: int, examples: Examples | Non
 
 def _column(rows: Rows | None, batch: int) -> int | None:
     """Return the position that every example of a batch names; `None` if there is none."""
-    if rows is None or len(rows) != batch or len(rows[0]) != 1 or any(row != rows[0] for row in rows):
+    if not rows or len(rows) != batch or len(rows[0]) != 1 or any(row != rows[0] for row in rows):
         return None
     return rows[0][0]
 

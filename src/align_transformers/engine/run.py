@@ -6,21 +6,22 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._errors import NeverFiredError, PlanError
+from ..models.added_columns import leading_columns
 from ..models.scope import scope
-from ..models.sequence import Inputs, token_axis
+from ..models.sequence import Inputs, logits_stack, token_axis
 from ..plan import Read, Run
 from .bind import Bound, BoundRead
 from .edits import Captured, Record, edit_tap, read_tap
 from .hooks import Stopped, tapped
 from .ledger import Counts, Effect, Passed, PickedTally, Tally, check_fired
-from .logits import pick_logits
+from .logits import logits_of, pick_logits
 from .step import OutOfMemory, Part, Pass, Planner, Reply, Step, one_by_one
 
 Forward = Callable[[Record, Inputs, Callable[[], None]], Any]
@@ -65,7 +66,9 @@ class Outcome:
     def effects(self) -> tuple[Effect, ...]:
         """The ledger: one entry an edit, in the order of the runs."""
         return tuple(
-            Counts.of_parts([tally.counts() for tally in self.tallies[edit.name]]).effect(edit, self.bound.count(run))
+            Counts.of_parts([tally.counts() for tally in self.tallies[edit.name]]).effect(
+                edit, self.bound.count(run, edit.site.sequence)
+            )
             for run in self.bound.order
             for edit in run.edits
         )
@@ -129,6 +132,8 @@ def run_step(results: Results, step: Step, forward: Forward | None) -> tuple[Rep
     bound = results.bound
     record = Record(results.values, tokens=results.tokens(step))
     this = step.way.prepare(bound, step, record)
+    if step.way.name == "full":
+        record.leading = partial(leading_columns, bound.model, this.inputs)
     names = [*this.joined, *(edit.edit.name for edit in this.edits)]
     reads = [bound.reads[read] for read in step.reads]
     record.tallies.update({name: Tally() for name in names})
@@ -148,10 +153,13 @@ def run_step(results: Results, step: Step, forward: Forward | None) -> tuple[Rep
             if not _says_no_memory(error):
                 raise
             return OutOfMemory(error), {}
-    _check_steps(record, [*reads, *names], this.inputs)
+    check_steps(record, [*reads, *names], this.inputs)
     _check_reads(record, reads, step)
     if step.wanted and bound.plan.logits is not None:
-        output = pick_logits(output, this.at, record.tokens, this.narrowed())
+        at = this.at
+        if at is not None and not this.narrowed() and logits_of(output).ndim == 3:
+            at = at[0], at[1] + record.leading(logits_of(output).shape[1], logits_stack(this.inputs))
+        output = pick_logits(output, at, record.tokens, this.narrowed())
     return this.leaves(), results.add(step, this, record, output)
 
 
@@ -218,7 +226,7 @@ class Results:
         """
         plan = self.bound.plan
         tallies = {name: [tally for _, tally in _in_order(parts)] for name, parts in self._tallies.items()}
-        check_fired((bound.edit, any(one.fired for one in tallies[name])) for name, bound in self.bound.edits.items())
+        check_fired((bound.edit, any(one.touched for one in tallies[name])) for name, bound in self.bound.edits.items())
         outputs = {name: self._output(name) for name in plan.outputs}
         collected = {
             name: _collected(_firings([pairs for _, pairs in _in_order(parts)]))
@@ -294,7 +302,7 @@ def _check_clocks(bound: Bound) -> None:
                 raise PlanError(f"{edit.site}: generated tokens are edited, but run {run.name!r} generates none")
 
 
-def _check_steps(record: Record, keys: Sequence[BoundRead | str], inputs: Inputs) -> None:
+def check_steps(record: Record, keys: Sequence[BoundRead | str], inputs: Inputs) -> None:
     """Refuse time steps that this pass never came to, and hand on what was collected step by step.
 
     Args:

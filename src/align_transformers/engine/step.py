@@ -11,6 +11,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from .._checked import checked
 from ..models.sequence import Inputs, batch_size, token_axis
 from ..plan import Read, Run
 from .bind import Bound, BoundEdit
@@ -161,6 +162,7 @@ Planner = Callable[[Bound], Generator[Step, Reply, None]]
 """Yields the steps of a plan, each once it was told what came of the one before. It decides, and touches no model."""
 
 
+@checked
 def one_by_one(bound: Bound) -> Generator[Step, Reply, None]:
     """Yield every run as a pass of its own, with nothing left out, after those that it reads: what a plan means.
 

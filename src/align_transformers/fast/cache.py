@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from .._checked import checked
 from .._errors import PlanError
 from .._files import write_atomically
 from ..engine import Inputs, batch_size, bind
@@ -27,6 +28,9 @@ from ..engine.inputs import examples_of
 from ..engine.run import Results, execute, run_step
 from ..engine.step import OutOfMemory, Part, Step
 from ..models import evaluating, find_slot
+from ..models.detours import is_detoured
+from ..models.devices import input_device
+from ..models.fingerprint import digest, fingerprint
 from ..plan import Constant, Logits, Plan, Read, Run
 from ..positions import Positions
 from .contents import tensor_bytes
@@ -59,6 +63,7 @@ class ActivationCache:
     0
     """
 
+    @checked
     def __init__(
         self, budget: int = 2**31, folder: str | os.PathLike[str] | None = None, *, alone: bool = False
     ) -> None:
@@ -72,13 +77,37 @@ class ActivationCache:
         self._held: dict[bytes, Parts] = {}
         self._filed: dict[bytes, Path] = {}
         self._model: weakref.ref[nn.Module] | None = None
+        self._digest: str | None = None
 
-    def check(self, model: nn.Module) -> None:
-        """Refuse any model but the first.
+    def take_up(self, model: nn.Module) -> None:
+        """Go on with a model that computes what the first one did: it is looked at anew, weight by weight.
+
+        Weights that are not at hand cannot be looked at: then it has to be the same object.
 
         Raises:
-            PlanError: the memory holds states of another model object.
+            PlanError: it has other weights or settings than the first, or edits are applied to it here.
         """
+        _check_plain(model)
+        found = None
+        if not any(weight.is_meta for weight in (*model.parameters(), *model.buffers())):
+            with evaluating(model):
+                found = f"{fingerprint(model)['digest']} {input_device(model)}"
+        if found is None or self._digest is None:
+            self.check(model)
+        elif found != self._digest:
+            raise PlanError(
+                "this cache holds what a model with other weights or settings, or on another device, made of its "
+                "examples: give this one its own"
+            )
+        self._model, self._digest = weakref.ref(model), found
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse any model but the first, and one to which edits are applied here.
+
+        Raises:
+            PlanError: the memory holds states of another model object, or of the model without such edits.
+        """
+        _check_plain(model)
         if self._model is None:
             self._model = weakref.ref(model)
         elif self._model() is not model:
@@ -107,6 +136,15 @@ class ActivationCache:
 
 Memory = ActivationCache
 """The name that this had first."""
+
+
+def _check_plain(model: nn.Module) -> None:
+    """Refuse a model to which edits are applied here."""
+    if is_detoured(model, "forward"):
+        raise PlanError(
+            "a cache keeps what the model makes of its examples without edits, and some are applied to it here: "
+            "memory=False, or leave the context of `applied` first"
+        )
 
 
 def recall_all(
@@ -150,7 +188,8 @@ def row_keys(inputs: Inputs, tail: str) -> list[bytes]:
             rows = [tensor_bytes(row) for row in value] if by_example else [tensor_bytes(value)] * batch
             keys = [key + kind + row for key, row in zip(keys, rows, strict=True)]
         else:
-            keys = [key + f"{name}={value!r}".encode() for key in keys]
+            told = digest(value, f"the input {name!r}")
+            keys = [key + f"{name}={told}".encode() for key in keys]
     return keys
 
 

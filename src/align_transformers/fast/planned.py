@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 
+from .._checked import checked
 from ..engine import Bound
 from ..engine.step import Reply, Step
 from .planner import Decisions
@@ -12,6 +13,7 @@ from .trial import trials_of
 from .ways import Trials
 
 
+@checked
 def planned(
     bound: Bound, trials: Trials | None = None, known: Mapping[str, States] | None = None
 ) -> Generator[Step, Reply, None]:

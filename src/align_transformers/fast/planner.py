@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from ..engine import Bound
+from ..engine import Bound, batch_size
 from ..engine.step import OutOfMemory, Part, Reply, Step
 from ..plan import Edit, Run
 from .budget import TIMES_FOR_ONE, room
@@ -186,9 +186,16 @@ class Decisions:
         bound = self._bound.edits[edit.name]
         if bound.constant is not None and bound.constant.ndim > 2 and bound.constant.shape[0] > 1:
             return False  # it is by example
-        if edit.site.path is not None and edit.positions.rows is None:
-            return False  # the activation may not be, so that what was counted could not be told apart
+        if _may_not_be_by_example(self._bound, edit):
+            return False  # what was counted could not be told apart
         return bound.intervention.writes and bound.intervention.repeatable
+
+
+def _may_not_be_by_example(bound: Bound, edit: Edit) -> bool:
+    """Whether the rows of an activation may be others than the examples of the run."""
+    stack, given = edit.site.stack, bound.inputs.values()
+    unknown = edit.site.path is not None and edit.positions.rows is None
+    return unknown or (bool(stack) and any(batch_size(one, stack) != batch_size(one) for one in given))
 
 
 # --- dividing ---------------------------------------------------------------------------------------------------------
@@ -235,7 +242,7 @@ def halves(bound: Bound, step: Step) -> tuple[Step, ...]:
         run, lines = parts[0].run, parts[0].lines or range(bound.count(parts[0].run))
         middle = lines.start + len(lines) // 2
         whole = bound.plan.logits is None or bound.generates or bool(step.reads or step.twins)
-        unknown = any(edit.site.path is not None and edit.positions.rows is None for edit in run.edits)
+        unknown = any(_may_not_be_by_example(bound, edit) for edit in run.edits)
         if whole or unknown or len(lines) < 2 or getattr(way, "leaving", None) is not None:
             return ()
         halved = Part(run, range(lines.start, middle)), Part(run, range(middle, lines.stop))

@@ -1,7 +1,7 @@
 """Interventions: operations on a base activation and a source activation."""
 
 from .autoencoder import AutoencoderIntervention, DictionaryIntervention, JumpReLUAutoencoderIntervention
-from .build import build_intervention
+from .build import build_intervention, needs_width
 from .components import PCARotatedSpaceIntervention
 from .fitted import (
     DifferenceOfMeansIntervention,
@@ -69,4 +69,5 @@ __all__ = [
     "VanillaIntervention",
     "ZeroIntervention",
     "build_intervention",
+    "needs_width",
 ]

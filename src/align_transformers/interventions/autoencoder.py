@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, final, get_args
+from typing import Any, Literal, TypeVar, final
 
 from jaxtyping import Float
 from torch import Tensor
 
+from .._checked import checked
 from .._errors import SpecError
 from ..operations import Clamp, Operation, Shift, SourceKind, Zero
 from ..subspaces import Choice, Dictionary
@@ -48,6 +49,7 @@ class DictionaryIntervention(Intervention):
         SpecError: the operation is unknown, a latent does not exist, or the number of latents is not given.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -65,8 +67,6 @@ class DictionaryIntervention(Intervention):
         count = self.low_rank_dimension if latent_dim is None else latent_dim
         if count is None:
             raise SpecError(f"{type(self).__name__} needs latent_dim (in a configuration: low_rank_dimension)")
-        if operation not in get_args(LatentOperation):
-            raise SpecError(f"operation is one of {', '.join(get_args(LatentOperation))}; found {operation!r}")
         if latents is not None and (not latents or any(not 0 <= latent < count for latent in latents)):
             raise SpecError(f"latents are numbers from 0 to {count - 1}, at least one; found {list(latents)}")
         self.limit_partition(count)
@@ -89,6 +89,7 @@ class DictionaryIntervention(Intervention):
         """Return what its latents are made with: `relu` or `jumprelu`."""
 
     @classmethod
+    @checked
     def from_state_dict(cls: type[Self], state: Mapping[str, Tensor], **options: Any) -> Self:
         """Make one of the weights of a dictionary.
 
@@ -111,6 +112,7 @@ class DictionaryIntervention(Intervention):
         return cls._of(found, options)
 
     @classmethod
+    @checked
     def from_saelens(cls: type[Self], folder: str | os.PathLike[str], **options: Any) -> Self:
         """Make one of a folder as SAELens writes it: `cfg.json` and `sae_weights.safetensors`.
 

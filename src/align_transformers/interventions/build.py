@@ -12,6 +12,7 @@ from torch import Tensor
 from .._errors import SpecError
 from ..subspaces import Partition
 from .intervention import Intervention
+from .trainable import TrainableIntervention
 from .user_function import FunctionIntervention
 
 
@@ -53,6 +54,19 @@ def build_intervention(spec: Any, options: Mapping[str, Any], *, units: int = 1)
             f"found {spec!r}"
         )
     return FunctionIntervention(spec, **given)
+
+
+def needs_width(spec: Any) -> bool:
+    """Whether a class of interventions may not do without `embed_dim`: it learns, or its constructor asks for it.
+
+    >>> from align_transformers import RotatedSpaceIntervention, VanillaIntervention
+    >>> needs_width(RotatedSpaceIntervention), needs_width(VanillaIntervention)
+    (True, False)
+    """
+    if not isinstance(spec, type) or not issubclass(spec, Intervention):
+        return False
+    asked = inspect.signature(spec).parameters.get("embed_dim")
+    return issubclass(spec, TrainableIntervention) or (asked is not None and asked.default is asked.empty)
 
 
 def _holds(finished: Intervention, name: str, value: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, final
 from jaxtyping import Float
 from torch import Tensor
 
+from .._checked import checked
 from .._errors import SpecError
 from ..subspaces import Basis, Choice, Components, principal_components
 from .edit import edited
@@ -46,6 +47,7 @@ class PCARotatedSpaceIntervention(Intervention):
     directions: Tensor | None
     explained: Tensor | None
 
+    @checked
     def __init__(self, *, embed_dim: int, low_rank_dimension: int, standardise: bool = True, **kwargs: Any) -> None:
         super().__init__(embed_dim=embed_dim, low_rank_dimension=low_rank_dimension, **kwargs)
         if not 1 <= low_rank_dimension <= embed_dim:
@@ -56,6 +58,7 @@ class PCARotatedSpaceIntervention(Intervention):
             self.register_buffer(name, None)
 
     @classmethod
+    @checked
     def fit(
         cls, activations: Float[Tensor, "n width"], k: int, *, standardise: bool = True, **kwargs: Any
     ) -> PCARotatedSpaceIntervention:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Literal, TypeVar, final, get_args
+from typing import Any, Literal, TypeVar, final
 
 from jaxtyping import Float
 from torch import Tensor
 
+from .._checked import checked
 from .._errors import SpecError
 from ..operations import Mean, Operation, Shift, SourceKind, Zero
 from ..subspaces import Basis, Choice
@@ -45,6 +46,7 @@ class DirectionIntervention(Intervention):
     vector: Tensor | None
     mean: Tensor | None
 
+    @checked
     def __init__(
         self,
         *,
@@ -55,8 +57,6 @@ class DirectionIntervention(Intervention):
         **kwargs: Any,
     ) -> None:
         super().__init__(embed_dim=embed_dim, **kwargs)
-        if operation not in get_args(DirectionOperation):
-            raise SpecError(f"operation is one of {', '.join(get_args(DirectionOperation))}; found {operation!r}")
         self.limit_partition(1)
         self.operation, self.strength, self.keep_mean = operation, strength, keep_mean
         self.source_kind: SourceKind = "run" if operation == "swap" else "none"
@@ -92,6 +92,7 @@ class DirectionIntervention(Intervention):
 
     @classmethod
     @abstractmethod
+    @checked
     def fit(cls: type[Self], activations: Float[Tensor, "n width"], labels: Tensor, **options: Any) -> Self:
         """Fit the direction to labelled activations."""
 
@@ -123,6 +124,7 @@ class DifferenceOfMeansIntervention(DirectionIntervention):
     """
 
     @classmethod
+    @checked
     def fit(
         cls, activations: Float[Tensor, "n width"], labels: Tensor, **options: Any
     ) -> DifferenceOfMeansIntervention:
@@ -153,12 +155,14 @@ class LinearProbeIntervention(DirectionIntervention):
     [[[3.0, 0.0]]]
     """
 
+    @checked
     def __init__(self, *, embed_dim: int, operation: DirectionOperation = "swap", **kwargs: Any) -> None:
         super().__init__(embed_dim=embed_dim, operation=operation, **kwargs)
         self.threshold: Tensor | None
         self.register_buffer("threshold", None)
 
     @classmethod
+    @checked
     def fit(
         cls, activations: Float[Tensor, "n width"], labels: Tensor, *, l2: float = 1e-3, **options: Any
     ) -> LinearProbeIntervention:
@@ -217,15 +221,15 @@ class ErasureIntervention(SourcelessIntervention):
     into: Tensor | None
     back: Tensor | None
 
+    @checked
     def __init__(self, *, embed_dim: int, method: ErasureMethod = "leace", **kwargs: Any) -> None:
         super().__init__(embed_dim=embed_dim, **kwargs)
-        if method not in get_args(ErasureMethod):
-            raise SpecError(f"method is one of {', '.join(get_args(ErasureMethod))}; found {method!r}")
         self.method = method
         for name in _ERASER:
             self.register_buffer(name, None)
 
     @classmethod
+    @checked
     def fit(
         cls,
         activations: Float[Tensor, "n width"],

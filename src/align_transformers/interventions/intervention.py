@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from .._checked import checked
 from .._errors import SpecError
 from ..operations import SourceKind
 from ..subspaces import Choice, Partition, coordinate_mask
@@ -35,7 +36,8 @@ class Intervention(nn.Module, ABC):
         low_rank_dimension: kept for subclasses that need it; unused here.
 
     Raises:
-        SpecError: the partition names a coordinate at or past `embed_dim`; `interchange_dim` is negative.
+        SpecError: `embed_dim` is not a number from 1; the partition names a coordinate at or past it;
+            `interchange_dim` is negative.
 
     >>> class Halve(Intervention):
     ...     def forward(self, base, source=None, subspaces=None):
@@ -63,6 +65,7 @@ class Intervention(nn.Module, ABC):
     _usual: tuple[int, ...] | None = None
     """The coordinates that a call works in when it chooses no subspace, where they are not the first so many."""
 
+    @checked
     def __init__(
         self,
         *,
@@ -74,6 +77,8 @@ class Intervention(nn.Module, ABC):
         low_rank_dimension: int | None = None,
     ) -> None:
         super().__init__()
+        if embed_dim is not None and embed_dim < 1:
+            raise SpecError(f"embed_dim is a number of coordinates from 1; found {embed_dim}")
         self.embed_dim = embed_dim
         self.keep_last_dim = keep_last_dim
         self.low_rank_dimension = low_rank_dimension
@@ -121,7 +126,8 @@ class Intervention(nn.Module, ABC):
                     f"{type(self).__name__} does not keep its constructor argument {name!r}, so it cannot be saved: "
                     f"write self.{name} = {name} in its __init__"
                 )
-            kept[name] = getattr(self, name)
+            value = getattr(self, name)
+            kept[name] = value.tolist() if isinstance(value, Tensor) else value
         try:
             json.dumps(kept)
         except TypeError as error:
@@ -224,6 +230,12 @@ class Intervention(nn.Module, ABC):
         if mask is None:
             return None
         return mask.view(len(mask), *([1] * (base.ndim - 2)), width).to(base.device).expand_as(base)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Keep a tensor as modules do; also that of a size, in the place of the plain number."""
+        if name in ("embed_dim", "interchange_dim", "low_rank_dimension"):
+            self.__dict__.pop(name, None)
+        super().register_buffer(name, tensor, persistent)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Make room for saved values that this instance has none of so far: a constant, what was fitted."""

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .._checked import checked
 from ..subspaces import Basis, Choice, Rotation, annealed, boundary_mask, clamp_inward, hard_boundary
 from .edit import edited
 from .static import SWAP
@@ -83,6 +84,7 @@ class BoundlessRotatedSpaceIntervention(MaskedIntervention):
     (4, True)
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -138,6 +140,7 @@ class BoundlessRotatedSpaceIntervention(MaskedIntervention):
 class SigmoidMasked(MaskedIntervention):
     """Base class of masks with a parameter for every coordinate: `sigmoid(mask / temperature)`; hard: `mask > 0`."""
 
+    @checked
     def __init__(
         self,
         *,
@@ -191,6 +194,7 @@ class SigmoidMaskRotatedSpaceIntervention(SigmoidMasked):
     [0.5, 0.5]
     """
 
+    @checked
     def __init__(self, *, embed_dim: int, **kwargs: Any) -> None:
         super().__init__(embed_dim=embed_dim, **kwargs)
         self.rotate_layer = Rotation(embed_dim, embed_dim)

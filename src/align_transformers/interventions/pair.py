@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import operations, subspaces
+from .._checked import checked
 from .._errors import SpecError
 from ..operations import Add, Function, Operation, SourceKind, Subtract
 from ..subspaces import Choice, Subspace, describe, restore
@@ -44,6 +45,7 @@ class SubspaceIntervention(TrainableIntervention):
     [[[0.0, 1.0]]]
     """
 
+    @checked
     def __init__(
         self,
         operation: Operation | Mapping[str, Any],

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, final
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .._checked import checked
 from ..operations import Learned
 from ..subspaces import Choice, Rotation
 from .edit import edited
@@ -29,6 +30,7 @@ class ReftIntervention(SourcelessIntervention, TrainableIntervention):
     adds: ClassVar[bool]
     """Whether what the base has in the subspace is kept and added to."""
 
+    @checked
     def __init__(self, *, embed_dim: int, low_rank_dimension: int, **kwargs: Any) -> None:
         super().__init__(embed_dim=embed_dim, low_rank_dimension=low_rank_dimension, **kwargs)
         self.rotate_layer = Rotation(embed_dim, low_rank_dimension)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, final
 from jaxtyping import Float
 from torch import Tensor
 
+from .._checked import checked
 from .._errors import SpecError
 from ..subspaces import Choice, Rotation
 from .edit import edited
@@ -38,6 +39,7 @@ class RotatedSpaceIntervention(TrainableIntervention):
 
     joins_units: ClassVar[bool] = True
 
+    @checked
     def __init__(self, *, embed_dim: int, **kwargs: Any) -> None:
         super().__init__(embed_dim=embed_dim, **kwargs)
         self.limit_partition(embed_dim)
@@ -77,6 +79,7 @@ class LowRankRotatedSpaceIntervention(TrainableIntervention):
 
     joins_units: ClassVar[bool] = True
 
+    @checked
     def __init__(self, *, embed_dim: int, low_rank_dimension: int, **kwargs: Any) -> None:
         super().__init__(embed_dim=embed_dim, low_rank_dimension=low_rank_dimension, **kwargs)
         self.rotate_layer = Rotation(embed_dim, low_rank_dimension)
@@ -115,6 +118,7 @@ class StackedLowRankRotatedSpaceIntervention(TrainableIntervention):
     torch.Size([2, 1, 4])
     """
 
+    @checked
     def __init__(self, *, embed_dim: int, low_rank_dimension: int, members: int, **kwargs: Any) -> None:
         super().__init__(embed_dim=embed_dim, low_rank_dimension=low_rank_dimension, **kwargs)
         if self.partition is not None or self.interchange_dim is not None:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
+from .._checked import checked
 from ..operations import Add, Collect, Mean, Noise, SourceKind, Subtract, Swap, Zero
 from ..subspaces import WHOLE, Choice
 from .edit import edited
@@ -88,6 +89,7 @@ class MeanIntervention(ConstantSourceIntervention):
     source_kind: SourceKind = "constant"
     tensor_arguments: ClassVar[tuple[str, ...]] = ("source_representation", "activations")
 
+    @checked
     def __init__(self, *, activations: Tensor | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if activations is not None:
@@ -118,6 +120,7 @@ class NoiseIntervention(SourcelessIntervention):
     True
     """
 
+    @checked
     def __init__(self, *, noise_level: float = 3.0, std: float = 1.0, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.noise_level, self.std, self.seed = noise_level, std, seed
@@ -163,6 +166,7 @@ class CollectIntervention(SourcelessIntervention):
 
     writes = False
 
+    @checked
     def __init__(self, *, detach: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.detach = detach

@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from .._checked import checked
 from .._errors import InterventionError, SpecError
 from ..operations.function import arity
 from ..subspaces import Choice
@@ -35,6 +36,7 @@ class FunctionIntervention(Intervention):
 
     repeatable = False  # a function may count its calls, or draw numbers
 
+    @checked
     def __init__(self, function: Callable[..., Tensor | None], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.function = function

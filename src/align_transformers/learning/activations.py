@@ -9,11 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .._checked import checked
 from .._errors import SpecError
 from ..engine import Inputs, Planner, real_spans
 from ..interventions import PCARotatedSpaceIntervention
-from ..models import find_slot
-from ..models.padding import with_positions
+from ..models import chosen_layers, find_slot
+from ..models.padding import check_counted, with_positions
+from ..models.sequence import check_tokens
 from ..planners import capture
 from ..positions import Positions
 from ..sites import COMPONENTS, Site
@@ -22,6 +24,7 @@ TokenChoice = Literal["last", "all"] | int
 """Which real tokens of an example: the last, all, or one by its number."""
 
 
+@checked
 @torch.no_grad()
 def activations(
     model: nn.Module,
@@ -39,8 +42,8 @@ def activations(
         model: the user's; it is not changed.
         data: one input of the model, or batches of them.
         site: where in the network.
-        positions: `"last"`: at the last real token of every example; `"all"`: at all real tokens; or a position, from 0
-            over an example's real tokens, negative from their end.
+        positions: `"last"`: at the last real token of every example; `"all"`: at all real tokens; or a position,
+            negative from the end of an example's real tokens; from 0 where no padding is in front of these.
         planner: says which passes are run, as for `execute`.
 
     Returns:
@@ -60,6 +63,7 @@ def activations(
     return torch.cat([_activations(model, batch, site, positions, planner) for batch in batches])
 
 
+@checked
 def attention_patterns(
     model: nn.Module,
     inputs: Inputs,
@@ -73,7 +77,7 @@ def attention_patterns(
     Args:
         model: the user's; in eval mode meanwhile, and not changed.
         inputs: its keyword arguments.
-        layer: its number, from 0.
+        layer: its number, from 0, negative from the last.
         component: another one that has a number for each query and key: `attention_score`, or with a stack's name in
             front.
         planner: as for `activations`.
@@ -91,14 +95,18 @@ def attention_patterns(
     >>> attention_patterns(model, {"input_ids": torch.ones(3, 5, dtype=torch.long)}, 0).shape
     torch.Size([3, 2, 5, 5])
     """
-    site = Site(component, layer)
+    site = Site(component, 0)
     if site.definition is None or site.definition.by_token:
         known = [name for name, one in COMPONENTS.items() if not one.by_token]
         raise SpecError(f"{component!r} has no number for each query and key: choose one of {', '.join(known)}")
+    if layer < 0:
+        (layer,) = chosen_layers(model, component, layer)
+    site = Site(component, layer)
     rows = capture(model, with_positions(model, inputs), site, Positions(), planner)
     return rows.unflatten(-1, (find_slot(model, site).n_heads, -1)).transpose(1, 2)
 
 
+@checked
 def fit_pca(
     model: nn.Module,
     data: Inputs | Iterable[Inputs],
@@ -138,8 +146,10 @@ def _activations(
     model: nn.Module, inputs: Inputs, site: Site, positions: TokenChoice, planner: Planner | None
 ) -> Tensor:
     """Return the activations of one batch: a run that is only read ends at the site."""
-    inputs = with_positions(model, inputs)
+    check_tokens(model, inputs, "the data")
     spans = real_spans(inputs, site.sequence)
+    check_counted(spans or [], [positions] if isinstance(positions, int) else [])
+    inputs = with_positions(model, inputs)
     if spans is None:
         values = capture(model, inputs, site, Positions(), planner)
         return values.flatten(0, -2)

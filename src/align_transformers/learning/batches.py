@@ -39,7 +39,9 @@ from ..config import IntervenableConfig
 from ..engine import Inputs
 from ..locations import Addressed, Axis, Location
 from ..models import uncompiled
+from ..models.devices import input_device
 from ..models.padding import as_alone
+from ..models.sequence import check_tokens
 from ..positions import EVERYWHERE, Positions, Rows
 from ..representations import Representation
 
@@ -67,7 +69,7 @@ def read_batch(
         UnknownNameError: a column is misspelt.
         PositionError: a position counted from the end does not exist.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = input_device(model)
     names = tuple(inspect.signature(uncompiled(model).forward).parameters)
     base = batch["base"] if "base" in batch else _inputs(batch, names)
     if not isinstance(base, Tensor | Mapping) or (isinstance(base, Mapping) and not base):
@@ -76,6 +78,8 @@ def read_batch(
             "A Trainer drops columns unless remove_unused_columns=False"
         )
     sources = batch["sources"] if "sources" in batch else _sources(batch, base)
+    for one in (base, *(sources if isinstance(sources, list | tuple) else [sources])):
+        check_tokens(model, one, "a batch")
     call = Call(
         as_alone(model, _moved(base, device)),
         as_alone(model, _moved(sources, device)),

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from .._errors import SpecError
-from .._files import write_atomically
+from .._errors import AlignError, ArtifactError, SpecError
+from .._files import clear_leftovers, write_atomically
 from .held import RandomStates, random_states, set_random_states
 
 FILE = "fit.safetensors"
@@ -66,23 +67,48 @@ class Checkpoint:
         """Read the checkpoint in `folder`, or return `None` where there is none.
 
         Raises:
-            SpecError: the file is not a checkpoint of a fit.
+            SpecError: the file is not a checkpoint of a fit, or another version's.
+            ArtifactError: it is damaged.
         """
         path = folder / FILE
         if not path.exists():
             return None
-        with safe_open(path, framework="pt") as stream:
+        tensors: dict[str, dict[str, Tensor]] = {}
+        with damaged(path), safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}
             if _KEY not in metadata:
                 raise SpecError(f"{path} is not a checkpoint of a fit; choose another folder")
             data = json.loads(metadata[_KEY])
             if data.pop("format") != _FORMAT:
                 raise SpecError(f"{path} was written by another version of the library; choose another folder")
-            tensors: dict[str, dict[str, Tensor]] = {}
             for key in stream.keys():  # noqa: SIM118 (a file, not a dict)
                 part, _, name = key.partition("/")
                 tensors.setdefault(part, {})[name] = stream.get_tensor(key)
         return cls(tensors, data)
+
+
+_SIGNS_OF_DAMAGE = (
+    SafetensorError, OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError
+)  # fmt: skip
+"""What reading a file raises that does not hold what it should: none of it is an error of the user's."""
+
+
+@contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """Say of whatever goes wrong while a checkpoint is read that the file is damaged.
+
+    Raises:
+        ArtifactError: something went wrong.
+    """
+    try:
+        yield
+    except AlignError:
+        raise
+    except _SIGNS_OF_DAMAGE as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ArtifactError(
+            f"{path} is damaged ({why}): delete it to fit from the beginning, or choose another folder"
+        ) from error
 
 
 @final
@@ -98,6 +124,11 @@ class CheckpointFolder:
         self._folder = folder
         self._resume = resume
 
+    @property
+    def path(self) -> Path:
+        """The checkpoint's file."""
+        return self._folder / FILE
+
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint; the one before is replaced."""
         checkpoint.write(self._folder)
@@ -110,7 +141,9 @@ class CheckpointFolder:
 
         Raises:
             SpecError: there is a checkpoint and the fit is not to be resumed, or it is another fit's.
+            ArtifactError: it is damaged.
         """
+        clear_leftovers(self._folder, FILE)
         found = Checkpoint.read(self._folder)
         if found is None:
             return None
@@ -119,7 +152,8 @@ class CheckpointFolder:
                 f"{self._folder / FILE} is the checkpoint of a fit: pass resume=True to go on with it, "
                 "or another folder"
             )
-        before, now = ({**one["settings"], **one} for one in (found.data["fit"], fit))
+        with damaged(self.path):
+            before, now = ({**one["settings"], **one} for one in (found.data["fit"], fit))
         different = [name for name in now if name != "settings" and before.get(name) != now[name]]
         if different:
             shown = "; ".join(f"{name}: {before.get(name)!r} there, {now[name]!r} here" for name in different)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .._checked import checked
 from .._errors import SpecError, UnknownNameError, near_misses
 from .._optional import optional
 from ..compose import Composed, compose
@@ -104,6 +105,7 @@ class Comparison(Mapping[str, Scores]):
         return dict(zip(keys, (found.mean, found.low, found.high), strict=True))
 
 
+@checked
 @torch.no_grad()
 def compare(
     candidates: Mapping[str, Intervened],

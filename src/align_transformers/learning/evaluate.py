@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._checked import checked
 from .._errors import SpecError
 from ..engine import Inputs, batch_size
 from ..interventions import Intervention, TrainableIntervention
@@ -24,6 +25,7 @@ _OPTIONAL = ("base_labels", "source_labels")
 """Label columns that a batch may have or not, but then every batch."""
 
 
+@checked
 @torch.no_grad()
 def evaluate(
     intervened: Intervened,

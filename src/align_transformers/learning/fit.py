@@ -14,14 +14,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .._bar import bar
+from .._checked import checked
 from .._optional import optional
 from .alignment import Alignment
 from .checkpoints import BatchOrder, CheckpointFolder
 from .columns import ColumnRule
 from .forward import BatchForward, Collator, Intervened, MemoryRule, forward_of
 from .held import frozen, learning, recomputed, seeded
-from .loop import Fit, HistoryRow, Progress, restore, run
+from .loop import Fit, HistoryRow, Progress, run
 from .losses import ComputeMetrics, Measure, cross_entropy, iia, measure_of
+from .restoring import restore
 from .settings import OptimizerFactory, SchedulerFactory, Settings, make_optimizer, make_scheduler
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class Fitted:
         return frame
 
 
+@checked
 def fit(
     intervened: Intervened,
     loader: Iterable[Any],
@@ -224,6 +227,7 @@ def _reporter(progress: Progress | bool | None) -> Iterator[Progress]:
         yield lambda _row, _total: None
 
 
+@checked
 @contextmanager
 def progress_bar(console: Any = None) -> Iterator[Progress]:
     """Hold a bar in the terminal with loss, metric, validation and throughput.

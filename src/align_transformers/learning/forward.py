@@ -12,6 +12,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from .._checked import checked
 from .._errors import SpecError
 from ..compose import Call, Composed, compose
 from ..config import IntervenableConfig
@@ -19,6 +20,7 @@ from ..engine import Inputs, batch_size, bind, execute, logits_of
 from ..interventions import Intervention
 from ..models import resolve, uncompiled
 from ..models.arguments import without_cache
+from ..models.devices import input_device
 from ..plan import Logits
 from ..planners import HAS_FAST
 from ..representations import Representation
@@ -59,7 +61,9 @@ class Intervened(Protocol):
     def interventions(self) -> Mapping[str, Intervention]:
         """Each intervention, by key."""
 
-    def __call__(self, base: Any, sources: Any = ..., unit_locations: Any = ..., *, subspaces: Any = ...) -> Any:
+    def __call__(
+        self, base: Any, sources: Any = ..., unit_locations: Any = ..., *, subspaces: Any = ..., return_dict: Any = ...
+    ) -> Any:
         """Return the plain output (or `None`) and the counterfactual one."""
 
     def hardened(self) -> Intervened:
@@ -102,7 +106,9 @@ class FullForward:
         """Return the logits that are asked for."""
         call = request.call
         base, columns = fewer_logits(self._intervened.model, call.base, request.columns)
-        _, output = self._intervened(base, call.sources, call.unit_locations, subspaces=call.subspaces)
+        _, output = self._intervened(
+            base, call.sources, call.unit_locations, subspaces=call.subspaces, return_dict=False
+        )
         return rows_of(logits_of(output), columns, request.where)
 
 
@@ -190,13 +196,17 @@ def memory_of(
     Raises:
         SpecError: it is no memory.
     """
-    if memory not in (None, True, False, "auto") and not (HAS_FAST and isinstance(memory, ActivationCache)):
+    plain = memory is None or isinstance(memory, bool) or (isinstance(memory, str) and memory == "auto")
+    if not plain and not (HAS_FAST and isinstance(memory, ActivationCache)):
         raise SpecError(f"memory is an ActivationCache, True, False or 'auto'; found {memory!r}")
     if not HAS_FAST or memory is None or memory is False:
         return None
-    if memory == "auto" and not repeats(reader, loader, 2 if again else 1):
+    if plain and memory == "auto" and not repeats(reader, loader, 2 if again else 1):
         return None
-    return ActivationCache(alone=True) if memory in (True, "auto") else memory
+    if not isinstance(memory, ActivationCache):
+        return ActivationCache(alone=True)
+    memory.take_up(reader.intervened.model)
+    return memory
 
 
 _LOOKED_AT = 64  # batches of a pass over a loader: that of 2,000 examples none comes again is no chance
@@ -286,6 +296,7 @@ class Reader:
         return readout(rows_of(logits_of(output), places, where), columns, where, labels, inputs)
 
 
+@checked
 def precompute(
     intervened: Intervened,
     loader: Iterable[Any],
@@ -307,6 +318,7 @@ def precompute(
         The memory.
     """
     memory = ActivationCache() if memory is None else memory
+    memory.take_up(intervened.model)
     reader, forward = Reader(intervened, collator), CachedForward(intervened, memory)
     with frozen(intervened.model):
         for batch in loader:
@@ -325,7 +337,7 @@ def fewer_logits(model: nn.Module, base: Inputs, columns: LogitColumns | None) -
     lean = dict(without_cache(model, base))
     if columns is not None and "logits_to_keep" in inspect.signature(model.forward).parameters.keys() - base.keys():
         wanted, place = torch.unique(columns.column, return_inverse=True)
-        lean["logits_to_keep"] = wanted.to(next(model.parameters()).device)
+        lean["logits_to_keep"] = wanted.to(input_device(model))
         columns = LogitColumns(columns.example, place)
     return lean, columns
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -84,9 +84,19 @@ def recomputed(model: nn.Module, sites: Iterable[Site]) -> Iterator[None]:
         )
     with (
         scope(Scope(lasting=True)),
-        forwards({block: lambda forward: partial(checkpoint, forward, use_reentrant=False) for block in free}),
+        forwards({block: partial(_recomputed, block) for block in free}),
     ):
         yield
+
+
+def _recomputed(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a block's forward pass that is made again in the backward pass: both times frozen and in eval mode."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with frozen(block):
+            return forward(*args, **kwargs)
+
+    return partial(checkpoint, run, use_reentrant=False)
 
 
 RandomStates = tuple[dict[str, Tensor], list[Any]]

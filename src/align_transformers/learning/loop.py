@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .._errors import SpecError
 from .alignment import Alignment
-from .checkpoints import BatchOrder, Checkpoint, CheckpointFolder, copies, optimizer_state, set_optimizer_state
+from .checkpoints import BatchOrder, Checkpoint, CheckpointFolder, copies, optimizer_state
 from .columns import ColumnRule, Readout
 from .losses import Measure, numbers_of
 from .settings import FitError, Settings, autocast
@@ -91,25 +91,6 @@ class Fit:
         return self.alignment.anneal(step / max(self.total - 1, 1))
 
 
-def restore(fit: Fit) -> None:
-    """Put a fit where its checkpoint says; without one it starts from the beginning.
-
-    Raises:
-        SpecError: there is a checkpoint and the fit is not to be resumed, or it is another fit's.
-    """
-    found = None if fit.folder is None else fit.folder.load(_identity(fit))
-    if found is None:
-        return
-    fit.alignment.interventions.load_state_dict(found.tensors.get("weights", {}))
-    set_optimizer_state(fit.optimizer, found.tensors.get("optimizer", {}), found.data["optimizer"])
-    fit.scheduler.load_state_dict(found.data["scheduler"])
-    for name, value in found.data["state"].items():
-        setattr(fit.state, name, value)
-    fit.state.best = found.tensors.get("best", {})
-    fit.order.start = found.tensors["start"], found.data["start"]
-    fit.order.resumed = found.tensors["now"], found.data["now"]
-
-
 def _checkpoint(fit: Fit) -> Checkpoint:
     """Return what is needed to go on with a fit from here."""
     state = asdict(fit.state)
@@ -123,7 +104,7 @@ def _checkpoint(fit: Fit) -> Checkpoint:
         "start": start[0],
     }
     data = {
-        "fit": _identity(fit),
+        "fit": identity(fit),
         "state": state,
         "optimizer": groups,
         "scheduler": fit.scheduler.state_dict(),
@@ -133,7 +114,7 @@ def _checkpoint(fit: Fit) -> Checkpoint:
     return Checkpoint(tensors, data)
 
 
-def _identity(fit: Fit) -> dict[str, Any]:
+def identity(fit: Fit) -> dict[str, Any]:
     """Return what must be the same in the fit that wrote a checkpoint and in the one that takes it up."""
     return {
         "settings": fit.settings.to_dict(),

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._checked import checked
 from .._errors import SpecError
 from .columns import Readout
 
@@ -37,7 +38,8 @@ class Numbers:
     whole: bool
 
 
-def cross_entropy(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, ...]) -> Float[Tensor, " rows"]:
+@checked
+def cross_entropy(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, " ..."]) -> Float[Tensor, " rows"]:
     """Return the cross-entropy of the counterfactual label, in nats: the loss of distributed alignment search.
 
     Args:
@@ -45,7 +47,7 @@ def cross_entropy(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, ...])
         labels: `(rows,)` the tokens or classes that the causal model says.
 
     Raises:
-        SpecError: the labels have another shape.
+        SpecError: the labels have another shape, or one is no answer.
 
     Geiger et al. 2023, arXiv:2303.02536.
 
@@ -53,10 +55,14 @@ def cross_entropy(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, ...])
     tensor([0.6931])
     """
     _check_shape("cross_entropy", labels, logits.shape[:1])
-    return F.cross_entropy(logits.float(), labels.long(), reduction="none")
+    try:
+        return F.cross_entropy(logits.float(), labels.long(), reduction="none")
+    except IndexError as error:  # on a CPU; to look at the labels first would make a GPU wait
+        raise SpecError(f"cross_entropy: a label is none of the {logits.shape[-1]} answers ({error})") from error
 
 
-def kl_divergence(logits: Float[Tensor, "rows vocab"], target: Float[Tensor, ...]) -> Float[Tensor, " rows"]:
+@checked
+def kl_divergence(logits: Float[Tensor, "rows vocab"], target: Float[Tensor, " ..."]) -> Float[Tensor, " rows"]:
     """Return KL(target || softmax(logits)), summed over the vocabulary, in nats.
 
     Args:
@@ -76,7 +82,8 @@ def kl_divergence(logits: Float[Tensor, "rows vocab"], target: Float[Tensor, ...
     return F.kl_div(F.log_softmax(logits.float(), dim=-1), target, reduction="none").sum(-1)
 
 
-def label_difference(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, ...]) -> Float[Tensor, " rows"]:
+@checked
+def label_difference(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, " ..."]) -> Float[Tensor, " rows"]:
     """Return the logit difference: the logit of the counterfactual label minus that of the other label.
 
     It grows as the alignment gets better; as a loss give its negative.
@@ -96,7 +103,8 @@ def label_difference(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, ..
     return chosen[:, 0] - chosen[:, 1]
 
 
-def iia(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, ...]) -> Float[Tensor, " rows"]:
+@checked
+def iia(logits: Float[Tensor, "rows vocab"], labels: Int[Tensor, " ..."]) -> Float[Tensor, " rows"]:
     """Return 1 where the most probable answer is the counterfactual label, else 0.
 
     Its mean is the interchange intervention accuracy. Where an example has several labels, it is averaged over them.

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .._checked import checked
 from .._errors import SpecError, UnknownNameError, near_misses
 from .._optional import optional
 
@@ -36,6 +37,7 @@ class Interval:
     n: int
 
 
+@checked
 def bootstrap(
     values: Float[Tensor, " examples"], *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> Interval:

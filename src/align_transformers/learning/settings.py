@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
+from .._checked import checked_class
 from .._errors import AlignError, SpecError, UnknownNameError, near_misses
 from ..interventions import Intervention, TrainableIntervention
 
@@ -27,6 +28,7 @@ class FitError(AlignError, RuntimeError):
     """A fit cannot go on: its loss is not finite, or gives what learns no gradient."""
 
 
+@checked_class
 @dataclass(frozen=True)
 class Settings:
     """How a fit learns.

@@ -3,7 +3,7 @@
 from .component_map import Block, ComponentMap
 from .describe import Description, describe
 from .load import load_model
-from .lookup import find_slot
+from .lookup import chosen_layers, find_slot
 from .modules import evaluating, uncompiled
 from .resolve import resolve
 from .slot import Slot, find_leaf, replace_leaf
@@ -13,6 +13,7 @@ __all__ = [
     "ComponentMap",
     "Description",
     "Slot",
+    "chosen_layers",
     "describe",
     "evaluating",
     "find_leaf",

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from ..sites import ADDENDS
 from .attention import block_axes, find_attention
 from .component_map import Block
+from .contributions import find_contributions
 from .findings import Findings
 from .mixer import find_mixer
 from .mlp import find_mlp
@@ -36,6 +34,7 @@ def examine_stack(stack: Stack, trace: Trace, batch: int) -> list[Findings]:
     for signature, call in zip(signatures, stack.calls, strict=True):
         found = known[signature]
         result.append(found if found.block is call else _transfer(found, call, trace))
+        find_contributions(result[-1])  # a number that multiplies may be each block's own
         result[-1].flags["signature"] = list(known).index(signature)
     return result
 
@@ -68,7 +67,6 @@ def _examine(block: ModuleCall, trace: Trace, batch: int) -> Findings:
     find_attention(found, linears)
     find_mixer(found, linears)
     find_mlp(found, linears)
-    found.flags["additive"] = _additive(found)
     return found
 
 
@@ -95,20 +93,6 @@ def _renamed(said: Mapping[str, Any], known: ModuleCall, block: ModuleCall) -> d
     """Return what was said of one block with the paths of another in it."""
     old, new = f"{known.path}.", f"{block.path}."
     return {key: value.replace(old, new) if isinstance(value, str) else value for key, value in said.items()}
-
-
-def _additive(found: Findings) -> bool:
-    """Whether the block's output is its input plus what attention and the MLP say they add."""
-    total, target = found.block.input, found.block.output
-    parts = [part for part in (found.value(name) for name in ADDENDS) if part is not None]
-    if total is None or target is None or not parts or total.shape != target.shape:
-        return False
-    if any(part.numel() != total.numel() for part in parts):
-        return False
-    for part in parts:
-        total = total + part.reshape(total.shape)
-    tolerance = 1e-4 if target.dtype in (torch.float32, torch.float64) else 3e-2
-    return bool((total - target).abs().max() <= tolerance * target.abs().max())
 
 
 def block_of(found: Findings) -> Block:

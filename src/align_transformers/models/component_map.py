@@ -43,6 +43,8 @@ class ComponentMap:
             dot in front where it has one; as far as they were found.
         missing: why there is nothing (`""`), or which ends were not found.
         note: what is to be known of all that the map says; mostly empty.
+        widths: of what modules got (`input`) and gave (`output`), by path and side, in the forward pass that was
+            watched; without those that may be the length of the sequence.
     """
 
     model_class: str
@@ -50,6 +52,7 @@ class ComponentMap:
     ends: Mapping[str, Slot] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+    widths: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     def find(self, site: Site) -> tuple[Slot, str] | None:
         """Return where a named site's tensor is, and the path of its block (empty for an end); `None` if it is not had.

@@ -10,8 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from .._checked import checked
 from ..sites import ADDENDS, COMPONENTS
 from .component_map import Block, ComponentMap
+from .contributions import BY_THE_SUM, CONTRIBUTIONS
 from .resolve import resolve
 from .slot import Slot
 from .tree import Tree, TreeRow, html_of, rich_of, text_of
@@ -28,7 +30,7 @@ class Whereabouts:
         width: number of coordinates; `None` where it depends on the input.
         heads: number of heads, 0 where there are none.
         head_dim: coordinates of a head, 0 where that depends on the input.
-        note: how heads are shared, or that only some coordinates of the module are meant.
+        note: how heads are shared, that only some coordinates of the module are meant, or what is added of which part.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Description:
         return html_of(_tree(self))
 
 
+@checked
 def describe(model: nn.Module | ComponentMap) -> Description:
     """Return what was found in a model: stacks, blocks, components, sizes, heads, and what is unavailable and why.
 
@@ -108,7 +111,7 @@ def describe(model: nn.Module | ComponentMap) -> Description:
 
     >>> print(describe(nn.Linear(2, 3)))
     Linear
-    └── no blocks: no dummy input was accepted, so give example_inputs (...)
+    └── no blocks: no stack of blocks was found in it
     """
     found = model if isinstance(model, ComponentMap) else resolve(model)
     stacks = {name: tuple(_kinds(blocks)) for name, blocks in found.stacks.items()}
@@ -140,6 +143,7 @@ def _place(name: str, slot: Slot, root: str, how: str = "") -> Whereabouts:
     module = slot.path[len(root) :].lstrip(".") if root and (slot.path + ".").startswith(root + ".") else slot.path
     heads, head_dim = (slot.n_heads, 0) if slot.heads is None else (len(slot.heads), int(slot.heads.shape[1]))
     part = "" if slot.channels is None else how.removeprefix("by gradient: ").replace(slot.path, "it")
+    part = how.removeprefix(BY_THE_SUM).replace(f"{root}.", "") if how.startswith(BY_THE_SUM) else part
     note = "; ".join(filter(None, [part, slot.grouping]))
     side = slot.side if slot.via == "module" else "inside"
     return Whereabouts(name, module, side, slot.width, heads, head_dim, note)
@@ -147,8 +151,11 @@ def _place(name: str, slot: Slot, root: str, how: str = "") -> Whereabouts:
 
 def _facts(block: Block) -> Iterable[str]:
     flags, present = block.flags, [name for name in ADDENDS if name in block.slots]
+    added = [CONTRIBUTIONS[name] for name in present if CONTRIBUTIONS[name] in block.slots]
     if flags.get("additive"):
         yield f"additive: block_output = {' + '.join(['block_input', *present])}"
+    elif added:
+        yield f"block_output = {' + '.join(['block_input', *added])}"
     elif present:
         yield "not additive: block_output is not block_input + " + " + ".join(present)
     mixer = flags.get("mixer", "softmax")

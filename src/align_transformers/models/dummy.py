@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .devices import input_device
+
+_KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
 BATCH, LENGTH, ENCODER_LENGTH = 2, 7, 11
 """Small, and all different, so that axes can be told apart."""
 
@@ -25,7 +28,10 @@ def dummy_inputs(model: nn.Module) -> Iterator[Mapping[str, Any]]:
         main = next(
             (name for name in ("input_ids", "pixel_values", "grid_thw", "input_features") if name in takes), main
         )
-    if main in ("pixel_values", "grid_thw"):
+    open_ended = any(one.kind is one.VAR_KEYWORD for one in takes.values())
+    if main not in takes and not open_ended:
+        yield from list(_vectors(model, takes)) or _texts(model)
+    elif main in ("pixel_values", "grid_thw"):
         yield from _pictures(model, takes)
     elif main in ("input_values", "input_features"):
         yield from _sounds(model, main)
@@ -38,12 +44,12 @@ def dummy_inputs(model: nn.Module) -> Iterator[Mapping[str, Any]]:
 def _ids(model: nn.Module, length: int, rows: int = BATCH) -> Tensor:
     """Return token ids that differ along a row, small enough for any vocabulary, on the model's device."""
     table = getattr(model, "get_input_embeddings", lambda: None)
-    embeddings = _or_none(table)
+    embeddings = _or_none(table) or next((one for one in model.modules() if isinstance(one, nn.Embedding)), None)
     size = int(getattr(embeddings, "num_embeddings", 0) or 32)
     generator = torch.Generator().manual_seed(0)
     low = min(6, size - 1)
     ids = torch.randint(low, max(low + 1, min(size, 150)), (rows, length), generator=generator)
-    return ids.to(_device(model))
+    return ids.to(input_device(model))
 
 
 def _or_none(get: Any) -> Any:
@@ -51,10 +57,6 @@ def _or_none(get: Any) -> Any:
         return get()
     except (NotImplementedError, AttributeError):
         return None
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
 
 
 def _texts(model: nn.Module) -> Iterator[Mapping[str, Any]]:
@@ -68,6 +70,22 @@ def _texts(model: nn.Module) -> Iterator[Mapping[str, Any]]:
     books = int(getattr(model, "num_codebooks", 0) or getattr(getattr(model, "config", None), "num_codebooks", 0) or 0)
     if books:
         yield {"input_ids": _ids(model, LENGTH, BATCH * books), **quiet}
+
+
+def _vectors(model: nn.Module, takes: Mapping[str, inspect.Parameter]) -> Iterator[Mapping[str, Any]]:
+    """Yield vectors for a model that takes no tokens: as wide as what its first layer reads."""
+    name = "inputs_embeds" if "inputs_embeds" in takes else next(iter(takes), None)
+    width = next(filter(None, map(_reads, model.modules())), None)
+    if name is None or width is None or takes[name].kind not in (_KEYWORD, inspect.Parameter.KEYWORD_ONLY):
+        return
+    length = LENGTH if width != LENGTH else ENCODER_LENGTH
+    yield {name: _noise(model, BATCH, length, width)}
+    yield {name: _noise(model, BATCH, width)}
+
+
+def _reads(module: nn.Module) -> int | None:
+    """Return how many coordinates a layer reads; `None` where that is not plain to see."""
+    return module.in_features if isinstance(module, nn.Linear) else getattr(module, "input_size", None)
 
 
 def _setting(model: nn.Module, name: str, default: int) -> int:
@@ -86,7 +104,7 @@ def _pictures(model: nn.Module, takes: Collection[str]) -> Iterator[Mapping[str,
         patch, frames = _setting(model, "patch_size", 14), _setting(model, "temporal_patch_size", 1)
         side = 2 * _setting(model, "spatial_merge_size", 1)
         flat = _noise(model, side * side, _setting(model, "in_channels", channels) * frames * patch * patch)
-        grid = torch.tensor([[1, side, side]], device=_device(model))
+        grid = torch.tensor([[1, side, side]], device=input_device(model))
         yield {("pixel_values" if "pixel_values" in takes else "hidden_states"): flat, "grid_thw": grid}
     texts = {name: _ids(model, LENGTH) for name in ("input_ids", "decoder_input_ids") if name in takes}
     for size in dict.fromkeys((_setting(model, "image_size", 32), 32, 64, 128, 224)):
@@ -113,4 +131,4 @@ def _sounds(model: nn.Module, main: str) -> Iterator[Mapping[str, Any]]:
 def _noise(model: nn.Module, *shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return torch.randn(*shape, generator=generator).to(_device(model), dtype)
+    return torch.randn(*shape, generator=generator).to(input_device(model), dtype)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
-import uuid
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 
 from align_transformers._errors import ModelNotFoundError
+from align_transformers._files import new_folder, put_folder
 
 FORMAT = 1  # raise it when what `_convert` writes changes: checkpoints of another format are then not looked at
 CACHE_VARIABLE = "ALIGN_TRANSFORMERS_CACHE"
@@ -92,14 +91,9 @@ def embedded_checkpoint(name: str, *, cache_dir: str | os.PathLike[str] | None =
             f"cannot convert the embedded model {name!r} for its first use: {' and '.join(missing)} not installed. "
             f"Install: {model.how_to_install}"
         )
-    root.mkdir(parents=True, exist_ok=True)
-    workshop = root / f".{target.name}.{uuid.uuid4().hex}"  # beside the target, so that the rename is atomic
-    try:
-        workshop.mkdir()
+    with new_folder(target) as workshop:
         _convert(folder, model.file, workshop)
         _publish(workshop, target)
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
     return target
 
 
@@ -142,9 +136,6 @@ def _convert(folder: Path, file: str, target: Path) -> None:
     model, tokenizer = _read_gguf(folder, file)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    for path in target.iterdir():  # on the disk before the rename makes it visible, whatever happens next
-        with path.open("rb+") as stream:
-            os.fsync(stream.fileno())
 
 
 def _read_gguf(folder: Path, file: str) -> tuple[Any, Any]:
@@ -162,10 +153,10 @@ def _read_gguf(folder: Path, file: str) -> tuple[Any, Any]:
 
 def _publish(workshop: Path, target: Path) -> None:
     """Give the finished checkpoint its name; another process that was faster wins, a broken one is replaced."""
+    if _is_whole(target):
+        return
     try:
-        workshop.rename(target)
+        put_folder(workshop, target)
     except OSError:
-        if _is_whole(target):
-            return
-        shutil.rmtree(target, ignore_errors=True)
-        workshop.rename(target)
+        if not _is_whole(target):
+            raise

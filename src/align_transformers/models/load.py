@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from align_transformers._checked import checked
 from align_transformers._errors import ModelNotFoundError, SpecError, near_misses
 from align_transformers.models.embedded import EMBEDDED, embedded_checkpoint, embedded_hint
 
@@ -18,6 +19,7 @@ HUB_PATIENCE = 5.0  # seconds the hub has for its first answer; its own client g
 _SHARED = ("force_download", "local_files_only", "revision", "subfolder", "token")  # options the tokenizer needs too
 
 
+@checked
 def load_model(
     name_or_path: str | os.PathLike[str],
     *,
@@ -46,7 +48,7 @@ def load_model(
 
     Raises:
         ModelNotFoundError: it cannot be had; the message says what was tried and what to install.
-        SpecError: `trust_remote_code` was asked for.
+        SpecError: `trust_remote_code` was asked for, a device that is not there, or an option that there is not.
 
     Warns:
         UserWarning: the checkpoint lacks some of the model's weights, which are therefore random.
@@ -63,6 +65,9 @@ def load_model(
             "load_model does not run code that comes with a checkpoint (trust_remote_code); "
             "load such a model with transformers yourself and hand it over"
         )
+    _check_placed(options.get("device_map"))
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise SpecError(f"dtype is a torch.dtype, the name of one, or 'auto'; found {dtype!r}")
     name = os.fspath(name_or_path)
     if name in EMBEDDED:
         with _quiet():
@@ -81,6 +86,21 @@ def load_model(
         return _read(name, name, {**options, "local_files_only": True})
     except ModelNotFoundError as error:
         raise _not_found(name, unreachable + "; no earlier download in its cache") from error
+
+
+def _check_placed(device_map: Any) -> None:
+    """Refuse a map of devices that names one which is not there."""
+    named = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    for device in named:
+        if device is None or device in ("auto", "balanced", "balanced_low_0", "sequential", "disk"):
+            continue
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise SpecError(
+                f"device_map={device_map!r} names a device that is not there ({_first_line(error)}): leave it out for "
+                "the CPU, or use 'auto'"
+            ) from error
 
 
 def _is_local(name_or_path: str | os.PathLike[str]) -> bool:
@@ -155,6 +175,8 @@ def _read(source: str, name: str, options: dict[str, Any]) -> tuple[Any, Any]:
             model, info = _model_class(config).from_pretrained(source, output_loading_info=True, **options)
         except OSError as error:
             raise ModelNotFoundError(f"cannot load the weights of {name!r}: {_first_line(error)}") from error
+        except (TypeError, ValueError, ImportError) as error:
+            raise SpecError(f"{name!r} cannot be loaded with these options: {_first_line(error)}") from error
         tokenizer = _read_tokenizer(source, name, shared)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -163,7 +185,7 @@ def _read(source: str, name: str, options: dict[str, Any]) -> tuple[Any, Any]:
             f"the checkpoint of {name!r} lacks {len(missing)} weights of {type(model).__name__}, which are random now: "
             f"{shown}",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return model.eval(), tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from .._errors import SiteError, near_misses
-from ..sites import Site
+from ..sites import Layers, Site
 from .modules import module_width, submodule, uncompiled
 from .recurrent_cells import find_step
 from .resolve import known_map, resolve
@@ -51,6 +51,41 @@ def find_slot(model: nn.Module, site: Site) -> Slot:
         known_paths = near_misses(path, [name for name, _ in model.named_modules() if name])
         raise SiteError(f"{type(model).__name__} has no module {path!r}; {known_paths}")
     return Slot(module, path, side, site.call, width=module_width(module, side))
+
+
+def chosen_layers(model: nn.Module, component: str, layers: Layers) -> tuple[int, ...]:
+    """Return the numbers of some layers, from 0, each once.
+
+    Args:
+        model: the user's model.
+        component: what is looked for in them, by name.
+        layers: numbers, negative ones from the last layer; or `"all"` that have the component.
+
+    Raises:
+        SiteError: there is no such layer, or no layer has the component.
+
+    >>> import transformers
+    >>> sizes = dict(vocab_size=50, n_embd=16, n_head=2, n_layer=3, n_positions=8)
+    >>> chosen_layers(transformers.GPT2Model(transformers.GPT2Config(**sizes)), "mlp_output", -1)
+    (2,)
+    """
+    first, found = Site(component, 0), resolve(model)
+    if first.stack not in found.stacks:
+        found.slot(first)  # which says why
+    count = len(found.stacks[first.stack])
+    if layers == "all":
+        having = tuple(layer for layer in range(count) if found.find(Site(component, layer)) is not None)
+        if not having:
+            found.slot(first)  # which says why
+        return having
+    listed = [layers] if isinstance(layers, int) else list(layers)
+    for layer in listed:
+        if not -count <= layer < count:
+            raise SiteError(
+                f"layer {layer} does not exist: {found.model_class} has {count} blocks, 0 to {count - 1}, or from the "
+                f"last -1 to -{count}"
+            )
+    return tuple(dict.fromkeys(layer % count for layer in listed))
 
 
 def _is_there(model: nn.Module, slot: Slot, block: str) -> bool:

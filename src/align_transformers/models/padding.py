@@ -9,7 +9,7 @@ is left as it is.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,8 +18,11 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from .._errors import SpecError
+from ..positions import Span
 from .arguments import arguments
 from .modules import evaluating, uncompiled
+from .quiet import quietly
 from .sequence import CACHES, Inputs, token_axis
 from .slot import find_leaf
 
@@ -96,6 +99,31 @@ def with_positions(model: nn.Module, inputs: Inputs) -> Inputs:
     return inputs
 
 
+def check_counted(spans: Iterable[Span], numbers: Iterable[int]) -> None:
+    """Refuse numbers from 0 of tokens that the caller padded on the left: they may be meant as columns, too.
+
+    In `unit_locations` a number is a column of the batch; where prompts are counted it is that of a real token.
+
+    Args:
+        spans: of the real tokens of each example.
+        numbers: of tokens; negative ones count from the end, in a batch and in a prompt.
+
+    Raises:
+        SpecError: there is padding on the left, and a number from 0.
+
+    >>> check_counted([(0, 5), (0, 3)], [2]), check_counted([(2, 5)], [-1])
+    (None, None)
+    """
+    if any(start for start, _ in spans):
+        for number in numbers:
+            if number >= 0:
+                raise SpecError(
+                    f"the tokens are padded on the left, so {number} may be column {number} of the batch or the real "
+                    f"token {number} of each example: count from the end (-1 is the last token), or pad on the right, "
+                    "where both are the same"
+                )
+
+
 def as_alone(model: nn.Module, sources: Any) -> Any:
     """Return one input or several, each as `with_positions` returns it; what is no input as it is."""
     if isinstance(sources, Tensor | Mapping):
@@ -143,7 +171,7 @@ def _measure(model: nn.Module, inputs: Mapping[str, Any], real: Tensor, row: int
     padded = _cut(inputs, real.shape, row, slice(max(start - _ENOUGH, 0), end))
     placed = {**padded, "position_ids": _positions(padded["attention_mask"])}
     named, open_ended = arguments(model)
-    with torch.no_grad(), evaluating(model), warnings.catch_warnings():
+    with torch.no_grad(), evaluating(model), quietly(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a model says of position_ids that it does not use
         alone = _seen(model, _cut(inputs, real.shape, row, slice(start, end)), end - start)
         plain = _seen(model, padded, end - start)

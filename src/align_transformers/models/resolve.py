@@ -11,9 +11,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from .._checked import checked
+from .._errors import SpecError
 from .blocks import block_of, examine_stack
 from .component_map import ComponentMap
+from .contributions import find_contributions
 from .copies import has_no_values, moved, random_copy
+from .declared import declared, paths_of
 from .dummy import BATCH, dummy_inputs
 from .ends import find_ends
 from .modules import evaluating, every_module, uncompiled
@@ -37,6 +41,7 @@ _maps: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 _resolving = threading.RLock()
 
 
+@checked
 def resolve(
     model: nn.Module,
     *,
@@ -59,6 +64,7 @@ def resolve(
         the same, where modules of the model have been exchanged since.
 
     Raises:
+        SpecError: the model does not take `example_inputs`.
         SiteError: an override names a place that does not exist or has another shape.
     """
     known, modules = _maps.get(model), _fingerprint(model)
@@ -102,29 +108,40 @@ def _resolve(model: nn.Module, example: Mapping[str, Any] | None, overrides: Map
     inner = uncompiled(model)
     # Gradients are needed whatever mode the caller is in; compiled blocks would not see the hooks.
     eager = torch.compiler.set_stance("force_eager")
+    paths = paths_of(inner)
+    if paths is not None and overrides:
+        raise SpecError(f"{name} says itself where its components are (component_paths): overrides have no say there")
     with torch.inference_mode(False), torch.enable_grad(), eager, evaluating(inner):
         trace = _trace(inner, example)
+        widths = {} if isinstance(trace, str) else _widths(trace)
+        if paths is not None:
+            return replace(declared(inner, paths, widths), model_class=name)
         if isinstance(trace, str):
             return ComponentMap(name, {}, missing={"": trace})
         stacks = find_stacks(inner, trace)
         if not stacks:
-            return ComponentMap(name, {}, missing={"": "no stack of blocks was found in it"})
+            return ComponentMap(name, {}, missing={"": "no stack of blocks was found in it"}, widths=widths)
         batch = BATCH if example is None else _batch(example)
         by_name = _name_stacks(inner, stacks)
         named = {key: examine_stack(stack, trace, batch) for key, stack in by_name.items()}
         for key, component in overrides.items():
             override(named, key, component, trace)
+        for found in (found for stack in named.values() for found in stack if overrides):
+            find_contributions(found)  # the sum may hold with what the caller knows
         ends, missing = find_ends(inner, trace, by_name)
         ran = {call.module for call in trace.calls}
         towers = find_towers(inner, ran, lambda tower: _resolve(tower, None, {}))
     blocks = {key: tuple(block_of(found) for found in stack) for key, stack in named.items()}
-    return ComponentMap(name, blocks | towers.stacks, ends | towers.ends, missing | towers.missing)
+    return ComponentMap(name, blocks | towers.stacks, ends | towers.ends, missing | towers.missing, widths=widths)
 
 
 def _trace(model: nn.Module, example: Mapping[str, Any] | None) -> Trace | str:
     """Return a watched forward pass, or why there is none."""
     if example is not None:
-        return watch(model, example)
+        try:
+            return watch(model, example)
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            raise SpecError(f"example_inputs are no input of {type(model).__name__}: {error}") from error
     reasons = []
     for inputs in dummy_inputs(model):
         try:
@@ -132,6 +149,20 @@ def _trace(model: nn.Module, example: Mapping[str, Any] | None) -> Trace | str:
         except Exception as error:  # whatever a model says to inputs it does not like
             reasons.append(f"{type(error).__name__}: {error}".splitlines()[0][:200])
     return f"no dummy input was accepted, so give example_inputs ({'; '.join(dict.fromkeys(reasons))})"
+
+
+def _widths(trace: Trace) -> dict[tuple[str, str], int]:
+    """Return the widths of what modules got and gave; not of those that differ, or may be the sequence's length."""
+    seen: dict[tuple[str, str], set[int]] = {}
+    for call in trace.calls:
+        for side, tensor in (("input", call.input), ("output", call.output)):
+            if tensor is not None and tensor.ndim:
+                seen.setdefault((call.path, side), set()).add(int(tensor.shape[-1]))
+    whole = trace.calls[0].arguments
+    given = [value for value in (*whole[0], *whole[1].values()) if isinstance(value, torch.Tensor)]
+    axes = (value.shape[1:-1] if value.is_floating_point() else value.shape[1:] for value in given)
+    lengths = {int(size) for sizes in axes for size in sizes}
+    return {place: min(sizes) for place, sizes in seen.items() if len(sizes) == 1 and not sizes & lengths}
 
 
 def _batch(example: Mapping[str, Any]) -> int:

@@ -21,13 +21,14 @@ class Scope:
 
     Args:
         lasting: it goes on in the passes that are run while it is open.
-        of: the lasting one that a call belongs to.
+        of: the lasting ones that act in this call of a model.
+        holder: what it was opened for, for those who look for it among the acting ones.
     """
 
-    __slots__ = ("lasting", "of")
+    __slots__ = ("holder", "lasting", "of")
 
-    def __init__(self, lasting: bool = False, of: Scope | None = None) -> None:
-        self.lasting, self.of = lasting, of
+    def __init__(self, lasting: bool = False, of: tuple[Scope, ...] = (), holder: Any = None) -> None:
+        self.lasting, self.of, self.holder = lasting, of, holder
 
     @property
     def acts(self) -> bool:
@@ -73,8 +74,8 @@ def scope(new: Scope | None = None, *, alone: bool = False) -> Iterator[Scope]:
 
 
 def _goes_on(one: Scope, new: Scope) -> bool:
-    """Whether a scope acts in one that is opened in it: a pass ends all others, a call the last one of its kind."""
-    return one.lasting or new.lasting or (new.of is not None and one.of is not new.of)
+    """Whether a scope acts in one that is opened in it: a pass ends all others, a call those of the same edits."""
+    return one.lasting or new.lasting or (bool(new.of) and not any(kept in new.of for kept in one.of))
 
 
 def plainly(function: Callable[..., Any], *given: Any) -> Any:

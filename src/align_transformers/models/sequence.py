@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from .._errors import PlanError
+from .._errors import PlanError, SpecError
 from ..positions import Span
 
-Inputs = Mapping[str, Any] | Tensor
+Inputs = Annotated[Mapping[str, Any] | Tensor, "Of a text tokenizer(text, return_tensors='pt') makes one"]
 """The keyword arguments of the model, or one tensor for its only argument."""
 
 CACHES = ("past_key_values", "cache_params")
 """What a model may be handed that it has made of earlier tokens, and writes into."""
 
 
-def batch_size(inputs: Inputs) -> int:
+_TOWERS: Mapping[str, tuple[str, int]] = {"vision": ("pixel_values", 3), "audio": ("input_features", 2)}
+"""By what a tower is called: what it reads, and how many axes of that one of its examples has."""
+
+
+def batch_size(inputs: Inputs, stack: str = "") -> int:
     """Return the number of examples: the first axis of the tokens, or of the first tensor where there are none.
+
+    A tower may have examples of its own: as many as there are pictures, whatever the number of texts.
+
+    Args:
+        inputs: the model's.
+        stack: the stack of blocks in question, as for `token_axis`.
 
     Raises:
         PlanError: there is no tensor.
 
     >>> import torch
+    >>> batch_size({"input_ids": torch.ones(3, 5, dtype=torch.long), "pixel_values": torch.ones(1, 3, 8, 8)}, "vision")
+    1
     >>> batch_size({"position_ids": torch.arange(3)[None], "input_ids": torch.zeros(2, 3, dtype=torch.long)})
     2
     """
+    name, axes = _TOWERS.get(stack.partition(".")[0], ("", 0))
+    own = inputs.get(name) if isinstance(inputs, Mapping) else None
+    if isinstance(own, Tensor) and own.ndim > axes:
+        return math.prod(own.shape[:-axes])
     tokens = token_axis(inputs)
     if tokens is not None:
         return int(tokens.shape[0])
@@ -34,6 +52,34 @@ def batch_size(inputs: Inputs) -> int:
     if not tensors:
         raise PlanError(f"an input needs at least one tensor with a batch axis; found {inputs!r}")
     return int(tensors[0].shape[0])
+
+
+def check_tokens(model: nn.Module, inputs: Any, who: str) -> None:
+    """Refuse token ids that no model of transformers can look up.
+
+    Args:
+        model: the user's; others than those of transformers may call anything by these names.
+        inputs: of the model; what is no input is looked over.
+        who: whose input it is, for the message.
+
+    Raises:
+        SpecError: token ids are no tensor, have no axis of examples or none on it, or are not whole numbers.
+    """
+    if isinstance(inputs, Tensor) and getattr(model, "main_input_name", "") == "input_ids":
+        inputs = {"input_ids": inputs}
+    if not isinstance(inputs, Mapping) or not hasattr(model, "get_input_embeddings"):
+        return
+    for name in ("input_ids", "decoder_input_ids"):
+        ids = inputs.get(name)
+        wanted = f"{name} of {who} is a tensor (batch, tokens) of whole numbers"
+        if ids is not None and not isinstance(ids, Tensor):
+            raise SpecError(f"{wanted}; found a {type(ids).__name__}: torch.tensor makes one, or return_tensors='pt'")
+        if isinstance(ids, Tensor) and ids.ndim < 2:
+            raise SpecError(f"{wanted}; found the shape {tuple(ids.shape)}: a single example is {name}[None]")
+        if isinstance(ids, Tensor) and not len(ids):
+            raise SpecError(f"{wanted}; found the shape {tuple(ids.shape)}: there are no examples")
+        if isinstance(ids, Tensor) and ids.dtype not in (torch.int32, torch.int64):
+            raise SpecError(f"{wanted}; found {ids.dtype}: {name}.long() makes such ones")
 
 
 def is_batched(value: Any) -> bool:

@@ -31,11 +31,14 @@ class Slot:
         heads: `(n_heads, head_dim)` the last-axis entries of each head; `None` where there are no heads.
         width: number of coordinates; `None` where the module does not tell.
         grouping: how heads are shared, for messages; empty when they are not.
-        via: `module`, or what of transformers' attention or experts interface the tensor is, inside `module`.
+        via: `module`, or what the tensor is inside `module`: of transformers' attention or experts interface, or a
+            share of the module's output.
         n_heads: number of heads where their size depends on the input (attention patterns); else 0.
         also: further places in the arguments that hold the very same tensor, and are written with it.
         around: where the tensor is `(tokens, channels)`, the module whose input tells batch and length.
         fused: the recurrent module that runs by its cells for `module`, one of them, to be called.
+        scale: a number of the model's with which the tensor is multiplied where no module does it: this site's values
+            are the tensor times that.
     """
 
     module: nn.Module
@@ -52,6 +55,7 @@ class Slot:
     also: tuple[Leaf, ...] = ()
     around: nn.Module | None = None
     fused: nn.Module | None = None
+    scale: float = 1.0
 
     def __str__(self) -> str:
         return f"{self.path}.{self.side}"

@@ -6,6 +6,7 @@ from typing import Any, final
 
 from torch import Tensor
 
+from .._checked import checked
 from .operation import Operation
 
 
@@ -24,6 +25,7 @@ class Collect(Operation):
 
     writes = False
 
+    @checked
     def __init__(self, detach: bool = False) -> None:
         super().__init__()
         self.detach = detach

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._checked import checked
 from ..subspaces import Subspace, Whole
 from .operation import Operation
 
@@ -36,6 +37,7 @@ class Clamp(Operation):
     [3.0, 3.0]
     """
 
+    @checked
     def __init__(self, value: float) -> None:
         super().__init__()
         self.value = value
@@ -62,6 +64,7 @@ class Shift(Operation):
 
     relative = True
 
+    @checked
     def __init__(self, value: float | Float[Tensor, ""]) -> None:
         super().__init__()
         self.value = value
@@ -86,6 +89,7 @@ class Scale(Operation):
     [-2.0, -2.0]
     """
 
+    @checked
     def __init__(self, factor: float) -> None:
         super().__init__()
         self.factor = factor
@@ -112,12 +116,14 @@ class Mean(Operation):
 
     values: Tensor
 
+    @checked
     def __init__(self, values: Float[Tensor, " size"]) -> None:
         super().__init__()
         self.register_buffer("values", values.detach().clone())
         self.size = len(values)
 
     @classmethod
+    @checked
     def of(cls, activations: Float[Tensor, "... width"], subspace: Subspace | None = None) -> Mean:
         """Take the mean coordinates of activations.
 

@@ -8,6 +8,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from .._checked import checked
 from .._errors import SpecError
 from .operation import Operation, SourceKind
 
@@ -32,6 +33,7 @@ class Function(Operation):
 
     repeatable = False  # a function may count its calls, or draw numbers
 
+    @checked
     def __init__(self, function: Callable[..., Tensor | None]) -> None:
         super().__init__()
         self.function, self.arity = function, arity(function)

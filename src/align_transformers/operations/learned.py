@@ -6,6 +6,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from .._checked import checked
 from ..subspaces import uncast
 from .operation import Operation
 
@@ -25,6 +26,7 @@ class Learned(Operation):
 
     reads_vector = True
 
+    @checked
     def __init__(self, layer: nn.Linear, *, adds: bool = False) -> None:
         super().__init__()
         self.layer, self.adds, self.relative, self.size = layer, adds, adds, layer.out_features

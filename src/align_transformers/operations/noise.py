@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from .._checked import checked
 from .operation import Operation
 
 
@@ -28,6 +29,7 @@ class Noise(Operation):
 
     relative = True
 
+    @checked
     def __init__(self, noise_level: float = 3.0, std: float = 1.0, seed: int = 0) -> None:
         super().__init__()
         self.noise_level, self.std, self.seed = noise_level, std, seed

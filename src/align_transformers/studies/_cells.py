@@ -13,7 +13,7 @@ from ..interventions import Intervention, VanillaIntervention
 from ..models import find_slot, resolve
 from ..plan import Edit, Read, Run
 from ..positions import Positions
-from ..sites import COMPONENT_NAMES, COMPONENTS, HEAD_PREFIX, Site
+from ..sites import COMPONENTS, Site, in_block
 from ._cell_run import CellRun
 from ._prompts import Pairs, Place, Which, indices
 
@@ -58,7 +58,7 @@ class Selection:
                 f"heads={self.heads!r}"
             )
         for name in self.components:
-            Site(name, 0 if _in_block(name) else None)
+            Site(name, 0 if in_block(name) else None)
 
     def runs(self, model: nn.Module, pairs: Pairs) -> tuple[CellRun, ...]:
         """Return the runs: each swaps at one site in one direction.
@@ -107,13 +107,13 @@ class Selection:
     def _sites(self, model: nn.Module, pairs: Pairs) -> list[Site]:
         """Return the sites, by component and layer; of `"all"` layers those that have the component."""
         names = list(dict.fromkeys(self.components))
-        counts = [_layers(model, name) for name in names if _in_block(name)]
+        counts = [_layers(model, name) for name in names if in_block(name)]
         deep = f"{type(model).__name__} has {max(counts, default=0)} layers"
         chosen = indices(self.layers, max(counts), "layer", deep) if counts else []
         sites = []
         for name in names:
-            here = [Site(name, layer) for layer in chosen] if _in_block(name) else [Site(name)]
-            if self.layers == "all" and _in_block(name):
+            here = [Site(name, layer) for layer in chosen] if in_block(name) else [Site(name)]
+            if self.layers == "all" and in_block(name):
                 found = resolve(model)
                 here = [site for site in here if found.find(site) is not None] or here[:1]
             sites += here
@@ -194,12 +194,6 @@ def _columns(pairs: Pairs, site: Site, swaps: Sequence[SwapPlaces]) -> list[tupl
 def _intervention(width: int | None) -> str:
     """Return the name of the swap of whole vectors, or of blocks of those of some width."""
     return "swap" if width is None else f"swap {width}"
-
-
-def _in_block(name: str) -> bool:
-    """Whether a component has a layer number; neither paths nor the ends of a model do."""
-    last = name.rpartition(".")[2]
-    return last in COMPONENT_NAMES and COMPONENTS[last if last in COMPONENTS else last[len(HEAD_PREFIX) :]].in_block
 
 
 def _layers(model: nn.Module, name: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +31,12 @@ def subjects_of(
         if len(each) != len(prompts):
             raise SpecError(f"subject names {len(each)} prompts, but there are {len(prompts)}")
         lengths = [len(row) for row in tokens.ids]
+        rows: list[Any] = [*each]
+        for row in rows:
+            tokens.check_counted(row)
         found = [
-            tuple(sorted(indices(row, length, "position", f"prompt {number} has {length} tokens")))  # type: ignore[arg-type]
-            for number, (row, length) in enumerate(zip(each, lengths, strict=True))
+            tuple(sorted(indices(row, length, "position", f"prompt {number} has {length} tokens")))
+            for number, (row, length) in enumerate(zip(rows, lengths, strict=True))
         ]
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._errors import PositionError, SpecError
 from ..engine import real_spans
-from ..models.padding import left_padding, with_positions
+from ..models.devices import input_device
+from ..models.padding import check_counted, left_padding, with_positions
+from ..models.sequence import check_tokens
 from ..sites import Site
 
-Prompt = str | Sequence[str] | Mapping[str, Any]
+Prompt = Annotated[str | Sequence[str] | Mapping[str, Any], "Tokens go into a dict: {'input_ids': tensor}"]
 Which = Sequence[int] | Literal["all"]
+WhichPlaces = Annotated[Which, "Where a piece of text stands, `where` tells"]
 Place = tuple[int, int]
 """A position in the base and one in the source, both from 0 over the real tokens."""
 
@@ -31,15 +34,26 @@ class Tokens:
         texts: the texts of these.
         starts: for each prompt the column of its first real token (not 0 under left padding).
         length: columns of the padded batch.
+        given: the columns are those of tensors that the caller made.
     """
 
     ids: tuple[tuple[int, ...], ...]
     texts: tuple[tuple[str, ...], ...]
     starts: tuple[int, ...]
     length: int
+    given: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def check_counted(self, numbers: Iterable[int]) -> None:
+        """Refuse numbers of tokens that might as well be columns of the caller's tensors.
+
+        Raises:
+            SpecError: these are padded on the left, and a number counts from 0.
+        """
+        if self.given:
+            check_counted(((start, self.length) for start in self.starts), numbers)
 
     def columns(self, position: int | Sequence[int]) -> tuple[int, ...]:
         """Return the column of one position of every prompt.
@@ -48,12 +62,13 @@ class Tokens:
             position: from 0 over the real tokens, negative ones from the end; or one for each prompt.
 
         Raises:
-            SpecError: the positions are not as many as the prompts.
+            SpecError: the positions are not as many as the prompts, or may be meant as columns.
             PositionError: a prompt has no such position.
         """
         each = [position] * len(self) if isinstance(position, int) else list(position)
         if len(each) != len(self):
             raise SpecError(f"at names {len(each)} positions, but there are {len(self)} prompts")
+        self.check_counted(each)
         chosen = zip(each, self.texts, self.starts, strict=True)
         return tuple(s + indices([p], len(t), "position", f"a prompt has {len(t)} tokens")[0] for p, t, s in chosen)
 
@@ -138,6 +153,7 @@ def encode(prompts: Prompt, tokenizer: PreTrainedTokenizerBase | None, model: nn
     """
     texts = None if isinstance(prompts, Mapping) else [prompts] if isinstance(prompts, str) else list(prompts)
     left = texts is not None and _counts_from_the_mask(model)
+    check_tokens(model, prompts, "the prompts")
     inputs = _on_device(prompts if isinstance(prompts, Mapping) else _tokenized(texts or [], tokenizer, left), model)
     found = left_padding(model, inputs) if left else None
     if found is not None and not (found.placed or found.harmless):
@@ -153,15 +169,14 @@ def encode(prompts: Prompt, tokenizer: PreTrainedTokenizerBase | None, model: nn
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         stacks = ["encoder", "decoder"]
         inputs.setdefault("decoder_input_ids", _beginnings(model, batch))
-    sequences = {stack: _sequence(inputs, stack, tokenizer) for stack in stacks}
+    sequences = {stack: _sequence(inputs, stack, tokenizer, given=texts is None) for stack in stacks}
     said = texts or [("" if tokenizer is not None else " ").join(row) for row in sequences[stacks[0]].texts]
     return Prompts(inputs, tuple(said), sequences)
 
 
 def _on_device(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """Return an input with its tensors on a model's device."""
-    # What is on the meta device is fetched when it is needed, and inputs are moved to where it goes.
-    device = next((one.device for one in model.parameters() if not one.is_meta), torch.device("cpu"))
+    device = input_device(model)
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
@@ -178,7 +193,9 @@ def _beginnings(model: nn.Module, prompts: Tensor) -> Tensor:
     return prompts.new_full((len(prompts), 1), start)
 
 
-def _sequence(inputs: Mapping[str, Any], stack: str, tokenizer: PreTrainedTokenizerBase | None) -> Tokens:
+def _sequence(
+    inputs: Mapping[str, Any], stack: str, tokenizer: PreTrainedTokenizerBase | None, *, given: bool
+) -> Tokens:
     """Return one sequence of encoded prompts."""
     batch = inputs["decoder_input_ids" if stack == "decoder" else "input_ids"]
     spans = real_spans(inputs, stack) or [(0, batch.shape[1])] * len(batch)
@@ -187,7 +204,7 @@ def _sequence(inputs: Mapping[str, Any], stack: str, tokenizer: PreTrainedTokeni
     ids = tuple(tuple(row[start:end]) for row, (start, end) in zip(batch.tolist(), spans, strict=True))
     words = {token: token_text(token, tokenizer) for row in ids for token in row}
     texts = tuple(tuple(words[token] for token in row) for row in ids)
-    return Tokens(ids, texts, tuple(start for start, _ in spans), int(batch.shape[1]))
+    return Tokens(ids, texts, tuple(start for start, _ in spans), int(batch.shape[1]), given)
 
 
 def _tokenized(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None, left: bool) -> Mapping[str, Any]:
@@ -254,6 +271,7 @@ def _places(base: Tokens, source: Tokens, positions: Which | None, last: int | N
     """
     for number in range(len(base)):
         _check_lengths(base, source, number, last)
+    base.check_counted([] if positions is None or isinstance(positions, str) else positions)
     lengths = [len(ids) for ids in base.ids]
     wanted = "all" if positions is None else positions
     places = []

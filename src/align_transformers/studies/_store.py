@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-from .._errors import SpecError
+from .._errors import ArtifactError, SpecError
+from .._files import clear_leftovers
 from ..table import Table
 
 
@@ -22,6 +23,7 @@ class Store:
 
     Raises:
         SpecError: the folder holds parts of another sweep, or is a file.
+        ArtifactError: a part is damaged.
     """
 
     def __init__(self, folder: str | os.PathLike[str], study: Mapping[str, Any]) -> None:
@@ -29,6 +31,7 @@ class Store:
         self.study = json.loads(json.dumps(dict(study)))
         if self.folder.exists() and not self.folder.is_dir():
             raise SpecError(f"store={os.fspath(folder)!r} is a file; a sweep is stored as a folder of parquet files")
+        clear_leftovers(self.folder)
         for path in sorted(self.folder.glob("part-*.parquet"))[:1]:
             self._load(path)
 
@@ -41,6 +44,7 @@ class Store:
 
         Raises:
             SpecError: it is of another sweep, or was cut otherwise.
+            ArtifactError: it is damaged.
         """
         path = self._path(number)
         table = self._load(path) if path.exists() else None
@@ -61,8 +65,12 @@ class Store:
         return self.folder / f"part-{number:05d}.parquet"
 
     def _load(self, path: Path) -> Table:
-        table = Table.load(path)
-        found = table.meta.get("study", {})
+        try:
+            table = Table.load(path)
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}: remove it, and its part of the sweep is made again") from error
+        found = table.meta.get("study")
+        found = found if isinstance(found, dict) else {}
         other = [name for name in self.study if found.get(name) != self.study[name]]
         if other:
             raise SpecError(

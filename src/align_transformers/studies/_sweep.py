@@ -19,10 +19,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._bar import bar
-from .._errors import SiteError
+from .._errors import SiteError, SpecError
 from ..engine import Effect, Inputs, Outcome, Planner, batch_size, bind
 from ..interventions import Intervention
 from ..models import evaluating, find_slot
+from ..models.detours import is_detoured
 from ..models.fingerprint import digest, fingerprint
 from ..plan import Logits, Plan, Run
 from ..planners import execute
@@ -142,6 +143,8 @@ class Sweep:
                 return self.table(
                     model, store=store, planner=planner, progress=lambda done, total: advance(done, total, "")
                 )
+        if store is not None and is_detoured(model, "forward"):
+            raise SpecError("a store keeps what comes of the model without the edits that are applied to it here")
         with evaluating(model):
             kept = None if store is None else Store(store, self._facts(model))
             return self._table(model, kept, progress or None, planner)

@@ -15,11 +15,12 @@ from numpy.random import Generator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from .._checked import checked, checked_class
 from .._errors import SpecError
 from .._version import library_version
 from ..engine import Planner
 from ..interventions import VanillaIntervention
-from ..metrics import Metric, token_id
+from ..metrics import Metric, Metrics, token_id
 from ..models import find_slot
 from ..plan import Edit, Logits, Read, Run
 from ..positions import Positions
@@ -32,6 +33,7 @@ from ._scoring import metrics_for, model_name, tokens_of, values_of
 from ._sweep import Clean, Measurement, Scorer, Sweep
 
 
+@checked_class
 @dataclass(frozen=True)
 class Claim:
     """What a site depends on: a feature of the input, and nothing else; and what the sites before it depend on.
@@ -67,6 +69,7 @@ class Claim:
         return 1 + sum(child.count for child in self.children)
 
 
+@checked
 def causal_scrubbing(
     model: nn.Module,
     prompts: Prompt,
@@ -74,7 +77,7 @@ def causal_scrubbing(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     answers: int | str | Sequence[int | str] | None = None,
-    metric: Metric | Sequence[Metric] | None = None,
+    metric: Metrics | None = None,
     draws: int = 10,
     seed: int = 0,
     together: bool = False,
@@ -128,11 +131,13 @@ def causal_scrubbing(
     """
     encoded = encode(prompts, tokenizer, model)
     losses = metrics_for(_losses(answers, metric, len(encoded), tokenizer), None, len(encoded), "prompts") or {}
+    if seed < 0:
+        raise SpecError(f"seed is a number from 0; found {seed}")
     if draws < 1 or not hypothesis:
         raise SpecError(
             f"draws is a number from 1, and a hypothesis has at least one claim; found {draws}, {hypothesis!r}"
         )
-    tree = _Tree(encoded, np.random.default_rng(seed), together, draws)
+    tree = _Resampling(encoded, np.random.default_rng(seed), together, draws)
     for claim in hypothesis:
         tree.check(claim, model)
     runs, itself = tree.runs(hypothesis)
@@ -177,7 +182,7 @@ class _Loss:
 
 
 @dataclass(eq=False)
-class _Tree:
+class _Resampling:
     """Draws prompts and makes the runs. Each has a line for every prompt and draw.
 
     Args:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from .._checked import checked
 from .._errors import SpecError
 from .._version import library_version
 from ..engine import Planner
@@ -26,7 +27,7 @@ from ..sites import Site
 from ..table import Table
 from ._cell_run import CellRun
 from ._corruption import Subject, counterfactual_inputs, noisy, subjects_of
-from ._prompts import Prompt, Tokens, Which, encode, indices, token_text
+from ._prompts import Prompt, Tokens, Which, WhichPlaces, encode, indices, token_text
 from ._sweep import Clean, Measurement, Scorer, Sweep
 
 ROLES = (
@@ -36,6 +37,7 @@ ROLES = (
 """What a token is to the subject. A subject of one token is its last."""
 
 
+@checked
 def causal_tracing(
     model: nn.Module,
     prompts: Prompt,
@@ -44,7 +46,7 @@ def causal_tracing(
     tokenizer: PreTrainedTokenizerBase | None = None,
     components: Sequence[str] = ("block_output", "mlp_output", "attention_output"),
     layers: Which = "all",
-    positions: Which = "all",
+    positions: WhichPlaces = "all",
     window: int | Mapping[str, int] = 10,
     noise: float = 3.0,
     absolute: bool = False,
@@ -240,6 +242,7 @@ class _Restorations:
         count, most = len(texts), max(len(row) for row in self.tokens.texts)
         if isinstance(positions, str):
             return indices(positions, count, "position", "")
+        self.tokens.check_counted(positions)
         indices(positions, most, "position", f"the longest prompt has {most} tokens")
         here = [place for place in positions if -count <= place < count]
         return indices(here, count, "position", "") if here else []

@@ -8,17 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from .._checked import checked
 from .._errors import SpecError
 from ..engine import Planner
-from ..metrics import Metric
+from ..metrics import Metrics
 from ..plan import Run
 from ..table import Table
 from ._cells import Selection, SwapDirection
-from ._prompts import Prompt, Which, encode, pair_up
+from ._prompts import Prompt, Which, WhichPlaces, encode, pair_up
 from ._scoring import Answer, Scoring, answers_for, answers_metric, logits_wanted, metrics_for, model_name
 from ._sweep import Sweep
 
 
+@checked
 def grid(
     model: nn.Module,
     base: Prompt,
@@ -27,11 +29,11 @@ def grid(
     tokenizer: PreTrainedTokenizerBase | None = None,
     components: Sequence[str] = ("block_output",),
     layers: Which = "all",
-    positions: Which | None = "all",
+    positions: WhichPlaces | None = "all",
     heads: Which | None = None,
     neurons: int | None = None,
-    metric: Metric | Sequence[Metric] | None = None,
-    metrics: Mapping[str, Metric | Sequence[Metric]] | None = None,
+    metric: Metrics | None = None,
+    metrics: Mapping[str, Metrics] | None = None,
     answers: tuple[Answer, Answer] | Sequence[tuple[Answer, Answer]] | None = None,
     directions: Sequence[SwapDirection] = ("denoise",),
     last: int | None = None,

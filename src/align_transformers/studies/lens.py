@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from .._checked import checked
 from .._errors import SpecError
 from .._version import library_version
 from ..engine import Planner
@@ -25,11 +26,12 @@ from ..positions import Positions
 from ..sites import Site
 from ..table import Table
 from ._cell_run import CellRun
-from ._prompts import Prompt, Prompts, Which, encode, indices, token_text
+from ._prompts import Prompt, Prompts, Which, WhichPlaces, encode, indices, token_text
 from ._scoring import model_name
 from ._sweep import Clean, Measurement, Scorer, Sweep
 
 
+@checked
 def logit_lens(
     model: nn.Module,
     prompts: Prompt,
@@ -37,7 +39,7 @@ def logit_lens(
     tokenizer: PreTrainedTokenizerBase | None = None,
     components: Sequence[str] = ("block_output",),
     layers: Which = "all",
-    positions: Which = "all",
+    positions: WhichPlaces = "all",
     answers: int | str | Sequence[int | str] | None = None,
     top: int = 3,
     store: str | os.PathLike[str] | None = None,
@@ -103,8 +105,8 @@ def _runs(
     model: nn.Module, prompts: Prompts, components: Sequence[str], layers: Which, positions: Which
 ) -> Iterator[CellRun]:
     """Yield a run for each component and layer; its cells are the tokens of all prompts."""
-    if isinstance(components, str) or not components:
-        raise SpecError(f"components is a list of names, such as ['block_output']; found {components!r}")
+    if not components:
+        raise SpecError("components names nothing: give a list of names, such as ['block_output']")
     found = resolve(model)
     for name in dict.fromkeys(components):
         stack = Site(name, 0).stack

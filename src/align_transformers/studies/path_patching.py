@@ -8,28 +8,30 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, final
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from .._checked import checked
 from .._errors import SpecError
 from ..engine import Planner
 from ..interventions import AdditionIntervention, SubtractionIntervention, VanillaIntervention
-from ..metrics import Metric
+from ..metrics import Metrics
 from ..plan import Edit, Read, Run
 from ..positions import EVERYWHERE, Positions
 from ..sites import Site
 from ..table import Table
 from ._cell_run import CellRun
 from ._nodes import Node, group_size, kv_head, one_stack, others, receivers_of, senders_of
-from ._prompts import Pairs, Place, Prompt, Which, encode, indices, pair_up
+from ._prompts import Pairs, Place, Prompt, Which, WhichPlaces, encode, indices, pair_up
 from ._scoring import Answer, GridScorer, Scoring, answers_for, answers_metric, logits_wanted, metrics_for, model_name
 from ._sweep import Clean, Measurement, Scorer, Sweep
 
 Freeze = Literal["attention", "all", "none"]
 
 
+@checked
 def path_patching(
     model: nn.Module,
     base: Prompt,
@@ -39,12 +41,12 @@ def path_patching(
     senders: str | Sequence[str | Sequence[str]] = "heads",
     through: Sequence[str | Sequence[str]] = (),
     freeze: Freeze = "attention",
-    positions: Which | None = None,
-    receiver_positions: Which | None = None,
+    positions: WhichPlaces | None = None,
+    receiver_positions: WhichPlaces | None = None,
     per_query_head: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    metric: Metric | Sequence[Metric] | None = None,
-    metrics: Mapping[str, Metric | Sequence[Metric]] | None = None,
+    metric: Metrics | None = None,
+    metrics: Mapping[str, Metrics] | None = None,
     answers: tuple[Answer, Answer] | Sequence[tuple[Answer, Answer]] | None = None,
     last: int | None = None,
     at: int | Sequence[int] = -1,
@@ -110,8 +112,6 @@ def path_patching(
         >>> list(table.columns["sender"])
         ['a0.h0', 'a0.h1']
     """
-    if freeze not in get_args(Freeze):
-        raise SpecError(f"freeze is 'attention', 'all' or 'none'; found {freeze!r}")
     one_stack(model)
     pairs = pair_up(encode(base, tokenizer, model), encode(source, tokenizer, model), positions, last)
     hops = [receivers_of(hop, model, per_query_head=per_query_head, what="through") for hop in through]
@@ -163,7 +163,7 @@ def _columns(pairs: Pairs, positions: Which | None) -> list[tuple[int, ...]] | N
 
 
 @dataclass(frozen=True)
-class _Line:
+class _Sending:
     """A cell: who sends, in which pair, at which places of base and source."""
 
     senders: tuple[Node, ...]
@@ -198,7 +198,7 @@ class _Paths:
             SpecError: no sender comes before the first hop.
         """
         reached = max(node.reads_at for node in self.hops[0])
-        groups: dict[tuple[Site, ...], list[_Line]] = {}
+        groups: dict[tuple[Site, ...], list[_Sending]] = {}
         for several in senders:
             if min(node.writes_at for node in several) < reached:
                 groups.setdefault(tuple(node.site for node in several), []).extend(self._lines(several))
@@ -206,12 +206,12 @@ class _Paths:
             raise SpecError(f"no sender comes before {' and '.join(map(str, self.hops[0]))}, so there is no path")
         yield from (self._run(lines) for lines in groups.values())
 
-    def _lines(self, senders: tuple[Node, ...]) -> Iterator[_Line]:
+    def _lines(self, senders: tuple[Node, ...]) -> Iterator[_Sending]:
         together = self.pairs.positions is None
         for pair, places in enumerate(self.pairs.places(senders[0].site)):
-            yield from (_Line(senders, pair, group) for group in ([places] if together else [(p,) for p in places]))
+            yield from (_Sending(senders, pair, group) for group in ([places] if together else [(p,) for p in places]))
 
-    def _run(self, lines: Sequence[_Line]) -> CellRun:
+    def _run(self, lines: Sequence[_Sending]) -> CellRun:
         """Return the run whose logits are measured, with those that lead to it."""
         runs = _Runs(self, lines, "+".join(map(str, lines[0].senders)))
         edits = runs.sent()
@@ -232,7 +232,7 @@ class _Runs:
     """The runs of some lines: those that lead to the cells, as they are made."""
 
     paths: _Paths
-    lines: Sequence[_Line]
+    lines: Sequence[_Sending]
     name: str
     made: list[Run] = field(default_factory=list)
 
@@ -344,7 +344,7 @@ class _Runs:
             return [node]
         return [Node("head", node.layer, head) for head in range(node.head * size, (node.head + 1) * size)]
 
-    def _cell(self, line: _Line) -> dict[str, Any]:
+    def _cell(self, line: _Sending) -> dict[str, Any]:
         """Return the columns that say which cell it is."""
         sides = self.paths.pairs.base.tokens(""), self.paths.pairs.source.tokens("")
         at = (None, None) if self.paths.pairs.positions is None else line.places[0]

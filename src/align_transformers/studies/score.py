@@ -10,10 +10,11 @@ from typing import Any, final
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from .._checked import checked
 from .._errors import SpecError
 from .._version import library_version
 from ..engine import Planner
-from ..metrics import Metric
+from ..metrics import Metrics
 from ..plan import Logits, Run
 from ..table import Table
 from ._cell_run import CellRun
@@ -22,12 +23,13 @@ from ._scoring import MetricsByName, metrics_for, model_name, name_of, tokens_of
 from ._sweep import Clean, Measurement, Scorer, Sweep
 
 
+@checked
 def score(
     model: nn.Module,
     prompts: Prompt,
-    metric: Metric | Sequence[Metric] | None = None,
+    metric: Metrics | None = None,
     *,
-    metrics: Mapping[str, Metric | Sequence[Metric]] | None = None,
+    metrics: Mapping[str, Metrics] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     at: int | Sequence[int] = -1,
     store: str | os.PathLike[str] | None = None,

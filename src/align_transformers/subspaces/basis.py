@@ -30,11 +30,11 @@ class Coordinates(ABC):
     """The coordinates of a vector, and the vector with its coordinates changed. What they do not describe is kept."""
 
     @abstractmethod
-    def read(self, x: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    def read(self, x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
         """Return the coordinates of `x`, in the precision in which they are computed: at least that of `x`."""
 
     @abstractmethod
-    def moved(self, x: Float[Tensor, ...], change: Tensor, at: Tensor | None = None) -> Float[Tensor, ...]:
+    def moved(self, x: Float[Tensor, " ..."], change: Tensor, at: Tensor | None = None) -> Float[Tensor, " ..."]:
         """Return `x` with its coordinates changed by `change`, in the dtype of `x`; zeros leave it as it is.
 
         Args:
@@ -91,7 +91,7 @@ class Basis(Coordinates):
             )
         return x.to(torch.promote_types(x.dtype, torch.float32 if self.into is None else self.into.dtype))
 
-    def read(self, x: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    def read(self, x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
         """Return the coordinates of `x`."""
         x = self.promoted(x)
         return self._along(x if self.origin is None else x - self.origin.to(x.device))
@@ -110,7 +110,7 @@ class Basis(Coordinates):
         with uncast(change):
             return change if self.back is None else _product(change, self.back.to(change))
 
-    def moved(self, x: Float[Tensor, ...], change: Tensor, at: Tensor | None = None) -> Float[Tensor, ...]:
+    def moved(self, x: Float[Tensor, " ..."], change: Tensor, at: Tensor | None = None) -> Float[Tensor, " ..."]:
         """Return `x + lift(change)`, in the dtype of `x`."""
         return (self.promoted(x) + self.lift(change)).to(x.dtype)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .._checked import checked
 from .._errors import SpecError
 from .basis import Coordinates, uncast
 from .partition import Choice
@@ -70,6 +71,7 @@ class Dictionary(Subspace):
     width: int
     size: int
 
+    @checked
     def __init__(
         self,
         width: int,
@@ -84,9 +86,6 @@ class Dictionary(Subspace):
         skip: bool = False,
     ) -> None:
         super().__init__(width, latents)
-        for value, known in ((activation, get_args(Activation)), (normalise, get_args(Normalisation))):
-            if value not in known:
-                raise SpecError(f"a dictionary has one of {', '.join(known)}; found {value!r}")
         if width < 1 or latents < 1 or (inputs is not None and inputs < 1):
             raise SpecError(f"a dictionary has latents of vectors; asked for {latents} latents of width {width}")
         if (activation == "topk") != (k is not None) or (k is not None and not 1 <= k <= latents):
@@ -108,6 +107,7 @@ class Dictionary(Subspace):
             self.register_buffer("W_skip", torch.zeros(width, inputs))
 
     @classmethod
+    @checked
     def from_state_dict(cls, state: Mapping[str, Tensor], **options: Any) -> Dictionary:
         """Make one of the weights of a dictionary.
 
@@ -132,6 +132,7 @@ class Dictionary(Subspace):
         return one
 
     @classmethod
+    @checked
     def from_saelens(
         cls, folder: str | os.PathLike[str], *, scaling_factor: float | None = None, include_error: bool = True
     ) -> Dictionary:
@@ -244,11 +245,11 @@ class Latents(Coordinates):
     dictionary: Dictionary
     of: Tensor | None = None
 
-    def read(self, x: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    def read(self, x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
         """Return the latents of `x`."""
         return self.dictionary.encode(x)
 
-    def moved(self, x: Float[Tensor, ...], change: Tensor, at: Tensor | None = None) -> Float[Tensor, ...]:
+    def moved(self, x: Float[Tensor, " ..."], change: Tensor, at: Tensor | None = None) -> Float[Tensor, " ..."]:
         """Return `x` moved by what the decoder makes of the change; without the error, what it makes of the latents."""
         of = x if self.of is None else self.of
         if self.dictionary.include_error:

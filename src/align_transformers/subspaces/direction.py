@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._checked import checked
 from .._errors import SpecError
 from .basis import Basis
 from .concepts import Eraser
@@ -31,6 +32,7 @@ class Direction(Subspace):
 
     vector: Tensor
 
+    @checked
     def __init__(self, vector: Float[Tensor, " width"]) -> None:
         super().__init__(len(vector), 1)
         if not vector.is_meta and not float(vector.norm()) > 0:
@@ -63,6 +65,7 @@ class Concept(Subspace):
     into: Tensor
     back: Tensor
 
+    @checked
     def __init__(self, eraser: Eraser) -> None:
         super().__init__(*eraser.into.shape)
         for name in ("mean", "into", "back"):

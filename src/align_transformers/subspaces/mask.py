@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .._checked import checked
 from .._errors import SpecError
 from .basis import Coordinates
 from .partition import Choice
@@ -104,6 +105,7 @@ class Masked(Subspace):
 
     size: int
 
+    @checked
     def __init__(
         self, over: Subspace, schedule: Sequence[float], temperature: float | None, sparsity: float, hard: bool
     ) -> None:
@@ -162,6 +164,7 @@ class Mask(Masked):
     [0.5, 0.5]
     """
 
+    @checked
     def __init__(
         self,
         over: Subspace,
@@ -207,6 +210,7 @@ class Boundary(Masked):
     4
     """
 
+    @checked
     def __init__(
         self,
         over: Subspace,

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._checked import checked
 from .._errors import SpecError
 from .basis import Basis
 from .partition import Choice
@@ -89,6 +90,7 @@ class PrincipalComponents(Subspace):
     [[2.0]]
     """
 
+    @checked
     def __init__(self, components: Components) -> None:
         super().__init__(*components.directions.shape)
         for field in fields(components):

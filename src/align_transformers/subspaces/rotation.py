@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .._checked import checked
 from .._errors import SpecError
 from .basis import Basis
 from .partition import Choice
@@ -63,6 +64,7 @@ class Rotation(Subspace):
     True
     """
 
+    @checked
     def __init__(self, width: int, k: int, stack: int | None = None) -> None:
         super().__init__(width, k)
         if not 1 <= k <= width:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .._checked import checked
 from .._errors import SpecError, UnknownNameError, near_misses
 from .._types import hints_of, misfit
 from .basis import Coordinates
@@ -46,6 +47,7 @@ class Subspace(nn.Module, ABC):
     hard: bool = False
     """Whether what is soft while it is learned is hard."""
 
+    @checked
     def __init__(self, width: int | None, size: int | None) -> None:
         super().__init__()
         self.width, self.size = width, size
@@ -59,7 +61,7 @@ class Subspace(nn.Module, ABC):
             choice: what each example chooses; only looked at with `takes_choice`.
         """
 
-    def read(self, x: Float[Tensor, ...], choice: Choice | None = None) -> Float[Tensor, ...]:
+    def read(self, x: Float[Tensor, " ..."], choice: Choice | None = None) -> Float[Tensor, " ..."]:
         """Return the coordinates of `x`, `(..., width)`, as `(..., size)`."""
         return self.basis(x, choice).read(x)
 

@@ -6,6 +6,7 @@ from typing import final
 
 from torch import Tensor
 
+from .._checked import checked
 from .basis import Basis
 from .partition import Choice
 from .subspace import Subspace
@@ -26,6 +27,7 @@ class Whole(Subspace):
     [[1.0, 1.0]]
     """
 
+    @checked
     def __init__(self, width: int | None = None) -> None:
         super().__init__(width, width)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from .._errors import SpecError, UnknownNameError, near_misses
+from .._checked import checked
+from .._errors import ArtifactError, SpecError, UnknownNameError, near_misses
 from .._files import write_atomically
 from .._optional import optional
 from .values import TYPES, arrow_type, in_encoder, mean_of, plain_meta, plain_value
@@ -45,6 +46,7 @@ class Table:
     meta: Mapping[str, Any]
 
     @classmethod
+    @checked
     def from_rows(
         cls, rows: Iterable[Mapping[str, Any]], *, meta: Mapping[str, Any], columns: Iterable[str] | None = None
     ) -> Table:
@@ -97,6 +99,7 @@ class Table:
         return {"meta": plain_meta(self.meta), "rows": rows, **names}
 
     @classmethod
+    @checked
     def from_dict(cls, data: Mapping[str, Any]) -> Table:
         """Build the table that `to_dict` described.
 
@@ -122,6 +125,7 @@ class Table:
                 frame[name] = pandas.array(frame[name], dtype="float64") if frame[name] else []
         return pandas.DataFrame(frame)
 
+    @checked
     def pivot(
         self,
         value: str = "recovered",
@@ -169,6 +173,7 @@ class Table:
         """Return the distinct components, in the order in which they first appear."""
         return list(dict.fromkeys(self.columns.get("component", ())))
 
+    @checked
     def select(self, component: str | None = None, where: Mapping[str, Any] | None = None) -> Table:
         """Return the table of the rows of one component, or with other values.
 
@@ -195,6 +200,7 @@ class Table:
         return Table.from_rows(kept, meta=self.meta, columns=self.columns)
 
     @classmethod
+    @checked
     def concat(cls, tables: Iterable[Table] | Mapping[str, Table], *, name: str = "table") -> Table:
         """Return the rows of several tables as one, the tables one after the other.
 
@@ -231,6 +237,7 @@ class Table:
             columns=[*([name] if named is not None else []), *columns],
         )
 
+    @checked
     def relative_to(self, anchor: int | Sequence[int] | Literal["last"] = "last") -> Table:
         """Return the table with a column `place`: the position of a row, counted from a place that all pairs have.
 
@@ -274,6 +281,7 @@ class Table:
             raise SpecError(f"the table does not tell its prompts: its meta has no {said!r}")
         return len(tokens if pairs == 1 else tokens[row["pair"]])
 
+    @checked
     def mean(
         self,
         by: Iterable[str] = ("direction", "component", "layer", "position"),
@@ -329,6 +337,7 @@ class Table:
         columns = [*names, "count", value, "low", "high"]
         return Table.from_rows(rows, meta={**self.meta, "mean_of": value, "level": level}, columns=columns)
 
+    @checked
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the table as parquet, `meta` inside the file, in one step (a killed save leaves no half-made file).
 
@@ -350,19 +359,29 @@ class Table:
         return write_atomically(path, buffer.getvalue())
 
     @classmethod
+    @checked
     def load(cls, path: str | os.PathLike[str]) -> Table:
         """Read a table that `save` wrote.
 
         Raises:
             SpecError: the parquet file was not written by `Table.save`.
+            ArtifactError: it is damaged, or no parquet file.
             FileNotFoundError: there is no such file.
             MissingExtraError: pyarrow is not installed.
         """
-        stored = optional("pyarrow.parquet", extra="tables").read_table(os.fspath(path), partitioning=None)
-        meta = (stored.schema.metadata or {}).get(_META_KEY)
-        if meta is None:
-            raise SpecError(f"{os.fspath(path)} carries no description of a table; was it written by Table.save?")
-        return cls.from_rows(stored.to_pylist(), meta=json.loads(meta), columns=stored.column_names)
+        where = os.fspath(path)
+        try:
+            stored = optional("pyarrow.parquet", extra="tables").read_table(where, partitioning=None)
+            text = (stored.schema.metadata or {}).get(_META_KEY)
+            meta = None if text is None else json.loads(text)
+        except FileNotFoundError:
+            raise
+        except (ValueError, OSError) as error:  # as pyarrow's are
+            why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            raise ArtifactError(f"{where} is damaged, or no parquet file ({why})") from error
+        if not isinstance(meta, dict):
+            raise SpecError(f"{where} carries no description of a table; was it written by Table.save?")
+        return cls.from_rows(stored.to_pylist(), meta=meta, columns=stored.column_names)
 
     def _several(self, column: str) -> bool:
         return len(set(self.columns.get(column, ()))) > 1

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.utils import ModelOutput
 
+from align_transformers._checked import checked, checked_class
 from align_transformers._errors import SpecError, UnknownNameError, near_misses
 
 _GATES = ("reset", "update", "new")
@@ -24,7 +26,8 @@ GRU_COMPONENTS: Mapping[str, str] = MappingProxyType(
 """The places of a cell by the names they are known under; each is a path from the cell on."""
 
 
-@dataclass(frozen=True)
+@checked_class
+@dataclass
 class GRUConfig:
     """The sizes of a GRU.
 
@@ -35,6 +38,7 @@ class GRUConfig:
         pdrop: dropout of the inputs and between the layers, while training.
         vocab_size: number of tokens, for a language model.
         num_classes: number of classes, for a classifier.
+        use_cache: for whoever switches it off on every model's configuration; there is no cache.
 
     Raises:
         SpecError: a size is not a number from 1, or `pdrop` is no probability below 1.
@@ -46,6 +50,7 @@ class GRUConfig:
     pdrop: float = 0.0
     vocab_size: int = 64
     num_classes: int = 2
+    use_cache: bool = False
 
     def __post_init__(self) -> None:
         for name in ("h_dim", "n_layer", "vocab_size", "num_classes"):
@@ -55,21 +60,26 @@ class GRUConfig:
             raise SpecError(f"pdrop is a probability below 1; found {self.pdrop}")
 
 
-@dataclass(frozen=True, eq=False)
-class GRUOutput:
-    """What these models return.
+@dataclass(eq=False)
+class GRUOutput(ModelOutput):
+    """What these models return, to be read by name or, without what is `None`, by number.
 
     Args:
+        loss: where labels were given the mean cross entropy; else `None`.
+        logits: `(batch, steps, vocab_size)` of a language model, `(batch, num_classes)` of a classifier; else `None`.
         last_hidden_state: `(batch, steps, h_dim)` the last layer's hidden state after each step.
         hidden: `(n_layer, batch, h_dim)` each layer's hidden state after the last step.
-        logits: `(batch, steps, vocab_size)` of a language model, `(batch, num_classes)` of a classifier; else `None`.
-        loss: where labels were given the mean cross entropy; else `None`.
     """
 
-    last_hidden_state: Tensor
-    hidden: Tensor
-    logits: Tensor | None = None
     loss: Tensor | None = None
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+def _paths(inside: str = "", **ends: str) -> dict[str, str]:
+    """Return where the components of a model are whose cells are in a model inside it."""
+    return {name: f"{inside}cells[{{layer}}].{path}" for name, path in GRU_COMPONENTS.items()} | ends
 
 
 class GRUCell(nn.Module):
@@ -118,6 +128,8 @@ class GRUModel(nn.Module):
     torch.Size([2, 5, 3])
     """
 
+    component_paths: ClassVar[Mapping[str, str]] = _paths()
+
     def __init__(self, config: GRUConfig) -> None:
         super().__init__()
         self.config = config
@@ -142,7 +154,7 @@ class GRUModel(nn.Module):
             for layer, cell in enumerate(self.cells):
                 x = states[layer] = cell(self.dropout(x), states[layer])
             outputs.append(x)
-        return GRUOutput(torch.stack(outputs, 1), torch.stack(states))
+        return GRUOutput(last_hidden_state=torch.stack(outputs, 1), hidden=torch.stack(states))
 
 
 class GRULMHeadModel(nn.Module):
@@ -154,6 +166,10 @@ class GRULMHeadModel(nn.Module):
     >>> GRULMHeadModel(GRUConfig(h_dim=3, vocab_size=7))(torch.tensor([[1, 2]])).logits.shape
     torch.Size([1, 2, 7])
     """
+
+    component_paths: ClassVar[Mapping[str, str]] = _paths(
+        "gru.", embedding_output="wte.output", logits="lm_head.output"
+    )
 
     def __init__(self, config: GRUConfig) -> None:
         super().__init__()
@@ -174,7 +190,7 @@ class GRULMHeadModel(nn.Module):
         out = self.gru(self.wte(input_ids))
         logits = self.lm_head(out.last_hidden_state)
         loss = None if labels is None else F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return GRUOutput(out.last_hidden_state, out.hidden, logits, loss)
+        return GRUOutput(loss, logits, out.last_hidden_state, out.hidden)
 
 
 class GRUForClassification(nn.Module):
@@ -186,6 +202,8 @@ class GRUForClassification(nn.Module):
     >>> GRUForClassification(GRUConfig(h_dim=3))(torch.zeros(2, 5, 3)).logits.shape
     torch.Size([2, 2])
     """
+
+    component_paths: ClassVar[Mapping[str, str]] = _paths("gru.", logits="score.output")
 
     def __init__(self, config: GRUConfig) -> None:
         super().__init__()
@@ -200,9 +218,10 @@ class GRUForClassification(nn.Module):
         out = self.gru(inputs_embeds)
         logits = self.score(out.last_hidden_state[:, -1])
         loss = None if labels is None else F.cross_entropy(logits, labels)
-        return GRUOutput(out.last_hidden_state, out.hidden, logits, loss)
+        return GRUOutput(loss, logits, out.last_hidden_state, out.hidden)
 
 
+@checked
 def gru_path(model: nn.Module, component: str, layer: int = 0) -> str:
     """Return the dotted path of one of `GRU_COMPONENTS` in one of these models.
 
@@ -219,10 +238,11 @@ def gru_path(model: nn.Module, component: str, layer: int = 0) -> str:
     """
     if component not in GRU_COMPONENTS:
         raise UnknownNameError(f"a GRU cell has no {component!r}; {near_misses(component, GRU_COMPONENTS)}")
-    prefix = "" if isinstance(model, GRUModel) else "gru."
-    return f"{prefix}cells[{layer}].{GRU_COMPONENTS[component]}"
+    said: Mapping[str, str] = model.component_paths  # type: ignore[assignment]
+    return said[component].format(layer=layer)
 
 
+@checked
 def create_gru(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRUModel]:
     """Return a random GRU in eval mode, with its configuration; it has no tokenizer (`None`).
 
@@ -237,6 +257,7 @@ def create_gru(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRUMode
     return config, None, GRUModel(config).eval()
 
 
+@checked
 def create_gru_lm(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRULMHeadModel]:
     """Return a random GRU language model in eval mode, with its configuration; it has no tokenizer (`None`).
 
@@ -251,6 +272,7 @@ def create_gru_lm(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRUL
     return config, None, GRULMHeadModel(config).eval()
 
 
+@checked
 def create_gru_classifier(config: GRUConfig | None = None) -> tuple[GRUConfig, Any, GRUForClassification]:
     """Return a random GRU classifier in eval mode, with its configuration; it has no tokenizer (`None`).
 

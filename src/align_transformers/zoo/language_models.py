@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+from align_transformers._checked import checked
 from align_transformers._errors import ModelNotFoundError, SpecError
 from align_transformers.models.load import load_model
 
@@ -34,6 +35,7 @@ _FAMILIES = {
 }
 
 
+@checked
 def create_gpt2(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Trio:
     """Load a GPT-2 model in float32 and eval mode.
 
@@ -62,6 +64,7 @@ def create_gpt2(name: Name = None, *, config: Any = None, cache_dir: str | os.Pa
     return _create("gpt2", name, config, cache_dir)
 
 
+@checked
 def create_llama(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Trio:
     """Load a Llama-type model in float32 and eval mode.
 
@@ -83,6 +86,7 @@ def create_llama(name: Name = None, *, config: Any = None, cache_dir: str | os.P
     return _create("llama", name, config, cache_dir)
 
 
+@checked
 def create_smollm2(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Trio:
     """Load a SmolLM2 model in float32 and eval mode.
 
@@ -104,6 +108,7 @@ def create_smollm2(name: Name = None, *, config: Any = None, cache_dir: str | os
     return _create("smollm2", name, config, cache_dir)
 
 
+@checked
 def create_gpt2_lm(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Trio:
     """Load a GPT-2 language model, as `create_gpt2` does.
 
@@ -121,6 +126,7 @@ def create_gpt2_lm(name: Name = None, *, config: Any = None, cache_dir: str | os
     return _create("gpt2_lm", name, config, cache_dir)
 
 
+@checked
 def create_gpt_neo(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Trio:
     """Load a GPT-Neo language model in float32 and eval mode.
 
@@ -138,6 +144,7 @@ def create_gpt_neo(name: Name = None, *, config: Any = None, cache_dir: str | os
     return _create("gpt_neo", name, config, cache_dir)
 
 
+@checked
 def create_gpt_neox(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Trio:
     """Load a GPT-NeoX language model in float32 and eval mode.
 
@@ -155,6 +162,7 @@ def create_gpt_neox(name: Name = None, *, config: Any = None, cache_dir: str | o
     return _create("gpt_neox", name, config, cache_dir)
 
 
+@checked
 def create_blip(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Trio:
     """Load a BLIP model that answers questions about pictures, in float32 and eval mode.
 
@@ -172,6 +180,7 @@ def create_blip(name: Name = None, *, config: Any = None, cache_dir: str | os.Pa
     return _create("blip", name, config, cache_dir)
 
 
+@checked
 def create_blip_itm(name: Name = None, *, config: Any = None, cache_dir: str | os.PathLike[str] | None = None) -> Trio:
     """Load a BLIP model that matches pictures and texts, in float32 and eval mode.
 
@@ -205,7 +214,7 @@ def _create(kind: str, name: Name, config: Any, cache_dir: str | os.PathLike[str
         warnings.warn(
             f"create_{kind}() gives the embedded {stand_in!r} ({type(model).__name__}) instead of {default!r}: {error}",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return model.config, tokenizer, model
 

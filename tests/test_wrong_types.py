@@ -1,0 +1,299 @@
+"""Every public function gets wrong types in the place of each argument: what comes of it is no error but of ours."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.helpers import new_model, tokens
+from tests.untyped import untyped
+from torch import nn
+from transformers import GPT2Config
+
+import align_transformers as at
+from align_transformers import AlignError, operations, subspaces
+from align_transformers.interventions.intervention import Intervention
+
+WRONG: tuple[Any, ...] = (
+    None, True, -1, 3.5, "nonsense", [object()], ["Spain"], [[3], [6]], {"a": 1}, object(), torch.ones(2, 2),
+)  # fmt: skip
+"""What is not of the type that is wanted, wherever it is put; functions are not among them, as only a call tells."""
+
+RESULTS = {
+    "AppliedEdits", "Bound", "Collected", "Comparison", "Description", "Effect", "Fitted", "IntervenableGeneration",
+    "IntervenableOutput", "Interval", "Outcome", "Planner", "Scores", "Step", "COMPONENTS",
+}  # fmt: skip
+"""What is handed out, and made by nobody else."""
+ABSTRACT = {"ConstantSourceIntervention", "Intervention", "SourcelessIntervention", "TrainableIntervention"}
+MODULES = {"operations", "subspaces"}
+
+
+@lru_cache(maxsize=1)
+def model() -> nn.Module:
+    return new_model("gpt2")
+
+
+@lru_cache(maxsize=4)
+def face(kind: type = at.VanillaIntervention, **options: Any) -> at.IntervenableModel:
+    return at.IntervenableModel(
+        {"layer": 2, "component": "block_output", "intervention_type": kind, **options}, model()
+    )
+
+
+def learner() -> at.IntervenableModel:
+    return face(at.LowRankRotatedSpaceIntervention, low_rank_dimension=2)
+
+
+def batch() -> dict[str, Any]:
+    where = torch.tensor([[2], [2]])
+    sides = {"source_0->base.0.pos": where, "source_0->base.1.pos": where}
+    return {
+        "input_ids": tokens(2, 4, 1)["input_ids"],
+        "source_input_ids": tokens(2, 4, 2)["input_ids"],
+        "labels": torch.tensor([5, 6]),
+        **sides,
+    }
+
+
+def words() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({"?": 0, "a": 1, "b": 2}, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+def site() -> at.Site:
+    return at.Site("mlp_output", 0)
+
+
+def plan() -> at.Plan:
+    return at.Plan((at.Run("base", "x"),), ("base",), at.Logits((4,)))
+
+
+def table() -> at.Table:
+    rows = [{"component": "block_output", "layer": n, "position": 1, "recovered": 0.5} for n in range(2)]
+    return at.Table.from_rows(rows, meta={})
+
+
+def bound() -> at.Bound:
+    return at.bind(model(), plan(), {"x": tokens(1, 3)}, {})
+
+
+PROMPTS = {"model": model(), "base": tokens(1, 3, 1), "source": tokens(1, 3, 2)}
+SWEPT = {"components": ["mlp_output"], "layers": [2], "planner": at.one_by_one, "progress": None}
+DATA = {"model": model(), "data": tokens(2, 3), "site": site()}
+LOGITS = {"logits": torch.zeros(2, 5), "labels": torch.tensor([1, 2])}
+LOADER = {"loader": [batch()], "collator": None}
+
+CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "grid": (at.grid, {**PROMPTS, **SWEPT, "positions": [1], "answers": (4, 5), "tokenizer": None,
+                       "metric": None, "metrics": None, "heads": None, "neurons": None,
+                       "directions": ["noise"], "last": None, "at": -1, "top": 0,
+                       "store": None}),
+    "score": (at.score, {"model": model(), "prompts": tokens(2, 3), "metric": at.accuracy(3),
+                         "metrics": None, "tokenizer": None, "at": -1, "store": None,
+                         "progress": None, "planner": None}),
+    "causal_tracing": (at.causal_tracing, {"model": model(), "prompts": tokens(1, 4), "subject": [1], **SWEPT,
+                       "tokenizer": None, "positions": [2], "window": 1, "noise": 3.0,
+                       "absolute": False, "draws": 1, "seed": 0, "counterfactual": None,
+                       "severed": (), "severed_at": "all", "answers": 5, "store": None}),
+    "path_patching": (at.path_patching, {**PROMPTS, "planner": at.one_by_one, "progress": None, "receivers": "m1",
+                      "senders": ["m0"], "through": (), "freeze": "all", "positions": None,
+                      "receiver_positions": None, "per_query_head": False, "tokenizer": None,
+                      "metric": None, "metrics": None, "answers": (4, 5), "last": None, "at": -1,
+                      "store": None}),
+    "logit_lens": (at.logit_lens, {"model": model(), "prompts": tokens(1, 3), "components": ["mlp_output"],
+                   "layers": [2], "positions": [1], "answers": 4, "top": 1, "tokenizer": None,
+                   "store": None, "progress": None, "planner": at.one_by_one}),
+    "causal_scrubbing": (at.causal_scrubbing, {
+        "model": model(), "prompts": tokens(2, 3), "hypothesis": [at.Claim(at.Site("mlp_output", 0), [0, 0])],
+        "answers": 4, "metric": None, "draws": 1, "seed": 0, "together": False, "tokenizer": None,
+        "store": None, "progress": None, "planner": at.one_by_one}),
+    "Claim": (at.Claim, {"site": at.Site("mlp_output", 0), "feature": [0, 1], "positions": None, "children": ()}),
+    "activations": (at.activations, {**DATA, "positions": "last", "planner": None}),
+    "attention_patterns": (at.attention_patterns, {"model": model(), "inputs": tokens(1, 3), "layer": 0,
+                           "component": "attention_pattern", "planner": None}),
+    "fit_pca": (at.fit_pca, {**DATA, "k": 1, "positions": "all", "standardise": True}),
+    "bind": (at.bind, {"model": model(), "plan": plan(), "inputs": {"x": tokens(1, 3)}, "interventions": {},
+                       "constants": None}),
+    "execute": (at.execute, {"bound": bound(), "planner": None, "ready": None}),
+    "describe": (at.describe, {"model": model()}),
+    "resolve": (at.resolve, {"model": model(), "example_inputs": None, "overrides": None}),
+    "fit": (at.fit, {"intervened": learner(), **LOADER, "epochs": 1, "positions": "last", "lr": 1e-3,
+                     "metric_positions": None, "validation": None, "optimizer": None,
+                     "scheduler": None, "forward": None, "memory": False, "loss": at.cross_entropy,
+                     "metric": at.iia, "checkpoints": None, "resume": False}),
+    "evaluate": (at.evaluate, {"intervened": learner(), **LOADER, "metrics": at.iia, "positions": "last",
+                               "forward": None, "memory": False, "resamples": 2,
+                               "confidence": 0.9, "seed": 0}),
+    "compare": (at.compare, {"candidates": {"one": learner()}, **LOADER, "metrics": at.iia,
+                             "positions": "last", "random": True, "planner": None,
+                             "resamples": 2, "confidence": 0.9, "seed": 0}),
+    "precompute": (at.precompute, {"intervened": learner(), **LOADER, "memory": None}),
+    "bootstrap": (at.bootstrap, {"values": torch.ones(3), "resamples": 2, "confidence": 0.9,
+                                 "seed": 0}),
+    "progress_bar": (at.progress_bar, {}),
+    "where": (at.where, {"tokenizer": words(), "prompts": ["a b"], "text": "b", "which": "all",
+                         "occurrence": None, "fields": None, "attention_mask": None}),
+    "load_model": (at.load_model, {"name_or_path": "./nothing", "dtype": "auto", "cache_dir": None,
+                                   "device_map": None}),
+    "create_gpt2": (at.create_gpt2, {"name": None, "config": GPT2Config(n_layer=1, n_embd=8, n_head=2),
+                                     "cache_dir": None}),
+    "GRUConfig": (at.GRUConfig, {"h_dim": 4, "n_layer": 1, "include_bias": True,
+                                 "pdrop": 0.0, "vocab_size": 4, "num_classes": 2}),
+    "MLPConfig": (at.MLPConfig, {"h_dim": 4, "n_layer": 1, "num_classes": 2,
+                                 "activation": "relu", "include_bias": True, "pdrop": 0.0}),
+    "Metric": (at.Metric, {"name": "m", "function": torch.sum, "tokens": None,
+                           "compares": False}),
+    "Anchor": (at.Anchor, {"text": "a", "which": "all", "occurrence": None}),
+    "Settings": (at.Settings, {name: getattr(at.Settings(), name) for name in vars(at.Settings())}),
+    "Site": (at.Site, {"component": "mlp_output", "layer": 0, "call": None}),
+    "Positions": (at.Positions, {"rows": ((1,),), "heads": None, "steps": ()}),
+    "Constant": (at.Constant, {"name": "c"}),
+    "Read": (at.Read, {"run": "r", "site": site(), "positions": at.Positions(), "examples": None}),
+    "Edit": (at.Edit, {"name": "e", "site": site(), "intervention": "i", "positions": at.Positions(),
+                       "subspace": None, "source": None}),
+    "Run": (at.Run, {"name": "r", "input": "x", "edits": (), "examples": None}),
+    "Logits": (at.Logits, {"tokens": None, "at": (), "answers_of": ()}),
+    "Plan": (at.Plan, {"runs": plan().runs, "outputs": ("base",), "logits": None,
+                       "values": ()}),
+    "Alignment": (at.Alignment, {"intervened": learner(), "loss": at.cross_entropy, "positions": "last",
+                                 "collator": None, "forward": None}),
+    "ActivationCache": (at.ActivationCache, {"budget": 10, "folder": None, "alone": False}),
+    "Memory": (at.Memory, {"budget": 10, "folder": None, "alone": False}),
+    "IntervenableModel": (at.IntervenableModel, {"config": {"layer": 0}, "model": model(), "planner": None}),
+    "RepresentationConfig": (at.RepresentationConfig, {
+        "layer": 0, "component": "mlp_output", "unit": "pos", "max_number_of_units": 1,
+        "low_rank_dimension": None, "intervention_type": None, "intervention": None,
+        "subspace_partition": None, "group_key": None, "intervention_link_key": None,
+        "source_representation": None, "call": None}),
+    "IntervenableConfig": (at.IntervenableConfig, {
+        "model_type": None, "representations": {"layer": 0}, "mode": "parallel",
+        "intervention_types": at.VanillaIntervention, "interventions": None}),
+    "SubspaceIntervention": (at.SubspaceIntervention, {
+        "operation": operations.Zero(), "subspace": None, "coordinates": None,
+        "subspace_partition": None, "source_representation": None, "keep_last_dim": True,
+        "interchange_dim": None}),
+    "FunctionIntervention": (at.FunctionIntervention, {"function": torch.relu}),
+    **{name: (getattr(at, name), {"text": "a", "occurrence": None})
+       for name in ("at", "first_token", "last_token")},
+    **{name: (getattr(at, name), {"token": 3, "tokenizer": None})
+       for name in ("accuracy", "probability", "rank")},
+    "logit_difference": (at.logit_difference, {"target": 3, "other": 4, "tokenizer": None}),
+    "kl_to_clean": (at.kl_to_clean, {}),
+    **{name: (getattr(at, name), LOGITS) for name in ("cross_entropy", "iia", "label_difference")},
+    "kl_divergence": (at.kl_divergence, {"logits": torch.zeros(2, 5), "target": torch.zeros(2, 5)}),
+    **{name: (getattr(at, name), {"config": None})
+       for name in ("create_gru", "create_gru_classifier", "create_gru_lm", "create_mlp_classifier")},
+    **{name: (getattr(at, name), {"bound": bound()}) for name in ("one_by_one", "planned")},
+    # methods, and what is in the two public modules
+    "forward": (lambda **k: face()(**k), {
+        "base": tokens(1, 3, 1), "sources": tokens(1, 3, 2), "unit_locations": None,
+        "source_representations": None, "subspaces": None, "output_original_output": False,
+        "return_dict": None, "activations_sources": None}),
+    "forward of 1-D or other ids": (lambda ids: face()({"input_ids": ids}, tokens(1, 3)), {
+        "ids": tokens(1, 3)["input_ids"]}),
+    "generate": (lambda **k: face(at.ZeroIntervention).generate(max_new_tokens=1, **k), {
+        "base": tokens(1, 3, 1), "sources": None, "unit_locations": None,
+        "source_representations": None, "subspaces": None, "intervene_on_prompt": True,
+        "steps": None, "output_original_output": False, "return_dict": None}),
+    "save": (lambda **k: face().save(**k), {"folder": "saved", "metrics": None, "overwrite": True}),
+    "load": (at.IntervenableModel.load, {"folder_or_hub_name": "./nothing", "model": model()}),
+    "Table": (at.Table.from_rows, {"rows": [{"layer": 0}], "meta": {}, "columns": None}),
+    "pivot": (lambda **k: table().pivot(**k), {"value": "recovered", "component": None}),
+    "select": (lambda **k: table().select(**k), {"component": None, "where": None}),
+    "concat": (at.Table.concat, {"tables": [table()], "name": "table"}),
+    "relative_to": (lambda **k: table().relative_to(**k), {"anchor": [0, 0]}),
+    "mean": (lambda **k: table().mean(**k), {"by": ["layer"], "value": "recovered"}),
+}  # fmt: skip
+
+NEEDED = {"embed_dim": 4, "low_rank_dimension": 2, "latent_dim": 6, "members": 2}
+
+
+def interventions() -> list[str]:
+    kinds = [
+        name for name in dir(at) if inspect.isclass(getattr(at, name)) and issubclass(getattr(at, name), Intervention)
+    ]
+    return [name for name in kinds if name not in CALLS and name not in ABSTRACT]
+
+
+def failures(call: Callable[..., Any], right: dict[str, Any]) -> list[str]:
+    """Return what came of wrong arguments, but for errors of ours."""
+    found = []
+    for name in right:
+        for wrong in WRONG:
+            try:
+                call(**{**right, name: wrong})
+            except AlignError:
+                pass
+            except Exception as error:
+                found.append(f"{name}={wrong!r:.40} -> {type(error).__name__}: {error!s:.120}")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def somewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Files go to a folder of the test's own, and warnings are none of its business."""
+    monkeypatch.chdir(tmp_path)
+    warnings.simplefilter("ignore")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_wrong_types_are_taken_or_refused(name):
+    call, right = CALLS[name]
+    with untyped():
+        found = failures(call, right)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", interventions())
+def test_wrong_arguments_of_an_intervention_are_refused(name):
+    kind = getattr(at, name)
+    owners = [vars(owner)["__init__"] for owner in kind.__mro__ if "__init__" in vars(owner) and owner is not nn.Module]
+    names = {one for init in owners for one in inspect.signature(init).parameters} - {"self", "kwargs", "args"}
+    own = inspect.signature(kind).parameters
+    needed = {one: value for one, value in NEEDED.items() if one in own or one == "embed_dim"}
+    right = {one: needed[one] for one in names if one in needed}
+    with untyped():
+        kind(**right)
+        found = failures(kind, right)
+        for one in names - right.keys():
+            found += [line for line in failures(kind, {**right, one: None}) if line.startswith(f"{one}=")]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "right"),
+    [
+        (subspaces.Rotation, {"width": 4, "k": 2, "stack": None}),
+        (subspaces.Direction, {"vector": torch.ones(3)}),
+        (subspaces.Whole, {"width": None}),
+        (operations.Clamp, {"value": 1.0}),
+        (operations.Scale, {"factor": 1.0}),
+        (operations.Noise, {"noise_level": 1.0, "std": 1.0, "seed": 0}),
+        (operations.Mean, {"values": torch.ones(3)}),
+        (operations.Function, {"function": torch.relu}),
+    ],
+)
+def test_wrong_arguments_of_operations_and_subspaces_are_refused(kind, right):
+    with untyped():
+        found = failures(kind, right)
+    assert not found, "\n".join(found)
+
+
+def test_every_public_name_is_tried():
+    names = (Path(__file__).parent / "public_names.txt").read_text(encoding="utf-8").split()
+    errors = {
+        name for name in names if isinstance(getattr(at, name), type) and issubclass(getattr(at, name), Exception)
+    }
+    alike = {name for name in names if name.startswith("create_")} | {"IntervenableRepresentationConfig"}
+    tried = {*CALLS, *interventions(), *RESULTS, *ABSTRACT, *MODULES, *errors, *alike}
+    assert set(names) - tried == set()
