@@ -117,6 +117,9 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "model": model(), "prompts": tokens(2, 3), "hypothesis": [at.Claim(at.Site("mlp_output", 0), [0, 0])],
         "answers": 4, "metric": None, "draws": 1, "seed": 0, "together": False, "tokenizer": None,
         "store": None, "progress": None, "planner": at.one_by_one}),
+    "direct_logit_attribution": (at.direct_logit_attribution, {
+        "model": model(), "prompts": tokens(1, 3), "answers": 4, "against": 5, "heads": True, "at": -1,
+        "tokenizer": None, "planner": at.one_by_one}),
     "Claim": (at.Claim, {"site": at.Site("mlp_output", 0), "feature": [0, 1], "positions": None, "children": ()}),
     "activations": (at.activations, {**DATA, "positions": "last", "planner": None}),
     "attention_patterns": (at.attention_patterns, {"model": model(), "inputs": tokens(1, 3), "layer": 0,

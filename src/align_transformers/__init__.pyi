@@ -98,6 +98,7 @@ from .studies import (
     Claim,
     causal_scrubbing,
     causal_tracing,
+    direct_logit_attribution,
     grid,
     logit_lens,
     path_patching,

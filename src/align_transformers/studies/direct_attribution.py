@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from .._checked import checked
 from .._errors import SiteError, SpecError
 from .._version import library_version
 from ..engine import Planner, bind
@@ -23,6 +24,7 @@ from ..planners import execute
 from ..positions import Positions
 from ..sites import Site
 from ..table import Table
+from ._nodes import heads_at
 from ._prompts import Prompt, encode, token_text
 from ._scoring import model_name
 
@@ -30,6 +32,7 @@ _CLOSE = 1e-4
 """What the parts may miss of the logits, as a share of the largest part and logit (float32 sums of many parts)."""
 
 
+@checked
 @torch.no_grad()
 def direct_logit_attribution(
     model: nn.Module,
@@ -150,8 +153,8 @@ def _parts(model: nn.Module, heads: bool) -> Iterator[_Part]:
         mixer = str(block.flags.get("mixer", "softmax"))
         if "softmax" in mixer:
             yield _Part(Site("attention_contribution", layer))
-            if heads and (slot := found.find(Site("head_contribution", layer))) is not None:
-                yield _Part(Site("head_contribution", layer), len(slot[0].heads or ()))
+            if heads and found.find(Site("head_contribution", layer)) is not None:
+                yield _Part(Site("head_contribution", layer), heads_at(Site("head_contribution", layer), model))
         if "other" in mixer:
             yield _Part(Site("mixer_contribution", layer))
         if block.flags.get("mlp") != "none":
@@ -193,7 +196,7 @@ class _FrozenNorm:
         weight = next(iter(module.parameters()), before)
 
         def call(value: Tensor) -> Tensor:
-            return module(value.to(weight.dtype)).float()  # type: ignore[no-any-return]
+            return module(value.to(weight.dtype)).float()
 
         self.bias = (call(before) + call(-before)) / 2
         width = before.shape[-1]
@@ -243,7 +246,7 @@ class _Unembedding:
 
     def rows(self, tokens: Sequence[int]) -> Tensor:
         """Return the row of a token for each prompt, `(prompts, width)`."""
-        return self._module.weight[list(tokens)].float() * self._factor  # type: ignore[no-any-return]
+        return self._module.weight[list(tokens)].float() * self._factor
 
     def constants(self, tokens: Sequence[int]) -> Tensor:
         """Return the bias of a token for each prompt."""
