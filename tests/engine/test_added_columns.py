@@ -187,3 +187,23 @@ def test_generated_tokens_are_counted_behind_them(kind, use_cache):
     options = {"max_new_tokens": 4, "do_sample": False, "use_cache": use_cache}
     _, got = face.generate(prompt, None, {"base": 1}, VECTOR, intervene_on_prompt=True, steps=[0, 2], **options)
     assert torch.equal(got, ids)
+
+
+@pytest.mark.parametrize("name", ["prompt tuning", "memory in front"])
+def test_scores_are_read_at_the_tokens(name):
+    model, base, source = MODELS[name](), tokens(2, 5), tokens(2, 5, 9)
+    value = seen(model, source, 1)
+
+    def swap(tensor):
+        tensor = tensor.clone()
+        tensor[:, ADDED + 4] = value[:, ADDED + 2]
+        return tensor
+
+    with torch.no_grad(), hooked((blocks(model)[1], "output", swap)):
+        labels = model(**base).logits[:, ADDED + 4].argmax(-1)
+    batch = {
+        **base, "source_input_ids": source["input_ids"], "labels": labels,
+        "source_0->base.0.pos": torch.tensor([[2], [2]]), "source_0->base.1.pos": torch.tensor([[4], [4]]),
+    }  # fmt: skip
+    face = IntervenableModel({"component": path_of(model, 1)}, model)
+    assert dict(face.evaluate([batch]))["iia"] == 1.0

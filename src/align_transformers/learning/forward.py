@@ -16,9 +16,10 @@ from .._checked import checked
 from .._errors import SpecError
 from ..compose import Call, Composed, compose
 from ..config import IntervenableConfig
-from ..engine import Inputs, batch_size, bind, execute, logits_of
+from ..engine import Inputs, batch_size, bind, execute, logits_of, logits_stack
 from ..interventions import Intervention
 from ..models import resolve, uncompiled
+from ..models.added_columns import leading_columns
 from ..models.arguments import without_cache
 from ..models.devices import input_device
 from ..plan import Logits
@@ -109,7 +110,8 @@ class FullForward:
         _, output = self._intervened(
             base, call.sources, call.unit_locations, subspaces=call.subspaces, return_dict=False
         )
-        return rows_of(logits_of(output), columns, request.where)
+        logits = logits_of(output)
+        return rows_of(logits, _behind_added(self._intervened.model, base, columns, logits), request.where)
 
 
 @final
@@ -293,7 +295,9 @@ class Reader:
         columns = columns_of(where, inputs, labels)
         lean, places = fewer_logits(self.intervened.model, inputs, columns)
         output = self.intervened.model(lean) if isinstance(lean, Tensor) else self.intervened.model(**lean)
-        return readout(rows_of(logits_of(output), places, where), columns, where, labels, inputs)
+        logits = logits_of(output)
+        places = _behind_added(self.intervened.model, lean, places, logits)
+        return readout(rows_of(logits, places, where), columns, where, labels, inputs)
 
 
 @checked
@@ -340,6 +344,17 @@ def fewer_logits(model: nn.Module, base: Inputs, columns: LogitColumns | None) -
         lean["logits_to_keep"] = wanted.to(input_device(model))
         columns = LogitColumns(columns.example, place)
     return lean, columns
+
+
+def _behind_added(
+    model: nn.Module, inputs: Inputs, columns: LogitColumns | None, logits: Tensor
+) -> LogitColumns | None:
+    """Return columns of tokens as columns of logits, of which a model may have more, such as a soft prompt's."""
+    fewer = isinstance(inputs, Mapping) and "logits_to_keep" in inputs
+    if columns is None or logits.ndim != 3 or fewer:
+        return columns
+    lead = leading_columns(uncompiled(model), inputs, int(logits.shape[1]), logits_stack(inputs))
+    return LogitColumns(columns.example, columns.column + lead)
 
 
 def readout(logits: Tensor, columns: LogitColumns | None, where: ColumnRule, labels: Any, base: Inputs) -> Readout:
