@@ -103,7 +103,7 @@ def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
             groups.setdefault((id(slot.module), slot.side, slot.via), []).append(tap)
         for module in fused.values():
             stack.enter_context(by_cells(module))
-        line = _line_here()
+        line = _held_here()
         new = {key: _ModuleVisit(group) for key, group in groups.items() if key not in line.visits}
         for key in groups.keys() - new.keys():
             stack.enter_context(line.visits[key].after(groups[key]))
@@ -122,12 +122,12 @@ def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
             stack.enter_context(_joined(line.inside, inside))
         elif inside:
             stack.enter_context(_inside_interfaces(inside))
-        stack.enter_context(_standing(_Line(innermost(), {**line.visits, **new}, line.inside or inside)))
+        stack.enter_context(_holding(_HeldTaps(innermost(), {**line.visits, **new}, line.inside or inside)))
         yield partial(_restart, [visit for key, visit in {**line.visits, **new}.items() if key in groups])
 
 
 @dataclass(frozen=True, eq=False)
-class _Line:
+class _HeldTaps:
     """What stands where in a pass.
 
     Args:
@@ -141,23 +141,23 @@ class _Line:
     inside: dict[int, dict[str, Visit]] = field(default_factory=dict)
 
 
-_lines: ContextVar[_Line | None] = ContextVar("_lines", default=None)
+_held_taps: ContextVar[_HeldTaps | None] = ContextVar("_held_taps", default=None)
 
 
-def _line_here() -> _Line:
+def _held_here() -> _HeldTaps:
     """Return what stands in the pass of which this is a call; an empty line for a pass of its own."""
-    line = _lines.get()
-    return line if line is not None and innermost().of and line.scope is not None and line.scope.acts else _Line()
+    line = _held_taps.get()
+    return line if line is not None and innermost().of and line.scope is not None and line.scope.acts else _HeldTaps()
 
 
 @contextmanager
-def _standing(line: _Line) -> Iterator[None]:
-    before = _lines.get()
-    _lines.set(line)
+def _holding(line: _HeldTaps) -> Iterator[None]:
+    before = _held_taps.get()
+    _held_taps.set(line)
     try:
         yield
     finally:
-        _lines.set(before)
+        _held_taps.set(before)
 
 
 @contextmanager
