@@ -11,6 +11,7 @@ from torch import nn
 
 from ._errors import SpecError, UnknownNameError, near_misses
 from .config import ALIASES
+from .engine import Inputs
 from .models import uncompiled
 
 _UNSAID = ("output_attentions", "output_hidden_states", "use_cache", "num_items_in_batch")
