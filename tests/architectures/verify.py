@@ -332,7 +332,7 @@ class Verifier:
             if edited is not None:
                 noise = torch.randn(values[edited].shape, generator=torch.Generator().manual_seed(0))
                 new = values[edited] + noise * values[edited].abs().mean()
-                taps[edited] = Tap(slots[edited], lambda _, new=new: new)
+                taps[edited] = Tap(slots[edited], lambda _, new=new: new.clone())  # Falcon adds into it
             run(self.model, self.inputs, list(taps.values()))
             parts = [new if name == edited else taps[name].value for name in names]
             total, out = taps["block_input"].value, taps["block_output"].value
