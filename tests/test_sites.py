@@ -15,6 +15,8 @@ SKIPS = {
     "mlp_output": "mlp_input",
     "attention_output": "attention_input",
     "mixer_output": "mixer_input",
+    "moe_output": "moe_input",
+    "per_layer_mlp_output": "per_layer_mlp_input",
 }
 ENDS = ("embedding_output", "final_norm_output", "logits")
 IN_BLOCKS = [name for name in COMPONENT_NAMES if name not in ENDS]
@@ -37,6 +39,8 @@ def test_the_components_are_those_that_users_know():
     assert set(COMPONENT_NAMES) == {
         *("block_input", "block_output", "mlp_input", "mlp_activation", "mlp_output", "mlp_contribution"),
         *("mixer_input", "mixer_output", "mixer_contribution", "router_output", "expert_activation"),
+        *("moe_input", "moe_output", "moe_contribution"),
+        *(f"per_layer_mlp_{part}" for part in ("input", "activation", "output", "contribution")),
         *attention,
         *(f"head_{name}" for name in per_head),
         *(f"cross_{name}" for name in attention),

@@ -107,6 +107,13 @@ COMPONENTS: Mapping[str, Component] = MappingProxyType(
         "mixer_input": Component("what a mixer that is not softmax attention reads (state space, convolution, ...)"),
         "mixer_output": Component("what such a mixer gives", skips_from="mixer_input"),
         "mixer_contribution": Component("what such a mixer adds to the residual stream"),
+        "moe_input": Component("what experts read that stand beside a dense MLP, which is the MLP then"),
+        "moe_output": Component("what such experts give", skips_from="moe_input"),
+        "moe_contribution": Component("what such experts add to the residual stream, after norms and multipliers"),
+        "per_layer_mlp_input": Component("what the MLP reads that multiplies by an embedding of each layer's own"),
+        "per_layer_mlp_activation": Component("the neurons of that MLP: its down projection's input"),
+        "per_layer_mlp_output": Component("what that MLP gives", skips_from="per_layer_mlp_input"),
+        "per_layer_mlp_contribution": Component("what that MLP adds to the residual stream, after norms"),
         "router_output": Component("the logits with which experts are chosen"),
         "expert_activation": Component("the neurons of the experts a token was sent to, side by side in routed order"),
         "embedding_output": Component("the token embeddings", "input", in_block=False),
@@ -118,7 +125,10 @@ COMPONENTS: Mapping[str, Component] = MappingProxyType(
 )
 """The named components, each with its meaning. `head_X` is another name for X where `per_head` is true."""
 
-ADDENDS = ("attention_output", "cross_attention_output", "mixer_output", "mlp_output")
+ADDENDS = (
+    *("attention_output", "cross_attention_output", "mixer_output"),
+    *("mlp_output", "moe_output", "per_layer_mlp_output"),
+)
 """What the parts of a block give, in the order in which blocks add it; `X_contribution` is what is added of X."""
 
 HEAD_PREFIX = "head_"

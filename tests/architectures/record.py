@@ -21,7 +21,14 @@ from .verify import Failure, Verifier, is_absent, representatives
 
 _SECONDS = 90
 _INTERFACE = ("query_rotary", "key_rotary", "head_output", "attention_score", "attention_pattern", "router_output")
-_ADDED = ("attention_contribution", "head_contribution", "mlp_contribution", "mixer_contribution")
+_ADDED = (
+    "attention_contribution",
+    "head_contribution",
+    "mlp_contribution",
+    "mixer_contribution",
+    "moe_contribution",
+    "per_layer_mlp_contribution",
+)
 _EXTRA = (*_INTERFACE, *_ADDED)
 NOT_BUILT, REFUSED, WRONG, PARTIAL, COMPLETE = "not built", "refused", "wrong", "partial", "complete"
 VERDICTS = (COMPLETE, PARTIAL, REFUSED, WRONG, NOT_BUILT)

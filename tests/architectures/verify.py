@@ -26,7 +26,10 @@ from torch import Tensor, nn
 from .arithmetic import is_constant, is_out_by_in, silence, unexplained, weight_of
 from .taps import SEEN_INSIDE, Tap, channels_of, is_inside, overwrite, run
 
-_WRITERS = ("attention_output", "cross_attention_output", "mixer_output", "mlp_output")
+_WRITERS = (
+    *("attention_output", "cross_attention_output", "mixer_output"),
+    *("mlp_output", "moe_output", "per_layer_mlp_output"),
+)
 _ADDED = tuple(name.replace("_output", "_contribution") for name in _WRITERS)
 _ATTENTION = ("query_output", "key_output", "value_output", "head_output", "attention_value_output", "attention_output")
 _CROSS = ("cross_query_output", "cross_head_output", "cross_attention_value_output", "cross_attention_output")
@@ -61,7 +64,14 @@ FOLLOWS: Mapping[str, tuple[str, ...]] = {
     "mlp_activation": ("mlp_output", "block_output"),
     "mlp_output": ("mlp_contribution", "block_output"),
     "mlp_contribution": ("block_output",),
-    "router_output": ("mlp_output", "block_output"),
+    "moe_input": ("moe_output", "block_output"),
+    "moe_output": ("moe_contribution", "block_output"),
+    "moe_contribution": ("block_output",),
+    "per_layer_mlp_input": ("per_layer_mlp_activation", "per_layer_mlp_output", "block_output"),
+    "per_layer_mlp_activation": ("per_layer_mlp_output", "block_output"),
+    "per_layer_mlp_output": ("per_layer_mlp_contribution", "block_output"),
+    "per_layer_mlp_contribution": ("block_output",),
+    "router_output": ("block_output",),
 }
 """What changes when a component is zeroed."""
 NOT_BEFORE: Mapping[str, tuple[str, ...]] = {
@@ -70,6 +80,8 @@ NOT_BEFORE: Mapping[str, tuple[str, ...]] = {
     "value_output": ("query_output", "key_output"),
     "mlp_input": (*_ATTENTION, "mixer_output", *_CROSS),
     "mlp_activation": (*_ATTENTION, "mixer_output", *_CROSS, "mlp_input"),
+    "moe_input": (*_ATTENTION, "mixer_output", *_CROSS, "mlp_output"),
+    "per_layer_mlp_activation": (*_ATTENTION, "mixer_output", *_CROSS, "mlp_output", "moe_output"),
     "cross_attention_input": _ATTENTION,
     "attention_value_output": ("query_output", "key_output", "value_output", "head_output"),
     "head_output": ("query_output", "key_output", "value_output", "query_rotary", "key_rotary"),
@@ -221,7 +233,10 @@ class Verifier:
         others: Mapping[str, Tap],
     ) -> None:
         """Compare what changed when a component was zeroed with what must."""
-        for other in set(FOLLOWS.get(name, ())) & set(others):
+        follows = set(FOLLOWS.get(name, ()))
+        if name == "router_output":
+            follows.add("moe_output" if "moe_output" in others else "mlp_output")
+        for other in follows & set(others):
             if others[other].values and torch.equal(others[other].value, values[other]):
                 self._fail(name, "wiring", f"{other} does not follow from it")
         for other in set(NOT_BEFORE.get(name, ())) & set(others):
@@ -317,7 +332,7 @@ class Verifier:
             if edited is not None:
                 noise = torch.randn(values[edited].shape, generator=torch.Generator().manual_seed(0))
                 new = values[edited] + noise * values[edited].abs().mean()
-                taps[edited] = Tap(slots[edited], lambda _, new=new: new)
+                taps[edited] = Tap(slots[edited], lambda _, new=new: new.clone())  # Falcon adds into it
             run(self.model, self.inputs, list(taps.values()))
             parts = [new if name == edited else taps[name].value for name in names]
             total, out = taps["block_input"].value, taps["block_output"].value

@@ -37,8 +37,8 @@ def find_attention(found: Findings, linears: Sequence[ModuleCall]) -> None:
         else:
             kinds["cross_" if elsewhere else ""].append(event)
     for prefix, seen in kinds.items():
-        if len(seen) == 1:
-            _find_one(found, prefix, seen[0], linears)
+        if len(seen) == 1 or (seen and _is_joint(seen)):
+            _find_one(found, prefix, seen, linears)
         elif seen:
             found.refuse(names(prefix), f"{len(seen)} attention calls of a kind in one block")
             for event in seen:
@@ -115,12 +115,24 @@ def _tensors(arguments: tuple[tuple[object, ...], dict[str, object]]) -> list[Te
     return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_floating_point()]
 
 
-def _find_one(found: Findings, prefix: str, event: Attention, linears: Sequence[ModuleCall]) -> None:
-    rows, length = found.batch, found.length
-    _note_interface(found, prefix, event)
+def _is_joint(events: Sequence[Attention]) -> bool:
+    """Whether several attention calls are one attention's: the same queries and keys, on other values each."""
+    one = events[0]
+    same = (e.owner is one.owner and same_values(e.query, one.query) and same_values(e.key, one.key) for e in events)
+    return one.query is not None and one.key is not None and all(same)
+
+
+def _find_one(found: Findings, prefix: str, events: Sequence[Attention], linears: Sequence[ModuleCall]) -> None:
+    """Note one attention, which may consist of several calls with the same queries and keys."""
+    rows, length, event = found.batch, found.length, events[0]
     before = [call for call in linears if call.end < event.time]
-    projections = _projections(found, prefix, event, before, rows, length)
-    output = _output_projection(found, prefix, event, linears, rows, length)
+    projections = _projections(found, prefix, events, before, rows, length)
+    if len(events) == 1:
+        _note_interface(found, prefix, event)
+        output = _output_projection(found, prefix, event, linears, rows, length)
+    else:
+        found.refuse([prefix + name for name in INTERFACE], f"{len(events)} attention calls make one attention here")
+        output = _joint_output(found, prefix, events, linears)
     parts = [*{head_map.call for head_map in projections.values()}, *([output] if output else [])]
     found.taken.update(parts)
     if not parts:
@@ -156,9 +168,10 @@ def _note_interface(found: Findings, prefix: str, event: Attention) -> None:
 
 
 def _projections(
-    found: Findings, prefix: str, event: Attention, before: Sequence[ModuleCall], rows: int, length: int
+    found: Findings, prefix: str, events: Sequence[Attention], before: Sequence[ModuleCall], rows: int, length: int
 ) -> dict[str, HeadMap]:
     """Note query, key and value with the channels of each head; return those that were found."""
+    event = events[0]
     key_length = _key_length(event) or length
     roles: dict[str, dict[ModuleCall, Tensor]] = {}
     sizes: dict[str, int | None] = {}
@@ -167,6 +180,11 @@ def _projections(
     ):
         split = split_heads(seen, event, rows, size, key=role == "key")
         roles[role] = {} if split is None else gradients_by_head(split, before)
+        if role == "value" and len(events) > 1:  # the heads of all calls side by side
+            more = [split_heads(e.value, e, rows, size, key=False) for e in events[1:]]
+            reaches = [roles[role], *({} if s is None else gradients_by_head(s, before) for s in more)]
+            shared = [call for call in reaches[0] if all(call in reach for reach in reaches)]
+            roles[role] = {call: torch.cat([reach[call] for reach in reaches], 1) for call in shared}
         sizes[role] = int(split.shape[-1]) if split is not None and event.source == "interface" else None
     maps: dict[str, HeadMap] = {}
     for role in ROLES:
@@ -186,7 +204,7 @@ def _projections(
             channels=_channels(head_map),
             heads=head_map.channels,
         )
-    _note_groups(found, prefix, maps, event, key_length)
+    _note_groups(found, prefix, maps, events, key_length)
     return maps
 
 
@@ -197,13 +215,16 @@ def _channels(head_map: HeadMap) -> Tensor | None:
     return None if torch.equal(flat, torch.arange(width)) else flat
 
 
-def _note_groups(found: Findings, prefix: str, maps: dict[str, HeadMap], event: Attention, key_length: int) -> None:
+def _note_groups(
+    found: Findings, prefix: str, maps: dict[str, HeadMap], events: Sequence[Attention], key_length: int
+) -> None:
     """Note which head of the keys and values each query head uses, where there are fewer of these."""
+    event = events[0]
     for role, seen in (("key", event.key), ("value", event.value)):
         if "query" in maps and role in maps and len(maps["query"].channels) != len(maps[role].channels):
             queries, name = len(maps["query"].channels), f"{prefix}{role}_output"
             used = None
-            if seen is not None:
+            if seen is not None and (role == "key" or len(events) == 1):
                 sizes = queries, key_length
                 used = heads_used(event, seen, found.batch, found.length, sizes, key=role == "key")
             note = _sharing(queries, maps[role].feeds, used)
@@ -282,6 +303,23 @@ def _output_projection(
     channels = torch.arange(heads * size).view(heads, size) if local else None
     found.note(both[0], chosen, "input", how, heads=channels)
     found.note(both[1], chosen, "output", how)
+    return chosen
+
+
+def _joint_output(
+    found: Findings, prefix: str, events: Sequence[Attention], linears: Sequence[ModuleCall]
+) -> ModuleCall | None:
+    """Note what the output projection reads and gives where several attention calls lead to it; return it."""
+    both = [f"{prefix}attention_value_output", f"{prefix}attention_output"]
+    cores = [event.core for event in events if event.core is not None]
+    after = [c for c in linears if c.start > events[-1].time and c.inside(events[0].owner)]
+    chosen = next((c for c in after if all(reached(c.input, cores))), None)
+    if chosen is None:
+        found.refuse(both, f"no linear layer reads what all {len(events)} attention calls give")
+        return None
+    found.flags[f"{prefix}z_exact"] = found.flags[f"{prefix}z_head_local"] = False
+    found.note(both[0], chosen, "input", f"its input depends on all {len(events)} attention calls; no head is its own")
+    found.note(both[1], chosen, "output", "the output projection")
     return chosen
 
 

@@ -92,8 +92,10 @@ def _adds_up(found: Findings, parts: Sequence[Tensor | None]) -> bool:
     before, after = found.block.input, found.block.output
     if before is None or after is None or before.shape != after.shape or any(part is None for part in parts):
         return False
-    total = sum((part.double() for part in parts if part is not None), before.double())
-    rounding = 4 * torch.finfo(after.dtype).eps * (before.double().abs() + after.double().abs())
+    summed = [before.double(), *(part.double() for part in parts if part is not None)]
+    total = torch.stack(summed).sum(0)
+    # what was added may cancel, so what was rounded on the way may be larger than both ends
+    rounding = 4 * torch.finfo(after.dtype).eps * torch.stack([*summed, after.double()]).abs().sum(0)
     added = (after.double() - before.double()).abs().max()
     return bool(((total - after.double()).abs() <= rounding + _CLOSE * added).all())
 

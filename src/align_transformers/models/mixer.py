@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .findings import Findings
+from .findings import Findings, same_values
 from .probing import call_again, call_differentiably, passes_around
 from .trace import ModuleCall
 
@@ -25,13 +25,17 @@ def find_mixer(found: Findings, linears: Sequence[ModuleCall]) -> None:
         found: the block; linear layers of its attention are taken already.
         linears: the linear layers called in it.
     """
-    children = [call for call in found.trace.calls if call.parent is found.block and found.keeps_rows(call)]
-    children = [call for call in children if found.free(call) and next(call.module.parameters(), None) is not None]
+    parts = [c for c in found.trace.calls if c.parent is found.block and _keeps_rows(found, c)]
+    children = [call for call in parts if found.free(call) and next(call.module.parameters(), None) is not None]
     reach = {call: reaches_to(call) for call in children}
     mixers = [call for call, distance in reach.items() if distance > 0]
     far = [call for call in mixers if reach[call] == found.length - 1]
     if len(mixers) > 1 and len(far) == 1:  # a shift by one position is no rival of what carries all the way
         mixers = far
+    behind = [call for call in mixers if any(_follows(call, part) for part in parts)]
+    for call in behind:
+        found.take(call, linears)
+    mixers = [call for call in mixers if call not in behind]
     how = "what it does: a change of the first position reaches others through it"
     mixers = [_without_residual(found, mixer) for mixer in mixers] if len(mixers) == 1 else mixers
     if len(mixers) == 1:
@@ -42,9 +46,29 @@ def find_mixer(found: Findings, linears: Sequence[ModuleCall]) -> None:
         found.refuse(NAMES, f"several parts mix positions: {', '.join(call.path for call in mixers)}")
         found.flags["mixer"] = "unsure"
     else:
-        found.refuse(NAMES, "no part of the block mixes positions other than its attention")
+        found.refuse(NAMES, "no part of the block mixes positions other than its attention" + _said(behind))
     for mixer in mixers:
         found.take(mixer, linears)
+
+
+def _keeps_rows(found: Findings, call: ModuleCall) -> bool:
+    """Whether a call maps a vector a position to one of the same width: the block's, or that of one of its streams."""
+    given, made = call.input, call.output
+    if found.keeps_rows(call) or given is None or made is None or given.shape != made.shape:
+        return found.keeps_rows(call)
+    width = made.shape[-1]
+    return found.width % width == 0 and made.numel() == found.batch * found.length * width
+
+
+def _follows(call: ModuleCall, part: ModuleCall) -> bool:
+    """Whether a call works on what another part of the block gives, as it is; norms are none."""
+    matrices = any(parameter.ndim > 1 for parameter in part.module.parameters())
+    return matrices and -1 < part.end < call.start and same_values(call.input, part.output)
+
+
+def _said(behind: Sequence[ModuleCall]) -> str:
+    paths = ", ".join(call.path for call in behind)
+    return f" ({paths} work on what other parts give)" if behind else ""
 
 
 def _without_residual(found: Findings, mixer: ModuleCall) -> ModuleCall:

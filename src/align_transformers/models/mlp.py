@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from .findings import Findings, common_ancestor, reached, same_values
 from .probing import passes_around
@@ -29,6 +29,15 @@ class Branch:
     experts: str = ""
 
     @property
+    def straight(self) -> bool:
+        """Whether nothing stands between an up and the down projection: two matrices are one, with no neurons."""
+        return self.down is not None and any(same_values(self.down.input, m.output) for m in self.members[:-1])
+
+    def reads(self, inputs: Sequence[Tensor | None]) -> bool:
+        """Whether one of its linear layers reads one of these tensors."""
+        return any(same_values(member.input, seen) for member in self.members for seen in inputs)
+
+    @property
     def width(self) -> float:
         """Number of neurons; experts count as any number."""
         return float("inf") if self.down is None or self.down.input is None else float(self.down.input.shape[-1])
@@ -49,13 +58,19 @@ def find_mlp(found: Findings, linears: Sequence[ModuleCall]) -> None:
     experts = _expert_branches(found, free)
     inside = {call for branch in experts for call in free if any(call.inside(m) or call is m for m in branch.members)}
     branches = experts + _dense_branches(found, [call for call in free if call not in inside])
-    wide = [branch for branch in branches if branch.width >= found.width]
-    if wide:  # an adapter narrows, an MLP widens
+    branches = _without_per_layer(found, branches)
+    read = [branch.members[0].input for branch in branches if branch.experts]
+    wide = [
+        branch for branch in branches if not branch.straight and (branch.width >= found.width or branch.reads(read))
+    ]
+    if wide:  # an adapter narrows or is linear, an MLP widens, or stands beside experts
         found.flags["adapters"] = [b.down.path for b in branches if b not in wide and b.down is not None]
         branches = wide
     found.flags["mlp"] = "unsure"
     if found.flags["mixer"] == "none":
         _doubt_mixer(found, [call for call in free if call not in inside], branches)
+    if len(branches) == 2 and bool(branches[0].experts) and not branches[1].experts:
+        _note_experts(found, branches.pop(0), [call for call in free if call in inside], "moe")
     if len(branches) > 1:
         ends = [(branch.down or branch.members[0]).path for branch in branches]
         found.refuse(NAMES, f"several MLP branches, so none is the MLP: {', '.join(ends)}")
@@ -72,6 +87,16 @@ def find_mlp(found: Findings, linears: Sequence[ModuleCall]) -> None:
         _note_dense(found, branches[0])
     else:
         _note_by_elimination(found, free)
+
+
+def _without_per_layer(found: Findings, branches: Sequence[Branch]) -> list[Branch]:
+    """Note the MLP whose neurons are multiplied with what comes from before the blocks; return the others."""
+    before = [call.cut for call in found.trace.calls if call.cut is not None and -1 < call.end < found.block.start]
+    fed = [branch for branch in branches if branch.down is not None and any(reached(branch.down.input, before))]
+    if len(fed) == 1 and len(branches) > 1:
+        _note_dense(found, fed[0], "per_layer_mlp")
+        return [branch for branch in branches if branch is not fed[0]]
+    return list(branches)
 
 
 def _doubt_mixer(found: Findings, free: Sequence[ModuleCall], branches: Sequence[Branch]) -> None:
@@ -156,12 +181,13 @@ def _child(found: Findings, call: ModuleCall) -> ModuleCall:
     return call
 
 
-def _note_experts(found: Findings, branch: Branch, inside: Sequence[ModuleCall]) -> None:
+def _note_experts(found: Findings, branch: Branch, inside: Sequence[ModuleCall], part: str = "mlp") -> None:
     home = branch.members[0]
     found.flags["experts"] = branch.experts
-    found.note("mlp_input", home, "input", f"the module that holds the experts ({branch.experts})")
-    found.note("mlp_output", home, "output", f"the module that holds the experts ({branch.experts})")
-    found.refuse(["mlp_activation"], "the neurons are those of experts, row by row: see expert_activation")
+    found.note(f"{part}_input", home, "input", f"the module that holds the experts ({branch.experts})")
+    found.note(f"{part}_output", home, "output", f"the module that holds the experts ({branch.experts})")
+    if part == "mlp":
+        found.refuse(["mlp_activation"], "the neurons are those of experts, row by row: see expert_activation")
     stacked = [c for c in found.trace.during(found.block) if _is_stacked(c.module) and (c is home or c.inside(home))]
     if len(stacked) == 1 and hasattr(stacked[0].module, "has_gate"):
         how = "the neurons inside transformers' experts interface"
@@ -186,28 +212,31 @@ def _expert_count(home: nn.Module) -> int:
     return stacked or max((len(m) for m in home.modules() if isinstance(m, nn.ModuleList | nn.ModuleDict)), default=0)
 
 
-def _note_dense(found: Findings, branch: Branch) -> None:
+def _note_dense(found: Findings, branch: Branch, part: str = "mlp") -> None:
     down = branch.down
     assert down is not None
     ups = [call for call in branch.members if call is not down]
-    found.note("mlp_activation", down, "input", "the down projection's input, which depends on the up projection")
+    found.note(f"{part}_activation", down, "input", "the down projection's input, which depends on the up projection")
     home = common_ancestor(branch.members, found.block)
     while home is not None and not (found.keeps_rows(home) and found.free(home)):
         home = None if home.parent is found.block else home.parent
     if home is not None:
-        found.note("mlp_input", home, "input", "the module that holds the up and the down projection")
+        found.note(f"{part}_input", home, "input", "the module that holds the up and the down projection")
         if passes_around(home, [down.module]):
             found.note(
-                "mlp_output", down, "output", "the down projection (past it, more goes through the module around it)"
+                f"{part}_output",
+                down,
+                "output",
+                "the down projection (past it, more goes through the module around it)",
             )
-            found.flags["mlp_output_is_down"] = True
+            found.flags[f"{part}_output_is_down"] = True
             return
-        found.note("mlp_output", home, "output", "the module that holds the up and the down projection")
-        found.flags["mlp_output_is_down"] = same_values(home.output, down.output)
+        found.note(f"{part}_output", home, "output", "the module that holds the up and the down projection")
+        found.flags[f"{part}_output_is_down"] = same_values(home.output, down.output)
         return
-    found.note("mlp_output", down, "output", "the down projection (there is no module around the MLP)")
-    found.flags["mlp_output_is_down"] = True
+    found.note(f"{part}_output", down, "output", "the down projection (there is no module around the MLP)")
+    found.flags[f"{part}_output_is_down"] = True
     if len(ups) == 1:
-        found.note("mlp_input", ups[0], "input", "the up projection's input (there is no module around the MLP)")
+        found.note(f"{part}_input", ups[0], "input", "the up projection's input (there is no module around the MLP)")
     else:
-        found.refuse(["mlp_input"], f"{len(ups)} linear layers read it and there is no module around the MLP")
+        found.refuse([f"{part}_input"], f"{len(ups)} linear layers read it and there is no module around the MLP")
