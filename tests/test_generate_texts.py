@@ -14,10 +14,8 @@ from align_transformers import (
     AdditionIntervention,
     CollectIntervention,
     IntervenableModel,
-    NeverFiredError,
     PlanError,
     PositionError,
-    ZeroIntervention,
 )
 
 GREEDY = {"max_new_tokens": NEW, "do_sample": False}
@@ -116,12 +114,6 @@ def test_steps_that_nobody_can_see_are_refused():
     )
     with pytest.raises(PlanError, match="its steps are not known"):
         face.generate(tokens(2, 5))
-
-
-def test_an_edit_that_had_no_place_anywhere_never_fired():
-    face = IntervenableModel(at(intervention_type=ZeroIntervention), new_model("llama"))
-    with pytest.raises(NeverFiredError):
-        face(tokens(2, 5), None, {"base": [[[], []]]})
 
 
 # --- calls that are no steps ------------------------------------------------------------------------------------------

@@ -406,7 +406,7 @@ def test_only_the_asked_layer_goes_another_way(monkeypatch: pytest.MonkeyPatch) 
     asked = face(model, "attention_pattern", "pos", CollectIntervention)
     calls["sdpa"].clear()
     calls["eager"].clear()
-    asked(inputs)
+    asked(inputs, return_dict=True)
     assert calls == {"sdpa": [0, 1, 2], "eager": [LAYER]}
 
 
@@ -424,9 +424,9 @@ def test_everything_is_put_back(fails: bool) -> None:
     asked = IntervenableModel({"layer": LAYER, "component": "attention_pattern", "intervention": edit}, model)
     if fails:
         with pytest.raises(ArithmeticError, match="on purpose"):
-            asked(inputs)
+            asked(inputs, return_dict=True)
     else:
-        asked(inputs)
+        asked(inputs, return_dict=True)
     assert (AttentionInterface.get_interface, ExpertsInterface.get_interface) == lookups
     assert (model.config.to_dict(), hook_counts(model)) == (config, hooks)
     assert set(vars(model.model.layers[LAYER])) == attributes

@@ -12,7 +12,7 @@ from tests.helpers import hook_counts
 from tests.models.small import HandModel, new, shared
 from torch import Tensor, nn
 
-from align_transformers import IntervenableModel, NeverFiredError, Site, ZeroIntervention, describe
+from align_transformers import IntervenableModel, NeverFiredError, Site, SpecError, ZeroIntervention, describe
 from align_transformers.models import resolve
 
 KINDS = ("gpt2", "llama", "neox", "falcon", "t5", "bert", "mamba", "gemma2")
@@ -186,7 +186,7 @@ def test_examples_are_the_callers() -> None:
 def test_a_model_that_fails_is_left_as_it_was() -> None:
     model = HandModel().train()
     before = hook_counts(model)
-    with pytest.raises(TypeError):
+    with pytest.raises(SpecError, match="example_inputs are no input of HandModel"):
         resolve(model, example_inputs={"nothing": torch.ones(2, 3)})
     assert hook_counts(model) == before
     assert all(module.training for module in model.modules())

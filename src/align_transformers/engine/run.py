@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -226,7 +227,9 @@ class Results:
         """
         plan = self.bound.plan
         tallies = {name: [tally for _, tally in _in_order(parts)] for name, parts in self._tallies.items()}
-        check_fired((bound.edit, any(one.touched for one in tallies[name])) for name, bound in self.bound.edits.items())
+        # A plain pass may be asked for no place at all; a generation that came to none missed its tokens.
+        fired = attrgetter("touched" if self.bound.generates else "fired")
+        check_fired((bound.edit, any(map(fired, tallies[name]))) for name, bound in self.bound.edits.items())
         outputs = {name: self._output(name) for name in plan.outputs}
         collected = {
             name: _collected(_firings([pairs for _, pairs in _in_order(parts)]))

@@ -46,7 +46,7 @@ def resolve(
     model: nn.Module,
     *,
     example_inputs: Mapping[str, Any] | None = None,
-    overrides: Mapping[str, Override] | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> ComponentMap:
     """Return where the components of a model are. One forward pass is run, once for each model object.
 

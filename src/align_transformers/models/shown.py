@@ -44,6 +44,7 @@ def scaled(act: Act, scale: float) -> Act:
         act: what sees it so.
         scale: the number, not 0.
 
+    >>> import torch
     >>> double = scaled(lambda tensor, call, owned: tensor + 1, 4.0)
     >>> double(torch.tensor([1.0]), 0, False)
     tensor([1.2500])

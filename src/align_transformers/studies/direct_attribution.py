@@ -83,7 +83,7 @@ def direct_logit_attribution(
         True
     """
     encoded = encode(prompts, tokenizer, model)
-    parts = list(_parts(model, heads))
+    parts = list(_addends(model, heads))
     depth = len(resolve(model).stacks[""])
     ends = Site("block_output", depth - 1), Site("final_norm_output")
     columns = encoded.tokens("").columns(at)
@@ -132,14 +132,14 @@ def direct_logit_attribution(
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Addend:
     """What adds to the residual stream at a site; `heads`, where it is told head by head."""
 
     site: Site
     heads: int = 0
 
 
-def _parts(model: nn.Module, heads: bool) -> Iterator[_Part]:
+def _addends(model: nn.Module, heads: bool) -> Iterator[_Addend]:
     """Yield all that adds to the residual stream.
 
     Raises:
@@ -148,21 +148,21 @@ def _parts(model: nn.Module, heads: bool) -> Iterator[_Part]:
     found = resolve(model)
     if "" not in found.stacks:
         raise SiteError(f"{type(model).__name__} has {sorted(found.stacks)}: logits are taken apart along one stream")
-    yield _Part(Site("block_input", 0))
+    yield _Addend(Site("block_input", 0))
     for layer, block in enumerate(found.stacks[""]):
         mixer = str(block.flags.get("mixer", "softmax"))
         if "softmax" in mixer:
-            yield _Part(Site("attention_contribution", layer))
+            yield _Addend(Site("attention_contribution", layer))
             if heads and found.find(Site("head_contribution", layer)) is not None:
-                yield _Part(Site("head_contribution", layer), heads_at(Site("head_contribution", layer), model))
+                yield _Addend(Site("head_contribution", layer), heads_at(Site("head_contribution", layer), model))
         if "other" in mixer:
-            yield _Part(Site("mixer_contribution", layer))
+            yield _Addend(Site("mixer_contribution", layer))
         if block.flags.get("mlp") != "none":
-            yield _Part(Site("mlp_contribution", layer))
+            yield _Addend(Site("mlp_contribution", layer))
 
 
 def _shares(
-    parts: Sequence[_Part], values: Mapping[Site, Tensor], norm: _FrozenNorm, rows: Tensor
+    parts: Sequence[_Addend], values: Mapping[Site, Tensor], norm: _FrozenNorm, rows: Tensor
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """Yield what each part adds to the logit of each prompt."""
     split = {part.site.layer for part in parts if part.heads}
