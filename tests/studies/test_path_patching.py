@@ -13,6 +13,7 @@ import torch
 import transformers
 from tests.fast.families import blocks, shared
 from tests.helpers import HIDDEN, VOCAB, padded_tokens, tokens
+from tests.models.test_branches import MAKERS
 from tests.untyped import untyped
 from torch import Tensor, nn
 
@@ -409,6 +410,41 @@ def test_all_that_comes_before_a_receiver_sends() -> None:
 def base_metric(family: str, base: Tensor) -> float:
     with torch.no_grad():
         return difference(model_of(family)(input_ids=base).logits[0, -1])
+
+
+def test_experts_beside_an_mlp_and_mlps_of_a_layers_own_are_frozen_with_all() -> None:
+    base, source = pair(11)
+    kinds = {"granitemoehybrid": ("shared_mlp", "block_sparse_moe"), "gemma4": ("mlp", "per_layer_projection")}
+    for kind, inside in kinds.items():
+        torch.manual_seed(0)
+        model = MAKERS[kind]().eval()
+        for weight in model.parameters():
+            weight.data *= 8 if weight.ndim > 1 else 1  # else hardly anything comes of an MLP
+        layers = model.model.layers
+        places = [(layer.self_attn.o_proj, "input") for layer in layers]
+        places += [(layer.get_submodule(name), "output") for layer in layers for name in inside]
+
+        def logits(ids: Tensor, acts: list[Any], model: Any = model, places: list[Any] = places) -> Tensor:
+            with ExitStack() as stack, torch.no_grad():
+                for (module, side), act in zip(places, acts, strict=True):
+                    stack.enter_context(watched(module, side, act))
+                return model(input_ids=ids).logits[0, -1]
+
+        seen: list[dict[Any, Tensor]] = [{}, {}]
+        for ids, values in zip((base, source), seen, strict=True):
+            logits(ids, [keep(values, number) for number in range(len(places))])
+        width = seen[0][0].shape[-1] // 4
+        first_head = put_into(slice(0, width), seen[1][0][..., :width])
+        acts = [lambda _old, value=seen[0][number]: value for number in range(len(places))]
+        expected = difference(logits(base, [first_head, *acts[1:]]))
+        table = path_patching(
+            model, {"input_ids": base}, {"input_ids": source}, senders=["a0.h0"], freeze="all", answers=ANSWERS
+        )
+        assert table.columns["metric"][0] == pytest.approx(expected, abs=5e-5)
+        # The experts, or the layer's own MLP, left out: another number.
+        free = [first_head, *[a if n in (*range(len(layers)), *range(len(layers), len(acts), 2)) else keep({}, 0)
+                              for n, a in enumerate(acts)][1:]]  # fmt: skip
+        assert abs(difference(logits(base, free)) - expected) > 1e-3
 
 
 def test_two_stacks_are_refused() -> None:

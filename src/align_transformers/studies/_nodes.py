@@ -16,7 +16,7 @@ from torch import nn
 
 from .._errors import PositionError, SpecError
 from ..models import resolve
-from ..models.component_map import ComponentMap
+from ..models.component_map import Block, ComponentMap
 from ..sites import Site
 
 Kind = Literal["input", "head", "mlp", "block", "logits"]
@@ -166,20 +166,28 @@ def heads_at(site: Site, model: nn.Module) -> int:
     return slot.n_heads if slot.heads is None else len(slot.heads)
 
 
-def others(model: nn.Module, layer: int, mlps: bool) -> Iterator[Site]:
-    """Yield what writes into the residual stream in a block: attention or another mixer, and the MLP if asked for.
+WRITES_AT = {
+    "attention_output": 0.25,
+    "mixer_output": 0.25,
+    "mlp_output": 0.75,
+    "moe_output": 0.75,
+    "per_layer_mlp_output": 0.78,
+}
+"""What writes into the residual stream in a block, and when, as `Node.writes_at` counts."""
 
-    Raises:
-        SiteError: there is something, but it is not known where.
-    """
-    found = resolve(model)
-    mixer = str(found.stacks[""][layer].flags.get("mixer", "softmax"))
-    if "softmax" in mixer:
-        yield Site("attention_value_output", layer)
-    if "other" in mixer:
-        yield Site("mixer_output", layer)
-    if mlps and found.stacks[""][layer].flags.get("mlp") != "none":
-        yield Site("mlp_output", layer)
+
+def writers(block: Block) -> list[str]:
+    """Return what writes into the residual stream in a block: all that is known, and what there is beside it."""
+    mixer, mlp = str(block.flags.get("mixer", "softmax")), block.flags.get("mlp") != "none"
+    there = {"attention_output": "softmax" in mixer, "mixer_output": "other" in mixer, "mlp_output": mlp}
+    return [name for name in WRITES_AT if there.get(name, name in block.slots)]
+
+
+def others(model: nn.Module, layer: int, mlps: bool) -> Iterator[tuple[Site, float]]:
+    """Yield what is frozen in a block, and when it writes: attention or another mixer, and all MLPs if asked for."""
+    for name in writers(resolve(model).stacks[""][layer]):
+        if mlps or WRITES_AT[name] < 0.5:
+            yield Site("attention_value_output" if name == "attention_output" else name, layer), layer + WRITES_AT[name]
 
 
 def one_stack(model: nn.Module) -> ComponentMap:

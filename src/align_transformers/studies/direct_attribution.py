@@ -24,7 +24,7 @@ from ..planners import execute
 from ..positions import Positions
 from ..sites import Site
 from ..table import Table
-from ._nodes import heads_at
+from ._nodes import heads_at, writers
 from ._prompts import Prompt, encode, token_text
 from ._scoring import model_name
 
@@ -150,15 +150,11 @@ def _addends(model: nn.Module, heads: bool) -> Iterator[_Addend]:
         raise SiteError(f"{type(model).__name__} has {sorted(found.stacks)}: logits are taken apart along one stream")
     yield _Addend(Site("block_input", 0))
     for layer, block in enumerate(found.stacks[""]):
-        mixer = str(block.flags.get("mixer", "softmax"))
-        if "softmax" in mixer:
-            yield _Addend(Site("attention_contribution", layer))
-            if heads and found.find(Site("head_contribution", layer)) is not None:
-                yield _Addend(Site("head_contribution", layer), heads_at(Site("head_contribution", layer), model))
-        if "other" in mixer:
-            yield _Addend(Site("mixer_contribution", layer))
-        if block.flags.get("mlp") != "none":
-            yield _Addend(Site("mlp_contribution", layer))
+        for name in writers(block):
+            yield _Addend(Site(name.replace("_output", "_contribution"), layer))
+            by_head = Site("head_contribution", layer)
+            if heads and name == "attention_output" and found.find(by_head) is not None:
+                yield _Addend(by_head, heads_at(by_head, model))
 
 
 def _shares(

@@ -271,8 +271,8 @@ class _Runs:
         if self.paths.freeze == "none":
             return
         for layer in range(len(one_stack(self.paths.model).stacks[""])):
-            for site in others(self.paths.model, layer, self.paths.freeze == "all"):
-                if after < layer + (0.75 if site.component == "mlp_output" else 0.25) < before:
+            for site, at in others(self.paths.model, layer, self.paths.freeze == "all"):
+                if after < at < before:
                     read = Read("base", site, EVERYWHERE, self.pairs)
                     yield Edit(f"{self.name} freeze {name} {site}", site, "swap", EVERYWHERE, source=read)
 
