@@ -27,12 +27,14 @@ def arguments_given(method: Callable[..., Any], args: tuple[Any, ...], kwargs: M
     {'x': 5, 'more[0]': 6, 'z': 7}
     """
     signature = inspect.signature(method)
-    given: dict[str, Any] = {}
-    for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    known = {name for name, one in signature.parameters.items() if one.kind not in variadic}
+    # A keyword that the signature lacks is one that a decorator renames, as transformers' old names are.
+    given = {name: value for name, value in kwargs.items() if name not in known}
+    bound = signature.bind_partial(*args, **{name: value for name, value in kwargs.items() if name in known})
+    for name, value in bound.arguments.items():
         kind = signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_KEYWORD:
-            given |= value
-        elif kind is inspect.Parameter.VAR_POSITIONAL:
+        if kind is inspect.Parameter.VAR_POSITIONAL:
             given |= {f"{name}[{number}]": one for number, one in enumerate(value)}
         else:
             given[name] = value
@@ -79,12 +81,17 @@ def caches_returned(output: Any) -> list[Any]:
     return [one for one in output if hasattr(one, "get_seq_length")] if isinstance(output, tuple) else []
 
 
-def cache_length(cache: Any, unknown: int = 0) -> int:
+def cache_length(cache: Any, unknown: int | None = 0) -> Any:
     """Return how many columns a cache holds.
 
     Args:
         cache: any, or `None`.
-        unknown: what is returned where it does not tell.
+        unknown: what is returned where it does not tell, as one of a model without attention does not.
     """
     counted = getattr(cache, "get_seq_length", None)
-    return int(counted()) if callable(counted) else unknown
+    if not callable(counted):
+        return unknown
+    try:
+        return int(counted())
+    except ValueError:  # transformers': none of its layers counts
+        return unknown

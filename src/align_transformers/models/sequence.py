@@ -15,7 +15,7 @@ from ..positions import Span
 Inputs = Annotated[Mapping[str, Any] | Tensor, "Of a text tokenizer(text, return_tensors='pt') makes one"]
 """The keyword arguments of the model, or one tensor for its only argument."""
 
-CACHES = ("past_key_values", "cache_params")
+CACHES = ("past_key_values", "cache_params", "cache")
 """What a model may be handed that it has made of earlier tokens, and writes into."""
 
 

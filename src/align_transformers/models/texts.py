@@ -93,7 +93,8 @@ class Texts:
         if tokens is None:
             return None
         rows, length = int(tokens.shape[0]), int(tokens.shape[1])
-        held = cache_length(given.get("past_key_values"))
+        counted = cache_length(cache, unknown=None)
+        held = counted or 0
         text = self._known(given, cache, tokens, held)
         if text is None:
             text = self._begun(tokens, held, "decoder_input_ids" in given)
@@ -103,7 +104,7 @@ class Texts:
             self._keep(text, cache)
         # Without a cache from column 0 again; unless it is short, as in models that carry a recurrent state.
         again = 0 if length > text.done else text.done
-        start = again if given.get("past_key_values") is None else held - text.outside
+        start = again if counted is None else counted - text.outside
         # What two calls over the same text see, as those of an assistant and its verification do, is fresh once.
         same = [one for one in self._texts if one.own] if text.own else [text]
         fresh, text.done = max(one.done for one in same), max(text.done, start + length)
