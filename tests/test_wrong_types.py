@@ -120,6 +120,11 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "direct_logit_attribution": (at.direct_logit_attribution, {
         "model": model(), "prompts": tokens(1, 3), "answers": 4, "against": 5, "heads": True, "at": -1,
         "tokenizer": None, "planner": at.one_by_one}),
+    "CausalModel": (at.CausalModel, {
+        "variables": ["a", "b"], "values": {"a": [0, 1]}, "parents": {"b": ["a"]}, "functions": {"b": int},
+        "timesteps": None, "equiv_classes": None}),
+    "causal_model": (at.causal_model, {"function": None, "values": {"a": [0, 1]}}),
+    "OnArrays": (at.OnArrays, {"function": len}),
     "Claim": (at.Claim, {"site": at.Site("mlp_output", 0), "feature": [0, 1], "positions": None, "children": ()}),
     "activations": (at.activations, {**DATA, "positions": "last", "planner": None}),
     "attention_patterns": (at.attention_patterns, {"model": model(), "inputs": tokens(1, 3), "layer": 0,

@@ -15,6 +15,7 @@ from ._errors import (
 )
 from .anchors import Anchor, at, first_token, last_token, where
 from .applied import AppliedEdits
+from .causal import CausalModel, OnArrays, causal_model
 from .config import IntervenableConfig, IntervenableRepresentationConfig, RepresentationConfig
 from .engine import (
     Bound,
@@ -134,6 +135,7 @@ __all__ = [
     "AutoencoderIntervention",
     "Bound",
     "BoundlessRotatedSpaceIntervention",
+    "CausalModel",
     "Claim",
     "CollectIntervention",
     "Collected",
@@ -170,6 +172,7 @@ __all__ = [
     "ModelNotFoundError",
     "NeverFiredError",
     "NoiseIntervention",
+    "OnArrays",
     "Outcome",
     "PCARotatedSpaceIntervention",
     "Plan",
@@ -205,6 +208,7 @@ __all__ = [
     "attention_patterns",
     "bind",
     "bootstrap",
+    "causal_model",
     "causal_scrubbing",
     "causal_tracing",
     "compare",

@@ -1,0 +1,13 @@
+"""Causal models: what a network is supposed to compute, as variables and the functions between them.
+
+Geiger et al. 2021, arXiv:2106.02997. Nothing here knows of networks or of torch.
+
+`CausalModel` is the model; `causal_model` reads one from a Python function; `graph` and `draw` show it.
+"""
+
+from .causal_model import CausalModel
+from .declaration import causal_model
+from .diagram import draw, graph
+from .domain import OnArrays
+
+__all__ = ["CausalModel", "OnArrays", "causal_model", "draw", "graph"]
