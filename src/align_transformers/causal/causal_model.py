@@ -10,7 +10,7 @@ import numpy as np
 
 from .._checked import checked
 from .._errors import SpecError
-from .domain import Column, Domain, Mechanism, OnArrays
+from .domain import Column, Domain, Mechanism
 from .evaluation import Evaluation
 from .sampling import TRIES, balanced_inputs, of_variable, tried
 from .structure import check_arity, check_names, composed, some_inputs, sorted_by_parents, steps_from_inputs
