@@ -114,8 +114,8 @@ def test_spots_are_for_all_prompts_or_for_each():
     assert spots_of_each(at("a"), 2) == [[at("a")], [at("a")]]
     assert spots_of_each([[0], ["last", at("b")]], 2) == [[0], ["last", at("b")]]
     for wrong, why in (
-        ([[0]], "1 of 1 prompts, and there are 2"),
-        ([[0], 1], "1 of 2"),
+        ([[0]], "names 1 prompts, but there are 2"),
+        ([[0], 1], "for some prompts"),
         ([], "no position"),
         ([[], [0]], "no"),
     ):

@@ -109,7 +109,7 @@ Spot = int | Literal["last"] | Anchor
 """One place of a prompt, or the tokens of a piece of its text: a number, from the end if negative, or an anchor."""
 Spots = Literal["all"] | Spot | Sequence[Spot] | Sequence[Sequence[Spot]]
 """Several, for all prompts or a list for each; `"all"` tokens."""
-Reader = Callable[[], tuple[str, Offsets]]
+TextTeller = Callable[[], tuple[str, Offsets]]
 """Tells the text of a prompt, and where in it its tokens stand."""
 
 
@@ -236,15 +236,17 @@ def spots_of_each(spots: Spots, count: int, what: str = "positions") -> list[Any
         return ["all"] * count
     listed: list[Any] = [spots] if isinstance(spots, int | str | Anchor) else list(spots)
     own = [isinstance(one, Sequence) and not isinstance(one, str) for one in listed]
-    if any(own) and (not all(own) or len(own) != count):
-        raise SpecError(f"{what} has places for {sum(own)} of {len(own)} prompts, and there are {count}: {spots!r:.80}")
+    if any(own) and not all(own):
+        raise SpecError(f"{what} has lists for some prompts, and for others not: {spots!r:.80}")
+    if any(own) and len(own) != count:
+        raise SpecError(f"{what} names {len(own)} prompts, but there are {count}: {spots!r:.80}")
     if not listed or not all(listed if any(own) else [listed]):
         raise SpecError(f"{what}: no position is chosen; give numbers, anchors or 'all'")
     return [list(one) for one in listed] if any(own) else [listed] * count
 
 
 def tokens_at(
-    spot: Spot, length: int, read: Reader, fields: Mapping[str, Any] | None = None, has: str = "it has"
+    spot: Spot, length: int, read: TextTeller, fields: Mapping[str, Any] | None = None, has: str = "it has"
 ) -> tuple[int, ...]:
     """Return the numbers of the tokens at a spot of a prompt, from 0.
 

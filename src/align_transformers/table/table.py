@@ -168,9 +168,10 @@ class Table:
                 + (f"; several of {', '.join(several)}: choose with where=..., or take the mean" if several else "")
             )
         found = frame.pivot(index=index, columns=columns, values=value)
-        for axis, column in enumerate((index, columns)):
-            if any(isinstance(one, str) for one in chosen.columns[column]):
-                found = found.reindex(list(dict.fromkeys(chosen.columns[column])), axis=axis)
+        if any(isinstance(one, str) for one in chosen.columns[index]):
+            found = found.reindex(index=list(dict.fromkeys(chosen.columns[index])))
+        if any(isinstance(one, str) for one in chosen.columns[columns]):
+            found = found.reindex(columns=list(dict.fromkeys(chosen.columns[columns])))
         return found
 
     def components(self) -> list[str]:
@@ -249,8 +250,8 @@ class Table:
         absolute position is a different word in prompts of other lengths.
 
         Args:
-            anchor: the position in the base that has the offset 0: `"last"`, the last token of every pair; one for all pairs,
-                negative from the end; or one for each, such as that of the subject's last token.
+            anchor: the position in the base with the offset 0: `"last"`, the last token of every pair; one for all
+                pairs, negative from the end; or one for each, such as that of the subject's last token.
 
         Raises:
             SpecError: the table does not tell positions or prompts, or `anchor` has not one entry for each pair.
