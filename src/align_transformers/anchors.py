@@ -105,6 +105,33 @@ class Anchor:
         return found[number - 1 if number > 0 else number]
 
 
+class FoundPlaces(list[list[int]]):
+    """For each prompt where in it a piece of text stands: what `where` tells.
+
+    Args:
+        rows: for each prompt its positions.
+        shifts: for each prompt the column of its first token, if positions are columns; `None`: they count tokens.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[int]], shifts: Sequence[int] | None = None) -> None:
+        super().__init__(map(list, rows))
+        self.shifts = None if shifts is None else tuple(shifts)
+
+    def tokens(self) -> list[list[int]]:
+        """Return the numbers of the tokens, from 0."""
+        return [[one - shift for one in row] for row, shift in zip(self, self.shifts or [0] * len(self), strict=True)]
+
+    def columns(self, starts: Sequence[int]) -> list[list[int]]:
+        """Return the columns in a batch.
+
+        Args:
+            starts: for each prompt the column of its first token there.
+        """
+        if self.shifts is not None or len(starts) != len(self):
+            return list(self)
+        return [[one + start for one in row] for row, start in zip(self, starts, strict=True)]
+
+
 Spot = int | Literal["last"] | Anchor
 """One place of a prompt, or the tokens of a piece of its text: a number, from the end if negative, or an anchor."""
 Spots = Literal["all"] | Spot | Sequence[Spot] | Sequence[Sequence[Spot]]
@@ -174,8 +201,10 @@ def where(
     occurrence: int | None = None,
     fields: Sequence[Mapping[str, Any]] | None = None,
     attention_mask: Any = None,
-) -> list[list[int]]:
+) -> FoundPlaces:
     """Return the positions of a piece of text in each prompt, as integers.
+
+    They may be given as they are wherever positions are taken: to studies, in `unit_locations`, in batches of a fit.
 
     Args:
         tokenizer: a fast one, which tells where in the text its tokens stand.
@@ -185,10 +214,10 @@ def where(
         occurrence: which of several such pieces, from 1; -1 is the last. Default: there has to be only one.
         fields: for each prompt what `{name}` stands for in the piece.
         attention_mask: `(prompts, columns)` of the padded batch: positions are its columns then. Default: they count
-            the tokens of each prompt, from 0.
+            the tokens of each prompt, from 0, and where they are given to a batch its padding is counted in.
 
     Returns:
-        For each prompt its positions, ascending.
+        For each prompt a list of its positions, ascending.
 
     Raises:
         PositionError: a prompt, which is named, lacks the piece, has it several times, or has a token that it cuts.
@@ -215,7 +244,7 @@ def where(
         except (PositionError, SpecError) as error:
             raise type(error)(f"prompt {number}: {error}") from error
         found.append([place + shifts[number] for place in own])
-    return found
+    return FoundPlaces(found, None if attention_mask is None else shifts)
 
 
 def spots_of_each(spots: Spots, count: int, what: str = "positions") -> list[Any]:
@@ -234,6 +263,8 @@ def spots_of_each(spots: Spots, count: int, what: str = "positions") -> list[Any
     """
     if isinstance(spots, str) and spots == "all":
         return ["all"] * count
+    if isinstance(spots, FoundPlaces):
+        spots = spots.tokens()
     listed: list[Any] = [spots] if isinstance(spots, int | str | Anchor) else list(spots)
     own = [isinstance(one, Sequence) and not isinstance(one, str) for one in listed]
     if any(own) and not all(own):
