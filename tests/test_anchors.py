@@ -14,7 +14,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from align_transformers import PositionError, SpecError
-from align_transformers.anchors import Anchor, at, first_token, last_token, offsets_of, where
+from align_transformers.anchors import (
+    Anchor,
+    at,
+    first_token,
+    last_token,
+    offsets_of,
+    read_back,
+    spots_of_each,
+    tokens_at,
+    where,
+)
 
 TEXTS = [
     "The capital of Spain is Madrid, and Spain is old.",
@@ -88,6 +98,33 @@ def test_columns_of_a_padded_batch_hold_the_piece(kind, side):
     assert found == [[place + gap for place in places] for places, gap in zip(plain, gaps, strict=True)]
 
 
+def test_tokens_are_read_back_where_their_text_is_made_of_them():
+    for text in TEXTS:
+        ids = tokenizer("bytes")(text)["input_ids"]
+        assert read_back(tokenizer("bytes"), ids) == (text, offsets_of(tokenizer("bytes"), text))
+    words = tokenizer("wordpiece")  # which decodes "The" and "##y" to "The ##y"
+    with pytest.raises(SpecError, match="made of other tokens"):
+        read_back(words, words("They")["input_ids"])
+    with pytest.raises(SpecError, match="give tokenizer="):
+        read_back(None, [1])
+
+
+def test_spots_are_for_all_prompts_or_for_each():
+    assert spots_of_each("all", 2) == ["all", "all"]
+    assert spots_of_each(at("a"), 2) == [[at("a")], [at("a")]]
+    assert spots_of_each([[0], ["last", at("b")]], 2) == [[0], ["last", at("b")]]
+    for wrong, why in (
+        ([[0]], "names 1 prompts, but there are 2"),
+        ([[0], 1], "for some prompts"),
+        ([], "no position"),
+        ([[], [0]], "no"),
+    ):
+        with pytest.raises(SpecError, match=why):
+            spots_of_each(wrong, 2)
+    with pytest.raises(PositionError, match=r"position 4 does not exist: it has 4 tokens \(0 to 3\)"):
+        tokens_at(4, 4, lambda: ("", []))
+
+
 def test_the_real_tokenizer():
     from align_transformers import load_model
 
@@ -104,7 +141,7 @@ def test_several_pieces_have_to_be_told_apart():
     assert first < second
     assert where(words, TEXTS[0], "Spain", occurrence=-1)[0] == second
     assert where(words, TEXTS[0], at("Spain", occurrence=-2))[0] == first
-    with pytest.raises(PositionError, match="occurrence=3 of 'Spain', which is 2 times"):
+    with pytest.raises(PositionError, match=r"occurrence=3 of 'Spain', which is 2 times.*\[Spain\].*; .*\[Spain\]"):
         where(words, TEXTS[0], "Spain", occurrence=3)
 
 
@@ -131,7 +168,7 @@ def test_what_makes_no_sense_is_refused():
         at("")
     with untyped(), pytest.raises(SpecError, match="'all', 'first' or 'last'"):
         Anchor("a", "middle")  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match="no field 'city'; it has \\['country'\\]"):
+    with pytest.raises(SpecError, match="prompt 0: the example has no field 'city'; it has \\['country'\\]"):
         where(words, TEXTS[0], "{city}", fields=[{"country": "Spain"}])
     with pytest.raises(SpecError, match="fields has 2 entries, but there are 1 prompts"):
         where(words, TEXTS[0], "{city}", fields=[{}, {}])

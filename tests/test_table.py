@@ -124,6 +124,15 @@ def test_pivot_has_layers_down_and_positions_across_in_order(table):
     assert table.pivot("effect").loc[2, 3] == pytest.approx(2.3)
 
 
+def test_pivot_keeps_words_in_the_order_of_their_first_row():
+    pairs = [(1, "subject"), (1, "last"), (0, "subject"), (0, "last")]
+    rows = [{"layer": layer, "place": place, "recovered": layer + len(place)} for layer, place in pairs]
+    matrix = Table.from_rows(rows, meta={}).pivot(columns="place")
+    assert (list(matrix.index), list(matrix.columns)) == ([0, 1], ["subject", "last"])
+    assert matrix.to_numpy().tolist() == [[7, 4], [8, 5]]
+    assert Table.from_rows(rows, meta={}).pivot(index="place", columns="layer").index.tolist() == ["subject", "last"]
+
+
 def test_pivot_takes_one_component_of_several():
     rows = [row(0, 0), row(0, 0, component="mlp_output", recovered=0.5)]
     table = Table.from_rows(rows, meta={})
@@ -374,7 +383,7 @@ def test_places_are_of_tables_that_know_their_pairs(table):
     with pytest.raises(SpecError, match="know their pairs"):
         Table.from_rows(rows, meta={}).relative_to("last")
     known = Table.from_rows(rows, meta={"pairs": 2})
-    assert known.relative_to([1, 0]).columns["place"] == (0, 2)
+    assert known.relative_to([1, 0]).columns["offset"] == (0, 2)
     with pytest.raises(SpecError, match="base_tokens"):
         known.relative_to("last")
     for wrong in ("first", [1], [1, "first"], [1, 2, 3]):

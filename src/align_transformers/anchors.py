@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import TYPE_CHECKING, Any, Literal
@@ -98,8 +98,46 @@ class Anchor:
             )
         number = self.occurrence or 1
         if abs(number) > len(found):
-            raise PositionError(f"occurrence={number} of {piece!r}, which is {len(found)} times in {text!r}")
+            raise PositionError(
+                f"occurrence={number} of {piece!r}, which is {len(found)} times in {text!r}: "
+                f"{'; '.join(_around(text, span) for span in found)}"
+            )
         return found[number - 1 if number > 0 else number]
+
+
+class FoundPlaces(list[list[int]]):
+    """For each prompt where in it a piece of text stands: what `where` tells.
+
+    Args:
+        rows: for each prompt its positions.
+        shifts: for each prompt the column of its first token, if positions are columns; `None`: they count tokens.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[int]], shifts: Sequence[int] | None = None) -> None:
+        super().__init__(map(list, rows))
+        self.shifts = None if shifts is None else tuple(shifts)
+
+    def tokens(self) -> list[list[int]]:
+        """Return the numbers of the tokens, from 0."""
+        return [[one - shift for one in row] for row, shift in zip(self, self.shifts or [0] * len(self), strict=True)]
+
+    def columns(self, starts: Sequence[int]) -> list[list[int]]:
+        """Return the columns in a batch.
+
+        Args:
+            starts: for each prompt the column of its first token there.
+        """
+        if self.shifts is not None or len(starts) != len(self):
+            return list(self)
+        return [[one + start for one in row] for row, start in zip(self, starts, strict=True)]
+
+
+Spot = int | Literal["last"] | Anchor
+"""One place of a prompt, or the tokens of a piece of its text: a number, from the end if negative, or an anchor."""
+Spots = Literal["all"] | Spot | Sequence[Spot] | Sequence[Sequence[Spot]]
+"""Several, for all prompts or a list for each; `"all"` tokens."""
+TextTeller = Callable[[], tuple[str, Offsets]]
+"""Tells the text of a prompt, and where in it its tokens stand."""
 
 
 @checked
@@ -163,8 +201,10 @@ def where(
     occurrence: int | None = None,
     fields: Sequence[Mapping[str, Any]] | None = None,
     attention_mask: Any = None,
-) -> list[list[int]]:
+) -> FoundPlaces:
     """Return the positions of a piece of text in each prompt, as integers.
+
+    They may be given as they are wherever positions are taken: to studies, in `unit_locations`, in batches of a fit.
 
     Args:
         tokenizer: a fast one, which tells where in the text its tokens stand.
@@ -174,10 +214,10 @@ def where(
         occurrence: which of several such pieces, from 1; -1 is the last. Default: there has to be only one.
         fields: for each prompt what `{name}` stands for in the piece.
         attention_mask: `(prompts, columns)` of the padded batch: positions are its columns then. Default: they count
-            the tokens of each prompt, from 0.
+            the tokens of each prompt, from 0, and where they are given to a batch its padding is counted in.
 
     Returns:
-        For each prompt its positions, ascending.
+        For each prompt a list of its positions, ascending.
 
     Raises:
         PositionError: a prompt, which is named, lacks the piece, has it several times, or has a token that it cuts.
@@ -201,10 +241,89 @@ def where(
     for number, prompt in enumerate(listed):
         try:
             own = anchor.tokens(prompt, offsets_of(tokenizer, prompt), None if fields is None else fields[number])
-        except PositionError as error:
-            raise PositionError(f"prompt {number}: {error}") from error
+        except (PositionError, SpecError) as error:
+            raise type(error)(f"prompt {number}: {error}") from error
         found.append([place + shifts[number] for place in own])
-    return found
+    return FoundPlaces(found, None if attention_mask is None else shifts)
+
+
+def spots_of_each(spots: Spots, count: int, what: str = "positions") -> list[Any]:
+    """Return which spots are meant in each prompt: `"all"`, or a list.
+
+    Args:
+        spots: for all prompts, or a list for each.
+        count: of prompts.
+        what: the argument, for messages.
+
+    Raises:
+        SpecError: there is a list for some prompts only, or for another number of them; or none is named.
+
+    >>> spots_of_each([0, "last"], 2), spots_of_each([[0], [at("Spain")]], 2)[0]
+    ([[0, 'last'], [0, 'last']], [0])
+    """
+    if isinstance(spots, str) and spots == "all":
+        return ["all"] * count
+    if isinstance(spots, FoundPlaces):
+        spots = spots.tokens()
+    listed: list[Any] = [spots] if isinstance(spots, int | str | Anchor) else list(spots)
+    own = [isinstance(one, Sequence) and not isinstance(one, str) for one in listed]
+    if any(own) and not all(own):
+        raise SpecError(f"{what} has lists for some prompts, and for others not: {spots!r:.80}")
+    if any(own) and len(own) != count:
+        raise SpecError(f"{what} names {len(own)} prompts, but there are {count}: {spots!r:.80}")
+    if not listed or not all(listed if any(own) else [listed]):
+        raise SpecError(f"{what}: no position is chosen; give numbers, anchors or 'all'")
+    return [list(one) for one in listed] if any(own) else [listed] * count
+
+
+def tokens_at(
+    spot: Spot, length: int, read: TextTeller, fields: Mapping[str, Any] | None = None, has: str = "it has"
+) -> tuple[int, ...]:
+    """Return the numbers of the tokens at a spot of a prompt, from 0.
+
+    Args:
+        spot: which place, or piece of text.
+        length: of the prompt, in tokens.
+        read: tells the text, where that is needed.
+        fields: as for `Anchor.tokens`.
+        has: the beginning of what a message says of the prompt.
+
+    Raises:
+        PositionError: there is no such token.
+        SpecError: the text cannot be told.
+
+    >>> tokens_at("last", 4, read=lambda: ("", [])), tokens_at(-2, 4, read=lambda: ("", []))
+    ((3,), (2,))
+    """
+    if isinstance(spot, Anchor):
+        return spot.tokens(*read(), fields)
+    number = -1 if spot == "last" else int(spot)
+    if not -length <= number < length:
+        raise PositionError(f"position {number} does not exist: {has} {length} tokens (0 to {length - 1})")
+    return (number % length,)
+
+
+def read_back(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int]) -> tuple[str, Offsets]:
+    """Return the text that tokens stand for, and where in it each of them does.
+
+    Args:
+        tokenizer: a fast one.
+        ids: the real tokens of one example, special ones included.
+
+    Raises:
+        SpecError: there is no tokenizer, or the text is not made of these tokens again.
+    """
+    if tokenizer is None:
+        raise SpecError("where a piece of text stands is told by the tokenizer: give tokenizer=..., or numbers")
+    text = str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    _check_fast(tokenizer)
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    if list(found["input_ids"]) != list(ids):
+        raise SpecError(
+            f"the tokens {list(ids)!r:.80} stand for {text!r:.80}, but that text is made of other tokens, so places in "
+            "it cannot be told: give the prompts as texts, or positions as numbers (of a text `where` tells them)"
+        )
+    return text, [(index(first), index(end)) for first, end in found["offset_mapping"]]
 
 
 def offsets_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
@@ -213,12 +332,16 @@ def offsets_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int,
     Raises:
         SpecError: the tokenizer does not tell.
     """
+    _check_fast(tokenizer)
+    return [(index(first), index(end)) for first, end in tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]
+
+
+def _check_fast(tokenizer: PreTrainedTokenizerBase) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise SpecError(
             f"{type(tokenizer).__name__} does not tell where in a text its tokens stand: use the fast tokenizer, or "
             "give positions as integers"
         )
-    return [(index(first), index(end)) for first, end in tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]
 
 
 def _piece(text: Any) -> str | tuple[int, int]:

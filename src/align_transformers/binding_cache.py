@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .anchors import FoundPlaces
 from .compose import Call, inputs_of
 from .config import IntervenableConfig
 from .engine import Bound, Inputs
@@ -136,6 +137,8 @@ def _frozen(value: Any) -> Hashable:
     """Return nested containers and arrays as tuples of what cannot change."""
     if value is None or type(value) in (int, str) or isinstance(value, Location):
         return value
+    if isinstance(value, FoundPlaces):
+        return "found", value.shifts, tuple(map(tuple, value))
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple | range):

@@ -3,7 +3,8 @@
 The full form nests `[n_interventions][batch][n_units]`, or `[n_interventions][2][batch][n_units]` (heads first) for the
 unit `h.pos`. Depth alone says which levels are there, never length. A level that is missing is the same for all:
 `[batch][n_units]` holds for every intervention, a flat list of integers for every example of every intervention, and so
-does a single integer. A slice stands for the list of units that it selects among an example's real tokens.
+does a single integer. A slice stands for the list of units that it selects among an example's real tokens. What `where`
+tells stands for the positions of a piece of text in each example, wherever its padding is.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from ._errors import PositionError, SpecError, UnknownNameError, near_misses
+from .anchors import Anchor, FoundPlaces
 from .positions import EVERYWHERE, Positions, Rows, Span
 from .subspaces import Choice
 
@@ -189,6 +191,11 @@ def _sides(spec: Any, link: str) -> tuple[Any, Any]:
     value = _plain(value)
     if value is None or isinstance(value, int | slice):
         return value, value
+    if isinstance(value, FoundPlaces):
+        raise SpecError(
+            f"the value of {link!r} is a pair (source, base): (where(tokenizer, sources, ...), where(tokenizer, bases, "
+            f"...)); what `where` tells of one side is {list(value)}"
+        )
     if len(value) != 2:
         raise SpecError(
             f"the value of {link!r} is a pair (source, base), or one integer or slice for both; found {value!r}. "
@@ -208,6 +215,13 @@ def _is_plain(value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     """Return tensors, arrays, tuples and ranges as nested lists of Python integers; slices and `None` stay."""
+    if isinstance(value, FoundPlaces):
+        return value
+    if isinstance(value, Anchor):
+        raise SpecError(
+            f"where {value} stands is not known here, as there are tokens and no texts: write where(tokenizer, texts, "
+            f"{value}), with the texts that were tokenized"
+        )
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, bool) or not isinstance(value, int | slice | list | tuple | range | None):
@@ -285,6 +299,8 @@ def _rows(value: Any, axis: Axis, what: str, limit: int | None = None) -> Rows:
         what: for the messages.
         limit: the largest number of units of an example; `None` for any.
     """
+    if isinstance(value, FoundPlaces):
+        value = value.columns([] if axis.spans is None else [start for start, _ in axis.spans])
     by_example = [value] * axis.batch
     if _depth(value) == 2:
         if not all(isinstance(units, list | slice) for units in value):

@@ -115,7 +115,7 @@ def test_heads_sum_to_attention_and_the_default_is_what_the_model_says() -> None
 def test_what_cannot_be_taken_apart_is_refused() -> None:
     with pytest.raises(SiteError, match="along one stream"):
         direct_logit_attribution(shared("t5"), tokens(1, 4))
-    with pytest.raises(SpecError, match="2 tokens for 1 prompts"):
+    with pytest.raises(SpecError, match="2 answers for 1 prompts"):
         direct_logit_attribution(shared("gpt2"), tokens(1, 4), answers=[1, 2])
     with pytest.raises(SiteError):
         direct_logit_attribution(shared("bert"), tokens(1, 4), answers=1)

@@ -122,18 +122,18 @@ def test_means_over_pairs_by_place(tmp_path):
     base, source = (padded_tokens([3, 5], "left", seed=seed) for seed in (1, 2))
     table = grid(model, base, source, answers=(4, 5))
     effects = {(row["pair"], row["layer"], row["position"]): row["effect"] for row in table.rows()}
-    by_place = table.relative_to("last").mean(["layer", "place"], value="effect")
-    found = {(row["layer"], row["place"]): (row["effect"], row["count"]) for row in by_place.rows()}
+    by_place = table.relative_to("last").mean(["layer", "offset"], value="effect")
+    found = {(row["layer"], row["offset"]): (row["effect"], row["count"]) for row in by_place.rows()}
     for layer in range(3):
         both = (effects[0, layer, 2] + effects[1, layer, 4]) / 2
         assert found[layer, 0] == (pytest.approx(both), 2)
         assert found[layer, -4] == (pytest.approx(effects[1, layer, 0]), 1)
     anchored = table.relative_to([1, -2])  # position 1 of the first, 3 of the second
-    assert [row["position"] for row in anchored.rows() if row["place"] == 0 and row["layer"] == 0] == [1, 3]
-    assert table.relative_to(-1).columns["place"] == table.relative_to().columns["place"]
+    assert [row["position"] for row in anchored.rows() if row["offset"] == 0 and row["layer"] == 0] == [1, 3]
+    assert table.relative_to(-1).columns["offset"] == table.relative_to().columns["offset"]
     assert anchored.load(anchored.save(tmp_path / "t.parquet")) == anchored
     single = grid(model, tokens(1, 4), tokens(1, 4, 1), answers=(4, 5), positions=None).relative_to("last")
-    assert set(single.columns["place"]) == {None}
+    assert set(single.columns["offset"]) == {None}
 
 
 def test_places_in_an_encoder_decoder_are_of_the_components_sequence():
@@ -146,4 +146,4 @@ def test_places_in_an_encoder_decoder_are_of_the_components_sequence():
     names = ["encoder.block_output", "decoder.block_output", "decoder.cross_key_output"]
     table = grid(model, *sides, answers=(4, 5), components=names, layers=[0]).relative_to("last")
     for name, length in zip(names, (6, 3, 6), strict=True):
-        assert table.select(name).columns["place"] == tuple(range(1 - length, 1))
+        assert table.select(name).columns["offset"] == tuple(range(1 - length, 1))

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from .._checked import checked
-from .._errors import SpecError
-from ..engine import Inputs, Planner, real_spans
+from .._errors import PositionError, SpecError
+from ..anchors import Offsets, Spots, TextTeller, read_back, spots_of_each, tokens_at
+from ..engine import Inputs, Planner, batch_size, real_spans
 from ..interventions import PCARotatedSpaceIntervention
 from ..models import chosen_layers, find_slot
 from ..models.padding import check_counted, with_positions
 from ..models.sequence import check_tokens
 from ..planners import capture
-from ..positions import Positions
+from ..positions import Positions, Span
 from ..sites import COMPONENTS, Site
-
-TokenChoice = Literal["last", "all"] | int
-"""Which real tokens of an example: the last, all, or one by its number."""
 
 
 @checked
@@ -30,8 +30,9 @@ def activations(
     model: nn.Module,
     data: Inputs | Iterable[Inputs],
     site: Site,
-    positions: TokenChoice = "last",
+    positions: Spots = "last",
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     planner: Planner | None = None,
 ) -> Float[Tensor, "n width"]:
     """Return the activations of a data set at one site, one row an example (or a token).
@@ -42,15 +43,18 @@ def activations(
         model: the user's; it is not changed.
         data: one input of the model, or batches of them.
         site: where in the network.
-        positions: `"last"`: at the last real token of every example; `"all"`: at all real tokens; or a position,
-            negative from the end of an example's real tokens; from 0 where no padding is in front of these.
+        positions: `"last"`: at the last real token of every example; `"all"`: at all real tokens; numbers, negative
+            ones from the end of an example's real tokens, from 0 where no padding is in front of these; or anchors,
+            `last_token("Spain")`. For all examples, or a list for each, counted over all batches.
+        tokenizer: tells where anchors are, of the tokens in the data.
         planner: says which passes are run, as for `execute`.
 
     Returns:
         `(examples, width)`, or `(tokens, width)`; a model without a sequence gives `(examples, width)`.
 
     Raises:
-        SpecError: there is no data, or a position that an example does not have.
+        PositionError: an example, which is named, does not have a position.
+        SpecError: there is no data, or the text of the tokens cannot be told.
         SiteError: the model has no such site.
 
     >>> mlp = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
@@ -60,7 +64,13 @@ def activations(
     batches = [data] if isinstance(data, Tensor | Mapping) else list(data)
     if not batches:
         raise SpecError("there is no data to take activations from")
-    return torch.cat([_activations(model, batch, site, positions, planner) for batch in batches])
+    counts = [batch_size(batch, site.sequence) for batch in batches]
+    spots = spots_of_each(positions, sum(counts))
+    found, begin = [], 0
+    for batch, count in zip(batches, counts, strict=True):
+        found.append(_activations(model, batch, site, (begin, spots[begin : begin + count]), tokenizer, planner))
+        begin += count
+    return torch.cat(found)
 
 
 @checked
@@ -113,7 +123,8 @@ def fit_pca(
     site: Site,
     k: int,
     *,
-    positions: TokenChoice = "last",
+    positions: Spots = "last",
+    tokenizer: PreTrainedTokenizerBase | None = None,
     standardise: bool = True,
     planner: Planner | None = None,
     **options: Any,
@@ -126,6 +137,7 @@ def fit_pca(
         site: where in the network.
         k: how many components.
         positions: as for `activations`.
+        tokenizer: as for `activations`.
         standardise: divide each coordinate by its standard deviation first.
         planner: as for `activations`.
         **options: further arguments of the intervention.
@@ -138,30 +150,63 @@ def fit_pca(
     >>> fit_pca(mlp, torch.randn(8, 2), Site("0.output"), 2).rotation.shape
     torch.Size([3, 2])
     """
-    rows = activations(model, data, site, positions, planner=planner)
+    rows = activations(model, data, site, positions, tokenizer=tokenizer, planner=planner)
     return PCARotatedSpaceIntervention.fit(rows, k, standardise=standardise, **options)
 
 
 def _activations(
-    model: nn.Module, inputs: Inputs, site: Site, positions: TokenChoice, planner: Planner | None
+    model: nn.Module,
+    inputs: Inputs,
+    site: Site,
+    spots: tuple[int, list[Any]],
+    tokenizer: PreTrainedTokenizerBase | None,
+    planner: Planner | None,
 ) -> Tensor:
-    """Return the activations of one batch: a run that is only read ends at the site."""
+    """Return the activations of one batch: a run that is only read ends at the site.
+
+    Args:
+        model: the user's.
+        inputs: the batch.
+        site: where in the network.
+        spots: the number of its first example, and which spots are meant in each.
+        tokenizer: as for `activations`.
+        planner: likewise.
+    """
     check_tokens(model, inputs, "the data")
     spans = real_spans(inputs, site.sequence)
-    check_counted(spans or [], [positions] if isinstance(positions, int) else [])
-    inputs = with_positions(model, inputs)
+    first, each = spots
+    check_counted(spans or [], [one for row in each if row != "all" for one in row if isinstance(one, int)])
+    given, inputs = inputs, with_positions(model, inputs)
     if spans is None:
         values = capture(model, inputs, site, Positions(), planner)
         return values.flatten(0, -2)
-    rows = tuple(_row(start, end, positions) for start, end in spans)
-    values = capture(model, inputs, site, Positions(rows), planner)
+    rows = []
+    for number, (span, own) in enumerate(zip(spans, each, strict=True)):
+        try:
+            rows.append(_row(span, own, partial(_read, given, site, number, span, tokenizer)))
+        except (PositionError, SpecError) as error:
+            raise type(error)(f"example {first + number}: {error}") from error
+    values = capture(model, inputs, site, Positions(tuple(rows)), planner)
     return torch.cat([value[: len(row)] for value, row in zip(values, rows, strict=True)])
 
 
-def _row(start: int, end: int, positions: TokenChoice) -> tuple[int, ...]:
-    if positions == "all":
+def _row(span: Span, spots: Any, read: TextTeller) -> tuple[int, ...]:
+    """Return the columns of one example."""
+    start, end = span
+    if spots == "all":
         return tuple(range(start, end))
-    place = -1 if positions == "last" else positions
-    if not start - end <= place < end - start:
-        raise SpecError(f"position {place} does not exist in an example of {end - start} tokens")
-    return ((end if place < 0 else start) + place,)
+    each = (tokens_at(spot, end - start, read) for spot in spots)
+    return tuple(start + token for token in dict.fromkeys(token for several in each for token in several))
+
+
+def _read(
+    inputs: Inputs, site: Site, number: int, span: Span, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[str, Offsets]:
+    """Return the text of one example, and where in it each of its tokens stands."""
+    name = "decoder_input_ids" if site.sequence == "decoder" else "input_ids"
+    ids = inputs.get(name) if isinstance(inputs, Mapping) else None
+    if not isinstance(ids, Tensor):
+        raise SpecError(
+            f"where a text stands is told by the tokens, and there are no {name}: give positions as numbers"
+        )
+    return read_back(tokenizer, ids[number, slice(*span)].tolist())

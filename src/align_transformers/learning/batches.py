@@ -16,9 +16,9 @@ A batch is a dict whose columns are batch first:
 | `labels` | what the intervened model should say |
 | `base_labels`, `source_labels` | what the plain model should say of the base and of each source (read by `evaluate`) |
 
-The unit is `pos`, `h` or `t`; with the unit `h.pos` there are two columns, `.h` and `.pos`. A batch may also hold the
-call's own arguments `base`, `sources`, `unit_locations` and `subspaces`. Columns that the model's `forward` does not
-name are not given to it.
+Location columns may be what `where` tells of the texts. The unit is `pos`, `h` or `t`; with the unit `h.pos` there are
+two columns, `.h` and `.pos`. A batch may also hold the call's own arguments `base`, `sources`, `unit_locations` and
+`subspaces`. Columns that the model's `forward` does not name are not given to it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import PositionError, SpecError, UnknownNameError
+from ..anchors import Anchor, FoundPlaces
 from ..compose import Call, axes_of
 from ..config import IntervenableConfig
 from ..engine import Inputs
@@ -213,6 +214,13 @@ def _positions(
 
 def _rows(name: str, value: Any, axis: Axis, most: int | None) -> Rows:
     """Return a location column as one tuple of integers an example; one number an example is one unit each."""
+    if isinstance(value, Anchor):
+        raise SpecError(
+            f"the location column {name!r}: where {value} stands is not known here, as there are tokens and no texts: "
+            f"write where(tokenizer, texts, {value}) in the collator"
+        )
+    if isinstance(value, FoundPlaces):
+        value = value.columns([] if axis.spans is None else [start for start, _ in axis.spans])
     listed = _plain(value)
     if not isinstance(listed, list | tuple):
         raise SpecError(f"the location column {name!r} is batch first, (batch, units); found {value!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ from ..plan import Edit, Read, Run
 from ..positions import Positions
 from ..sites import COMPONENTS, Site, in_block
 from ._cell_run import CellRun
-from ._prompts import Pairs, Place, Which, indices
+from ._pairs import PairPlace, Pairs
+from ._prompts import Which, indices
 
 SwapDirection = Literal["denoise", "noise"]
 DIRECTIONS: tuple[SwapDirection, ...] = ("denoise", "noise")
@@ -30,16 +31,16 @@ class Selection:
         layers: of the named components that have one.
         heads: numbers, `"all"`, or `None` for the whole vector.
         neurons: how many neighbouring coordinates are swapped at a time; `None` for all at once.
-        together: all places of a pair are swapped at once.
         directions: of the swaps.
+        window: how many neighbouring layers are swapped at once, as `width_of` takes it.
     """
 
     components: Sequence[str]
     layers: Which
     heads: Which | None
     neurons: int | None
-    together: bool
     directions: Sequence[SwapDirection]
+    window: int | Mapping[str, int] = 1
 
     def check(self) -> None:
         """Refuse what makes no sense in any model.
@@ -68,40 +69,60 @@ class Selection:
                 of two sequences its positions count.
             PositionError: there is no such layer or head.
         """
+        sites = self._sites(model, pairs)
+        places = {stack: pairs.places(stack) for stack in dict.fromkeys(site.sequence for site in sites)}
         swaps = [
-            (site, tuple(self._swaps(model, site, pairs)), self._width(model, site))
-            for site in self._sites(model, pairs)
+            (
+                {near: self._width(model, near) for near in self._near(model, site)},
+                site,
+                tuple(self._swaps(model, site, places[site.sequence])),
+            )
+            for site in sites
         ]
         return tuple(
-            self._run(site, cells, width, direction, pairs)
+            self._run(near, site, cells, direction, pairs)
             for direction in dict.fromkeys(self.directions)
-            for site, cells, width in swaps
+            for near, site, cells in swaps
         )
 
     def _run(
-        self, site: Site, swaps: Sequence[SwapPlaces], width: int | None, direction: SwapDirection, pairs: Pairs
+        self,
+        near: Mapping[Site, int | None],
+        site: Site,
+        swaps: Sequence[SwapPlaces],
+        direction: SwapDirection,
+        pairs: Pairs,
     ) -> CellRun:
+        """Return the run that swaps at some sites, around one, at once; these are given with their widths."""
         into, out_of = ("base", "source") if direction == "denoise" else ("source", "base")
         columns = dict(zip(("base", "source"), _columns(pairs, site, swaps), strict=True))
         heads = None if self.heads is None else tuple((swap.head,) for swap in swaps if swap.head is not None)
-        blocks = None if width is None else tuple((swap.block,) for swap in swaps if swap.block is not None)
+        blocks = None if self.neurons is None else tuple((swap.block,) for swap in swaps if swap.block is not None)
         examples, name = tuple(swap.pair for swap in swaps), f"{direction} {site}"
-        read = Read(out_of, site, Positions(columns[out_of], heads), examples)
-        edit = Edit(name, site, _intervention(width), Positions(columns[into], heads), blocks, read)
+        edits = []
+        for one, width in near.items():
+            read = Read(out_of, one, Positions(columns[out_of], heads), examples)
+            named = name if one == site else f"{name}: {one}"
+            edits.append(Edit(named, one, _intervention(width), Positions(columns[into], heads), blocks, read))
         cells = tuple(self._cell(site, swap, direction, pairs) for swap in swaps)
-        return CellRun(Run(name, into, (edit,), examples), cells)
+        return CellRun(Run(name, into, tuple(edits), examples), cells)
+
+    def _near(self, model: nn.Module, site: Site) -> list[Site]:
+        """Return the sites that are swapped together with one, in order of layers, itself among them."""
+        if site.layer is None:
+            return [site]
+        layers = layers_near(site.layer, width_of(self.window, site.component), _layers(model, site.component))
+        near = [Site(site.component, layer) for layer in layers]
+        return [one for one in near if one == site or resolve(model).find(one) is not None]
 
     def _cell(self, site: Site, swap: SwapPlaces, direction: SwapDirection, pairs: Pairs) -> dict[str, Any]:
         """Return the columns that say which cell it is."""
-        here: Sequence[int | None] = (None, None) if self.together else swap.places[0]
-        sides = (side.texts[swap.pair] for side in pairs.sides(site))
-        texts = [None if at is None else tokens[at] for at, tokens in zip(here, sides, strict=True)]
         cell: dict[str, Any] = {"component": site.component, "layer": site.layer}
         if self.heads is not None:
             cell["head"] = swap.head
         if self.neurons is not None:
             cell["neuron"] = None if swap.block is None else swap.block * self.neurons
-        cell |= {"position": here[0], "source_position": here[1], "token": texts[0], "source_token": texts[1]}
+        cell |= pairs.cell(site.sequence, swap.pair, swap.place)
         return {**cell, "pair": swap.pair, "direction": direction}
 
     def _sites(self, model: nn.Module, pairs: Pairs) -> list[Site]:
@@ -127,15 +148,14 @@ class Selection:
                 )
         return sites
 
-    def _swaps(self, model: nn.Module, site: Site, pairs: Pairs) -> Iterator[SwapPlaces]:
+    def _swaps(self, model: nn.Module, site: Site, places: Sequence[Sequence[PairPlace]]) -> Iterator[SwapPlaces]:
         heads: Sequence[int | None] = [None] if self.heads is None else self._heads(model, site)
         width = self._width(model, site)
         blocks: Sequence[int | None] = [None]
         if width is not None and self.neurons is not None:
             blocks = range(-(-width // self.neurons))
-        for pair, places in enumerate(pairs.places(site)):
-            groups = [places] if self.together and places else [(place,) for place in places]
-            yield from (SwapPlaces(pair, group, head, block) for head in heads for block in blocks for group in groups)
+        for pair, own in enumerate(places):
+            yield from (SwapPlaces(pair, place, head, block) for head in heads for block in blocks for place in own)
 
     def _heads(self, model: nn.Module, site: Site) -> list[int]:
         slot = find_slot(model, site)
@@ -158,7 +178,8 @@ class Selection:
     def interventions(self, model: nn.Module, pairs: Pairs) -> dict[str, Intervention]:
         """Return the interventions that the runs name."""
         found: dict[str, Intervention] = {}
-        for width in dict.fromkeys(self._width(model, site) for site in self._sites(model, pairs)):
+        sites = (near for site in self._sites(model, pairs) for near in self._near(model, site))
+        for width in dict.fromkeys(self._width(model, site) for site in sites):
             blocks = None
             if width is not None and self.neurons is not None:
                 blocks = [range(low, min(low + self.neurons, width)) for low in range(0, width, self.neurons)]
@@ -172,13 +193,13 @@ class SwapPlaces:
 
     Args:
         pair: number of the pair.
-        places: what is swapped at once: one place, or all of them.
+        place: what is swapped at once.
         head: which head; `None` for the whole vector.
         block: which block of neurons; `None` for all.
     """
 
     pair: int
-    places: tuple[Place, ...]
+    place: PairPlace
     head: int | None
     block: int | None
 
@@ -186,14 +207,43 @@ class SwapPlaces:
 def _columns(pairs: Pairs, site: Site, swaps: Sequence[SwapPlaces]) -> list[tuple[tuple[int, ...], ...]]:
     """Return the columns of every swap in the base's batch, and those in the source's."""
     return [
-        tuple(tuple(side.starts[swap.pair] + place[number] for place in swap.places) for swap in swaps)
-        for number, side in enumerate(pairs.sides(site))
+        tuple(tuple(side.starts[swap.pair] + place[number] for place in swap.place.places) for swap in swaps)
+        for number, side in enumerate(pairs.sides(site.sequence))
     ]
 
 
 def _intervention(width: int | None) -> str:
     """Return the name of the swap of whole vectors, or of blocks of those of some width."""
     return "swap" if width is None else f"swap {width}"
+
+
+def width_of(window: int | Mapping[str, int], component: str) -> int:
+    """Return how many layers of a component are swapped at once.
+
+    Args:
+        window: their number, for all components but `block_output`, of which it is one; or by component.
+        component: its name.
+
+    Raises:
+        SpecError: it is no number from 1.
+
+    >>> width_of(10, "mlp_output"), width_of(10, "block_output"), width_of({"mlp_output": 3}, "mlp_output")
+    (10, 1, 3)
+    """
+    one = component.rpartition(".")[2] == "block_output"
+    width = window.get(component, 1) if isinstance(window, Mapping) else 1 if one else window
+    if width < 1:
+        raise SpecError(f"window is a number of layers from 1; found {width} for {component}")
+    return width
+
+
+def layers_near(layer: int, width: int, depth: int) -> range:
+    """Return the layers of a window, cut at the ends.
+
+    >>> layers_near(5, 4, 12), layers_near(0, 3, 12)
+    (range(3, 7), range(0, 2))
+    """
+    return range(max(0, layer - width // 2), min(depth, layer - (-width // 2)))
 
 
 def _layers(model: nn.Module, name: str) -> int:

@@ -8,36 +8,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from .._errors import SpecError
-from ..anchors import Anchor, where
+from ..anchors import Anchor, Spot, at, spots_of_each
 from ..engine import Inputs
-from ._prompts import Prompts, Tokens, indices
+from ._prompts import Prompts, Tokens
 
-Subject = str | Anchor | Sequence[int] | Sequence[Sequence[int]]
+Subject = str | Anchor | Sequence[Spot] | Sequence[Sequence[Spot]]
 
 
-def subjects_of(
-    subject: Subject, prompts: Prompts, tokens: Tokens, tokenizer: PreTrainedTokenizerBase | None
-) -> list[tuple[int, ...]]:
-    """Return the positions of the subject in each prompt, from 0 over its real tokens."""
-    if isinstance(subject, str | Anchor):
-        if tokenizer is None:
-            raise SpecError(f"the subject {str(subject)!r} is a text: give tokenizer=..., or positions")
-        found = [tuple(row) for row in where(tokenizer, prompts.texts, subject)]
-    else:
-        each = list(subject) if subject and not isinstance(subject[0], int) else [subject] * len(prompts)
-        if len(each) != len(prompts):
-            raise SpecError(f"subject names {len(each)} prompts, but there are {len(prompts)}")
-        lengths = [len(row) for row in tokens.ids]
-        rows: list[Any] = [*each]
-        for row in rows:
-            tokens.check_counted(row)
-        found = [
-            tuple(sorted(indices(row, length, "position", f"prompt {number} has {length} tokens")))
-            for number, (row, length) in enumerate(zip(rows, lengths, strict=True))
-        ]
+def subjects_of(subject: Subject, prompts: Prompts, stack: str) -> list[tuple[int, ...]]:
+    """Return the positions of the subject in each prompt, from 0 over its real tokens in the sequence of a stack."""
+    spots: Any = at(subject) if isinstance(subject, str) else subject
+    rows = spots_of_each(spots, len(prompts), "subject")
+    found = []
+    for number, row in enumerate(rows):
+        found.append(tuple(sorted({place for spot in row for place in prompts.at(stack, number, spot)})))
     return found
 
 
@@ -62,13 +48,13 @@ def noisy(
     with torch.no_grad():
         embedded = model.get_input_embeddings()(prompts.inputs["input_ids"])  # type: ignore[operator]
     columns = [[start + place for place in span] for start, span in zip(tokens.starts, spans, strict=True)]
-    of_subjects = torch.cat([embedded[row, at] for row, at in enumerate(columns)]).float()
+    of_subjects = torch.cat([embedded[row, own] for row, own in enumerate(columns)]).float()
     deviation = noise if absolute else noise * float(of_subjects.std())
     drawn = torch.Generator().manual_seed(seed)
     rows = embedded.repeat_interleave(draws, 0)
-    for prompt, at in enumerate(columns):
-        own = torch.randn(draws, len(at), embedded.shape[-1], generator=drawn) * deviation
-        rows[prompt * draws : (prompt + 1) * draws, at] += own.to(rows)
+    for prompt, places in enumerate(columns):
+        own = torch.randn(draws, len(places), embedded.shape[-1], generator=drawn) * deviation
+        rows[prompt * draws : (prompt + 1) * draws, places] += own.to(rows)
     count = len(prompts)
     rest = {
         name: value.repeat_interleave(draws, 0) if isinstance(value, Tensor) and value.shape[:1] == (count,) else value

@@ -1,28 +1,27 @@
-"""Base and source prompts side by side: their tokens, and which place of the one answers to which of the other."""
+"""Prompts as the model gets them: their tokens, texts and columns, and where in them a spot is."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._errors import PositionError, SpecError
+from ..anchors import Anchor, Offsets, Spot, offsets_of, read_back, tokens_at
 from ..engine import real_spans
 from ..models.devices import input_device
 from ..models.padding import check_counted, left_padding, with_positions
 from ..models.sequence import check_tokens
-from ..sites import Site
+from ._data import Fields, Given, read_data
 
-Prompt = Annotated[str | Sequence[str] | Mapping[str, Any], "Tokens go into a dict: {'input_ids': tensor}"]
 Which = Sequence[int] | Literal["all"]
-WhichPlaces = Annotated[Which, "Where a piece of text stands, `where` tells"]
-Place = tuple[int, int]
-"""A position in the base and one in the source, both from 0 over the real tokens."""
+ReadAt = Spot | Sequence[Spot]
+"""Where logits are read: one place, for all prompts or for each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,23 +54,6 @@ class Tokens:
         if self.given:
             check_counted(((start, self.length) for start in self.starts), numbers)
 
-    def columns(self, position: int | Sequence[int]) -> tuple[int, ...]:
-        """Return the column of one position of every prompt.
-
-        Args:
-            position: from 0 over the real tokens, negative ones from the end; or one for each prompt.
-
-        Raises:
-            SpecError: the positions are not as many as the prompts, or may be meant as columns.
-            PositionError: a prompt has no such position.
-        """
-        each = [position] * len(self) if isinstance(position, int) else list(position)
-        if len(each) != len(self):
-            raise SpecError(f"at names {len(each)} positions, but there are {len(self)} prompts")
-        self.check_counted(each)
-        chosen = zip(each, self.texts, self.starts, strict=True)
-        return tuple(s + indices([p], len(t), "position", f"a prompt has {len(t)} tokens")[0] for p, t, s in chosen)
-
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
@@ -81,61 +63,106 @@ class Prompts:
         inputs: the model's keyword arguments, an example a prompt.
         texts: the prompts in words.
         sequences: the tokens by stack: of an encoder-decoder the `encoder`'s and the `decoder`'s, of other models one.
+        tokenizer: tells where a piece of text stands.
+        called: what one of them is called in messages.
+        fields: of each prompt, what `{name}` in an anchor stands for; empty where nothing is known.
+        answers: for each prompt the token in the data's column of answers; `None` where there is none.
     """
 
     inputs: Mapping[str, Any]
     texts: tuple[str, ...]
     sequences: Mapping[str, Tokens]
+    tokenizer: PreTrainedTokenizerBase | None = None
+    called: str = "prompt"
+    fields: Sequence[Fields] = ()
+    answers: Sequence[int | str] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
-
-    @property
-    def length(self) -> int:
-        """Columns of the padded batch, of all sequences."""
-        return sum(tokens.length for tokens in self.sequences.values())
 
     def tokens(self, stack: str) -> Tokens:
         """Return the sequence that a stack works on; of `""` that of the logits."""
         found = self.sequences.get(stack)
         return list(self.sequences.values())[-1] if found is None else found
 
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Pairs of prompts and the places to compare.
-
-    Args:
-        base: the prompts whose runs are edited, or read by those of the sources.
-        source: as many.
-        positions: of the base, from 0, negative ones from its end; `"all"` or `None` for all of them.
-        last: compare the last so many tokens, aligned from the end; `None`: the prompts of a pair are of equal length.
-    """
-
-    base: Prompts
-    source: Prompts
-    positions: Which | None
-    last: int | None
-
-    def __len__(self) -> int:
-        return len(self.base)
-
-    def sides(self, site: Site) -> tuple[Tokens, Tokens]:
-        """Return the base's tokens and the source's in the sequence that positions count in at a site."""
-        return self.base.tokens(site.sequence), self.source.tokens(site.sequence)
-
-    def places(self, site: Site) -> tuple[tuple[Place, ...], ...]:
-        """Return of each pair the places that are compared at a site, those that it has.
+    def at(self, stack: str, number: int, spot: Spot) -> tuple[int, ...]:
+        """Return the numbers of the tokens at a spot of one prompt, from 0 over the real tokens of a stack's sequence.
 
         Raises:
-            PositionError: the prompts of a pair are of unequal length and `last` is not given, or no base has a
-                position.
+            PositionError: it is not there.
+            SpecError: a number may be meant as a column, or where a text stands cannot be told.
         """
-        return _places(*self.sides(site), self.positions, self.last)
+        tokens, fields = self.tokens(stack), self.fields[number] if self.fields else None
+        if isinstance(spot, int):
+            tokens.check_counted([spot])
+        try:
+            return tokens_at(
+                spot, len(tokens.ids[number]), lambda: self._read(tokens, number), fields, f"the {self.called} has"
+            )
+        except (PositionError, SpecError) as error:
+            raise type(error)(f"{self.called} {number}: {error}") from error
+
+    def columns(self, at: ReadAt) -> tuple[int, ...]:
+        """Return the column of every prompt at which logits are read.
+
+        Raises:
+            SpecError: there are not as many places as prompts, one has several tokens, or may be meant as a column.
+            PositionError: a prompt has no such place.
+        """
+        each: list[Spot] = [at] * len(self) if isinstance(at, int | str | Anchor) else list(at)
+        if len(each) != len(self):
+            raise SpecError(f"at names {len(each)} positions, but there are {len(self)} prompts")
+        tokens, found = self.tokens(""), []
+        for number, spot in enumerate(each):
+            places = self.at("", number, spot)
+            if len(places) > 1:
+                said = self.said("", number, places)
+                raise SpecError(
+                    f"{self.called} {number}: at={spot} is {len(places)} tokens, {said!r}, and logits are read at one: "
+                    "write first_token(...) or last_token(...)"
+                )
+            found.append(tokens.starts[number] + places[0])
+        return tuple(found)
+
+    def said(self, stack: str, number: int, places: Iterable[int]) -> str:
+        """Return the text of some tokens of a prompt."""
+        texts = self.tokens(stack).texts[number]
+        return ("" if self.tokenizer is not None else " ").join(texts[place] for place in places)
+
+    def _read(self, tokens: Tokens, number: int) -> tuple[str, Offsets]:
+        """Return the text of one prompt, and where in it each of its tokens stands."""
+        if tokens.given or self.tokenizer is None or tokens is not next(iter(self.sequences.values())):
+            return read_back(self.tokenizer, tokens.ids[number])
+        return self.texts[number], offsets_of(self.tokenizer, self.texts[number])
 
 
-def encode(prompts: Prompt, tokenizer: PreTrainedTokenizerBase | None, model: nn.Module) -> Prompts:
+def encode(
+    prompts: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    model: nn.Module,
+    columns: Mapping[str, str] | None = None,
+) -> Prompts:
     """Encode prompts as one batch on the model's device.
+
+    Args:
+        prompts: one text or several, token tensors, or data with columns.
+        tokenizer: needed for texts; with token tensors it only gives the tokens their texts.
+        model: that will get them.
+        columns: what columns are called.
+
+    Raises:
+        SpecError: as for `encoded` and `read_data`, or there are pairs.
+    """
+    given = read_data(prompts, None, columns, "prompts")
+    if given.source is not None and not given.fields:
+        raise SpecError("prompts are texts, and these are pairs: give the texts of one side")
+    return encoded(given, "base", tokenizer, model, "prompt")
+
+
+def encoded(
+    given: Given, side: str, tokenizer: PreTrainedTokenizerBase | None, model: nn.Module, called: str
+) -> Prompts:
+    """Encode one side of what was given.
 
     Texts of unequal lengths are padded: on the left, where a model that generates takes `position_ids`
     (what follows a position is then as short as can be), otherwise on the right. What is padded on the left gets
@@ -143,14 +170,17 @@ def encode(prompts: Prompt, tokenizer: PreTrainedTokenizerBase | None, model: nn
     decoder gets the token that begins an answer, if nothing else is said.
 
     Args:
-        prompts: one text or several, or token tensors (`input_ids` and what goes with them).
-        tokenizer: needed for texts; with token tensors it only gives the tokens their texts.
+        given: one text or several, or token tensors (`input_ids` and what goes with them).
+        side: `base` or `source`.
+        tokenizer: as for `encode`.
         model: that will get them.
+        called: what one of them is called in messages.
 
     Raises:
         SpecError: there is text but no tokenizer, no `input_ids`, a prompt without a token, or it is not known what
             the decoder of an encoder-decoder begins with.
     """
+    prompts = getattr(given, side)
     texts = None if isinstance(prompts, Mapping) else [prompts] if isinstance(prompts, str) else list(prompts)
     left = texts is not None and _counts_from_the_mask(model)
     check_tokens(model, prompts, "the prompts")
@@ -171,7 +201,8 @@ def encode(prompts: Prompt, tokenizer: PreTrainedTokenizerBase | None, model: nn
         inputs.setdefault("decoder_input_ids", _beginnings(model, batch))
     sequences = {stack: _sequence(inputs, stack, tokenizer, given=texts is None) for stack in stacks}
     said = texts or [("" if tokenizer is not None else " ").join(row) for row in sequences[stacks[0]].texts]
-    return Prompts(inputs, tuple(said), sequences)
+    fields, answers = given.fields.get(side, ()), given.answers.get(side)
+    return Prompts(inputs, tuple(said), sequences, tokenizer, called, fields, answers)
 
 
 def _on_device(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -243,68 +274,6 @@ def token_text(token: int, tokenizer: PreTrainedTokenizerBase | None) -> str:
     text = str(tokenizer.decode([token]))
     piece = str(tokenizer.convert_ids_to_tokens(token))
     return " " + text if piece.startswith("\N{LOWER ONE EIGHTH BLOCK}") and not text.startswith(" ") else text
-
-
-def pair_up(base: Prompts, source: Prompts, positions: Which | None, last: int | None) -> Pairs:
-    """Put prompts side by side.
-
-    Args:
-        base: the prompts on the one side.
-        source: those on the other, as many.
-        positions: as `Pairs` has them.
-        last: likewise.
-
-    Raises:
-        SpecError: there are not as many bases as sources, or `last` is not a number from 1.
-    """
-    if len(base) != len(source):
-        raise SpecError(f"there are {len(base)} bases, but {len(source)} sources: give a source for each base")
-    if last is not None and last < 1:
-        raise SpecError(f"last={last}: compare at least the last token, last=1")
-    return Pairs(base, source, positions, last)
-
-
-def _places(base: Tokens, source: Tokens, positions: Which | None, last: int | None) -> tuple[tuple[Place, ...], ...]:
-    """Say which places of the prompts answer to each other.
-
-    Of several pairs, those are left out whose base has no such position (or not among the last ones).
-    """
-    for number in range(len(base)):
-        _check_lengths(base, source, number, last)
-    base.check_counted([] if positions is None or isinstance(positions, str) else positions)
-    lengths = [len(ids) for ids in base.ids]
-    wanted = "all" if positions is None else positions
-    places = []
-    for number, length in enumerate(lengths):
-        first, shift = 0 if last is None else length - last, len(source.ids[number]) - length
-        chosen = wanted
-        if not isinstance(wanted, str):
-            chosen = [p for p in wanted if length == max(lengths) or -length <= p < length]
-        found = f"the base has {length} tokens: {list(base.texts[number])}"
-        numbers = indices(chosen, length, "position", found) if chosen or not wanted else []
-        early = [position for position in numbers if position < first]
-        if early and wanted != "all" and len(base) == 1:
-            raise PositionError(
-                f"position {early[0]} is not among the last {last} tokens of the base, {first} to {length - 1}"
-            )
-        places.append(tuple((position, position + shift) for position in numbers if position >= first))
-    if not any(places):
-        raise PositionError(f"positions {list(wanted)} are not among the last {last} tokens of any base")
-    return tuple(places)
-
-
-def _check_lengths(base: Tokens, source: Tokens, number: int, last: int | None) -> None:
-    """Refuse a pair whose places do not answer to each other."""
-    lengths = len(base.ids[number]), len(source.ids[number])
-    which = f"pair {number}: " if len(base) > 1 else ""
-    if last is None and lengths[0] != lengths[1]:
-        raise PositionError(
-            f"{which}the base has {lengths[0]} tokens, the source {lengths[1]}, so positions do not answer to each "
-            "other: reword one of the prompts, or compare the last N tokens, aligned from the end: last=N, at most "
-            f"{min(lengths)} (base {list(base.texts[number])}, source {list(source.texts[number])})"
-        )
-    if last is not None and last > min(lengths):
-        raise PositionError(f"{which}last={last}, but the prompts have {lengths[0]} and {lengths[1]} tokens")
 
 
 def indices(which: Which, count: int, what: str, found: str) -> list[int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -12,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from .._errors import SpecError
 from .._version import library_version
-from ..metrics import Metric, logit_difference
+from ..metrics import Metric, logit_difference, token_id
 from ..plan import Logits
 from ..table import TAKEN
-from ._prompts import Pairs, token_text
+from ._pairs import Pairs
+from ._prompts import ReadAt, token_text
 from ._sweep import Clean, Measurement, Scorer, vocabulary
 
 Answer = int | str
@@ -38,6 +40,7 @@ class Scoring:
         top: how many of the most probable tokens are told.
         tokenizer: gives tokens their texts.
         neurons: how many neurons are swapped at a time; `None` for all.
+        said: further facts about the table.
     """
 
     model: str
@@ -47,6 +50,7 @@ class Scoring:
     top: int
     tokenizer: PreTrainedTokenizerBase | None
     neurons: int | None
+    said: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, clean: Clean) -> GridScorer:
         """Return what scores the cells.
@@ -90,14 +94,13 @@ class GridScorer(Scorer):
             for name in self.metrics
         }
         tops = self._tops(found.logits)
-        (effect,) = found.effects
-        changes = effect.changes or [None] * len(pairs)
+        changes, fired = _changes(found), sum(effect.fired for effect in found.effects)
         for number, pair in enumerate(pairs):
             row: dict[str, Any] = {}
             for (metric, moved, recovered), (values, (own, other)) in numbers.items():
                 shift, whole = values[number] - own[pair], other[pair] - own[pair]
                 row |= {metric: values[number], moved: shift, recovered: shift / whole if whole else None}
-            yield {**row, "change": changes[number], "fired": effect.fired, **(tops[number] if tops else {})}
+            yield {**row, "change": changes[number], "fired": fired, **(tops[number] if tops else {})}
 
     def meta(self) -> dict[str, Any]:
         """Return the facts about the whole table; of several pairs there are lists."""
@@ -114,11 +117,13 @@ class GridScorer(Scorer):
             for metric, values in ends.items():
                 facts[f"{name}_{metric}_value" if metric else f"{name}_value"] = values[number]
             meta |= {fact: of[0] if len(pairs) == 1 else of for fact, of in facts.items()}
+        if isinstance(pairs.positions, Mapping):
+            meta["places"] = {name: repr(spots) for name, spots in pairs.positions.items()}
         if self.asked.neurons is not None:
             meta["neurons"] = self.asked.neurons
         names = {name: name_of(of_pair) for name, of_pair in self.metrics.items()}
         told = {"metric": names[""]} if "" in names else {"metrics": names}
-        return {**meta, "pairs": len(pairs), **told, "version": library_version()}
+        return {**meta, "pairs": len(pairs), **told, **self.asked.said, "version": library_version()}
 
     def _values(self, name: str, logits: Tensor, pairs: Sequence[int], clean: Tensor) -> list[float]:
         """Return a metric of each line of logits.
@@ -152,6 +157,14 @@ class GridScorer(Scorer):
 
     def _text(self, answer: Answer) -> str:
         return answer if isinstance(answer, str) else token_text(answer, self.asked.tokenizer)
+
+
+def _changes(found: Measurement) -> Sequence[float | None]:
+    """Return for each cell the norm of all that its edits changed."""
+    each = [effect.changes or [None] * len(found.cells) for effect in found.effects]
+    if len(each) == 1:
+        return each[0]
+    return [None if None in several else math.hypot(*several) for several in zip(*each, strict=True)]
 
 
 def columns_of_metric(name: str) -> tuple[str, str, str]:
@@ -207,9 +220,7 @@ def tokens_of(metrics: MetricsByName, model: nn.Module) -> tuple[int, ...] | Non
     return tokens if max(tokens, default=0) < (vocabulary(model) or 0) else None
 
 
-def logits_wanted(
-    model: nn.Module, metrics: MetricsByName | None, top: int, pairs: Pairs, at: int | Sequence[int]
-) -> Logits:
+def logits_wanted(model: nn.Module, metrics: MetricsByName | None, top: int, pairs: Pairs, at: ReadAt) -> Logits:
     """Return which logits the metrics need; of the model's own answers the ones that it gives.
 
     Args:
@@ -219,7 +230,7 @@ def logits_wanted(
         pairs: of prompts.
         at: where logits are read, for all prompts or for each.
     """
-    sides = {"base": pairs.base.tokens(""), "source": pairs.source.tokens("")}
+    sides = {"base": pairs.base, "source": pairs.source}
     columns, ends = ({side: of.columns(place) for side, of in sides.items()} for place in (at, -1))
     where = () if columns == ends else tuple(columns.items())
     if metrics is None:
@@ -292,18 +303,24 @@ def answers_metric(
     return {"": [known[pair] for pair in answers]}
 
 
-def answers_for(answers: Answers | Sequence[Answers] | None, count: int) -> list[Answers] | None:
+def answers_for(
+    answers: Answers | Sequence[Answers] | None, pairs: Pairs, metrics: MetricsByName | None
+) -> list[Answers] | None:
     """Return the answers of every pair; `None` if none are given.
 
     Args:
-        answers: two tokens for all pairs, or two for each.
-        count: of pairs.
+        answers: two tokens for all pairs, or two for each; default: those in the data.
+        pairs: of prompts.
+        metrics: what is measured; `None`: the answers.
 
     Raises:
         SpecError: they are not two, or not as many as pairs.
     """
     if answers is None:
-        return None
+        if metrics is None and (pairs.base.answers is None) != (pairs.source.answers is None):
+            raise SpecError("the data has a column for the answers of one side only: base_answer or source_answer")
+        return pairs.answers
+    count = len(pairs)
     each = list(answers) if answers and isinstance(answers[0], tuple | list) else [answers] * count
     if len(each) != count:
         raise SpecError(f"there are answers for {len(each)} pairs, but {count} pairs")
@@ -311,6 +328,32 @@ def answers_for(answers: Answers | Sequence[Answers] | None, count: int) -> list
         if isinstance(two, int | str) or len(two) != 2:
             raise SpecError(f"answers are two tokens, the base's and the source's; found {two!r}")
     return [(two[0], two[1]) for two in each]  # type: ignore[index, misc]
+
+
+def token_of_each(
+    answers: Answer | Sequence[Answer] | None,
+    count: int,
+    tokenizer: PreTrainedTokenizerBase | None,
+    default: Sequence[Answer] | None = None,
+    what: str = "answers",
+) -> list[int]:
+    """Return one token for each prompt.
+
+    Args:
+        answers: one (id or text) for all prompts or for each; `None` for the default.
+        count: of prompts.
+        tokenizer: needed for texts.
+        default: what is taken where nothing is given.
+        what: the argument, for messages.
+
+    Raises:
+        SpecError: there are not as many as prompts, or one is no token.
+    """
+    given = default or () if answers is None else answers
+    each = [given] * count if isinstance(given, int | str) else list(given)
+    if len(each) != count:
+        raise SpecError(f"{what}: there are {len(each)} answers for {count} prompts: give one, or one for each")
+    return [token_id(token, tokenizer) for token in each]
 
 
 def check_told_apart(says: Sequence[tuple[int, int]], tokenizer: PreTrainedTokenizerBase | None) -> None:

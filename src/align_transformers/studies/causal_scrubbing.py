@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from .._checked import checked, checked_class
-from .._errors import SpecError
+from .._errors import PositionError, SpecError
 from .._version import library_version
+from ..anchors import Spots
 from ..engine import Planner
 from ..interventions import VanillaIntervention
-from ..metrics import Metric, Metrics, token_id
+from ..metrics import Metric, Metrics
 from ..models import find_slot
 from ..plan import Edit, Logits, Read, Run
 from ..positions import Positions
@@ -28,8 +29,10 @@ from ..sites import Site
 from ..table import Table
 from ..table.values import mean_of
 from ._cell_run import CellRun
-from ._prompts import Prompt, Prompts, encode, indices
-from ._scoring import metrics_for, model_name, tokens_of, values_of
+from ._data import Prompt
+from ._places import places_of
+from ._prompts import Prompts, encode
+from ._scoring import metrics_for, model_name, token_of_each, tokens_of, values_of
 from ._sweep import Clean, Measurement, Scorer, Sweep
 
 
@@ -41,7 +44,8 @@ class Claim:
     Args:
         site: where.
         feature: its value for each prompt: inputs of equal values may be exchanged.
-        positions: over the real tokens from 0, negative ones from the end; `None`: everywhere.
+        positions: numbers from 0 over the real tokens, negative ones from the end, `"last"` or anchors, for all prompts
+            or a list for each; in all prompts as many tokens. `None`: everywhere.
         children: claims about sites that this one is computed from. Whatever else it is computed from is claimed not to
             matter. Without children the whole input is exchanged for one with the same feature.
 
@@ -54,7 +58,7 @@ class Claim:
 
     site: Site
     feature: Sequence[Hashable]
-    positions: Sequence[int] | None = None
+    positions: Spots | None = None
     children: tuple[Claim, ...] = ()
 
     def __post_init__(self) -> None:
@@ -76,6 +80,7 @@ def causal_scrubbing(
     hypothesis: Sequence[Claim],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    columns: Mapping[str, str] | None = None,
     answers: int | str | Sequence[int | str] | None = None,
     metric: Metrics | None = None,
     draws: int = 10,
@@ -95,10 +100,13 @@ def causal_scrubbing(
 
     Args:
         model: a language model, or any model that gives logits for `input_ids`, in whatever mode; it is not changed.
-        prompts: texts, or token tensors: all of the data.
+        prompts: texts, token tensors, or data with columns, as for `grid`: all of the data.
         hypothesis: claims about what the logits are computed from.
         tokenizer: needed where prompts or answers are texts.
+        columns: what the columns `base` (the prompts) and `base_answer` are called in the data, where they are called
+            otherwise. Further ones are the fields of anchors.
         answers: the label, one token (id or text) for all prompts or for each: the loss is -log p(label), in nats.
+            Default: the column of the data.
         metric: another loss, for all prompts or one for each.
         draws: how often each prompt is scrubbed.
         seed: of the draws.
@@ -116,7 +124,7 @@ def causal_scrubbing(
     Raises:
         SpecError: a feature has not one value for each prompt, neither answers nor a metric are given, a claim without
             positions where lengths differ, or another argument makes no sense.
-        PositionError: a prompt has no such position.
+        PositionError: a prompt has no such position, or another number of tokens there.
 
     Example:
         >>> import torch, transformers
@@ -129,8 +137,9 @@ def causal_scrubbing(
         >>> round(table.meta["recovered"], 4), table.meta["itself"]
         (1.0, [1.0])
     """
-    encoded = encode(prompts, tokenizer, model)
-    losses = metrics_for(_losses(answers, metric, len(encoded), tokenizer), None, len(encoded), "prompts") or {}
+    encoded = encode(prompts, tokenizer, model, columns)
+    labels = encoded.answers if answers is None and metric is None else answers
+    losses = metrics_for(_losses(labels, metric, len(encoded), tokenizer), None, len(encoded), "prompts") or {}
     if seed < 0:
         raise SpecError(f"seed is a number from 0; found {seed}")
     if draws < 1 or not hypothesis:
@@ -165,7 +174,8 @@ def _losses(
     if metric is not None:
         return metric
     each = [answers] * count if isinstance(answers, int | str) else list(answers)
-    return [Metric(f"loss({answer!r})", _Loss(token_id(answer, tokenizer))) for answer in each]
+    tokens = token_of_each(each, count, tokenizer)
+    return [Metric(f"loss({answer!r})", _Loss(token)) for answer, token in zip(each, tokens, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -210,9 +220,14 @@ class _Resampling:
                 f"{claim.site}: prompts have {min(lengths)} to {max(lengths)} tokens, so whole sequences cannot be "
                 "exchanged: name positions, such as [-1]"
             )
-        for number, length in enumerate(lengths):
-            if claim.positions is not None:
-                indices(claim.positions, length, "position", f"prompt {number} has {length} tokens")
+        if claim.positions is not None:
+            counts = [len(row) for row in self._rows(claim)]
+            other = next((number for number, count in enumerate(counts) if count != counts[0]), 0)
+            if counts[other] != counts[0]:
+                raise PositionError(
+                    f"{claim.site}: {claim.positions!r} are {counts[0]} tokens of prompt 0, and {counts[other]} of "
+                    f"prompt {other}, which cannot be exchanged: name one token with first_token or last_token"
+                )
         for child in claim.children:
             self.check(child, model)
 
@@ -254,12 +269,15 @@ class _Resampling:
     def _places(self, claim: Claim, lines: np.ndarray) -> Positions:
         if claim.positions is None:
             return Positions()
-        tokens = self.prompts.tokens(claim.site.sequence)
-        rows = [
-            tuple(start + n for n in indices(claim.positions, len(ids), "position", ""))
-            for start, ids in zip(tokens.starts, tokens.ids, strict=True)
-        ]
+        rows = self._rows(claim)
         return Positions(tuple(rows[line] for line in lines))
+
+    def _rows(self, claim: Claim) -> list[tuple[int, ...]]:
+        """Return the columns of a claim in each prompt."""
+        stack = claim.site.sequence
+        starts = self.prompts.tokens(stack).starts
+        each = places_of(self.prompts, stack, "all" if claim.positions is None else claim.positions)
+        return [tuple(start + n for one in own for n in one.tokens) for start, own in zip(starts, each, strict=True)]
 
     def _any(self, like: np.ndarray) -> np.ndarray:
         return self.random.integers(len(self.prompts), size=len(like))

@@ -19,15 +19,18 @@ from .._errors import SpecError
 from .._version import library_version
 from ..engine import Planner
 from ..interventions import VanillaIntervention
-from ..metrics import token_id
 from ..models import resolve
 from ..plan import Edit, Logits, Read, Run
 from ..positions import Positions
 from ..sites import Site
 from ..table import Table
 from ._cell_run import CellRun
+from ._cells import layers_near, width_of
 from ._corruption import Subject, counterfactual_inputs, noisy, subjects_of
-from ._prompts import Prompt, Tokens, Which, WhichPlaces, encode, indices, token_text
+from ._data import Prompt
+from ._places import Placed, WhichPlaces, places_of
+from ._prompts import Prompts, Which, encode, indices, token_text
+from ._scoring import model_name, token_of_each
 from ._sweep import Clean, Measurement, Scorer, Sweep
 
 ROLES = (
@@ -44,6 +47,7 @@ def causal_tracing(
     subject: Subject,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    columns: Mapping[str, str] | None = None,
     components: Sequence[str] = ("block_output", "mlp_output", "attention_output"),
     layers: Which = "all",
     positions: WhichPlaces = "all",
@@ -68,13 +72,18 @@ def causal_tracing(
 
     Args:
         model: a language model of transformers, in whatever mode; it is not changed.
-        prompts: one text or several, or token tensors; encoder-decoders get them in the encoder.
-        subject: what is corrupted: a piece of the text or an `Anchor` (these need a tokenizer), or positions from 0
-            over the real tokens, for all prompts or for each.
+        prompts: one text or several, token tensors, or data with columns, as for `grid`; encoder-decoders get them in
+            the encoder.
+        subject: what is corrupted: a piece of the text or an `Anchor` (these need a tokenizer), or positions as below,
+            for all prompts or a list for each.
         tokenizer: needed where prompts are texts.
+        columns: what the columns `base` (the prompts) and `base_answer` are called in the data, where they are called
+            otherwise. Further ones are the fields of anchors: `at("{country}")` is the text of the column `country`.
         components: which states are restored; of an encoder-decoder with the stack in front (`encoder.block_output`).
         layers: numbers or `"all"`.
-        positions: which tokens are restored, each by itself: numbers over the real tokens, negative ones from the end.
+        positions: which tokens are restored, each by itself: numbers from 0 over the real tokens, negative ones from
+            the end, `"last"`, anchors, or `"all"`; for all prompts, or a list for each; or named places,
+            `{"subject": at("{country}"), "last": -1}`, all of whose tokens are restored at once.
         window: how many neighbouring layers are restored at once, for all components but `block_output`, of which it
             is one; or by component. The window of layer L is L - w // 2 to L + ceil(w / 2) - 1, cut at the ends.
         noise: standard deviation of the Gaussian noise on the subject's embeddings, in standard deviations of the
@@ -87,17 +96,18 @@ def causal_tracing(
         severed: components (`mlp_output`, `attention_output`) that are held at their corrupted values in all layers
             above the restored one, so that they cannot pass on what was restored.
         severed_at: `restored`: at the token that is restored; `all`: at all tokens.
-        answers: one token (id or text) for all prompts or for each; default: the most probable one in the clean run.
+        answers: one token (id or text) for all prompts or for each; default: the column of the data, or the most
+            probable one in the clean run.
         store: a folder that parts are written to; an equal call goes on where a killed one was.
         progress: called after every pass with the cells done and the cells in all; `True` for a bar (rich).
         planner: as for `execute`.
 
     Returns:
-        A `Table`, one row a component, layer, token and prompt: `role` (one of `ROLES`), `restored` (the mean
-        probability over the draws), `indirect_effect` with `low` and `high` (95 % bootstrap interval over the draws;
-        none for one draw), `draws`. `meta` has for each prompt `clean`, `corrupted`, `total_effect` and the answer, and
-        the noise's standard deviation. `table.mean(("component", "layer", "role"), value="indirect_effect")` has the
-        average over prompts with its interval over these.
+        A `Table`, one row a component, layer, token (or `place`) and prompt: `role` (one of `ROLES`), `restored` (the
+        mean probability over the draws), `indirect_effect` with `low` and `high` (95 % bootstrap interval over the
+        draws; none for one draw), `draws`. `meta` has for each prompt `clean`, `corrupted`, `total_effect` and the
+        answer, and the noise's standard deviation. `table.mean(("component", "layer", "role"),
+        value="indirect_effect")` has the average over prompts with its interval over these.
 
     Raises:
         SpecError: the model cannot be given embeddings, counterfactual prompts do not answer to the prompts, a severed
@@ -117,23 +127,23 @@ def causal_tracing(
         >>> bool(abs(last.columns["indirect_effect"][0] - table.meta["total_effect"][0]) < 1e-5)
         True
     """
-    clean = encode(prompts, tokenizer, model)
+    clean = encode(prompts, tokenizer, model, columns)
     stack = "encoder" if "encoder" in clean.sequences else ""
     tokens = clean.tokens(stack)
-    spans = subjects_of(subject, clean, tokens, tokenizer)
+    spans = subjects_of(subject, clean, stack)
     if counterfactual is None:
         corrupted, deviation = noisy(model, clean, tokens, spans, noise, absolute, draws, seed)
     else:
         corrupted, draws, deviation = counterfactual_inputs(encode(counterfactual, tokenizer, model), clean), 1, None
-    plan = _Restorations(model, tokens, spans, draws, severed, severed_at)
-    widths = {name: _width(window, name) for name in components}
+    plan = _Restorations(model, clean, stack, spans, draws, severed, severed_at)
+    widths = {name: width_of(window, name) for name in components}
     sweep = Sweep(
         "causal_tracing",
         {"clean": clean.inputs, "corrupted": corrupted},
         (Run("clean", "clean"), Run("corrupted", "corrupted")),
         tuple(run for name in dict.fromkeys(components) for run in plan.runs(name, layers, widths[name], positions)),
         {"swap": VanillaIntervention()},
-        _AnswerScoring(answers, len(clean), draws, tokenizer),
+        _AnswerScoring(clean.answers if answers is None else answers, len(clean), draws, tokenizer),
         Logits(),
     )
     cells = sweep.table(model, store=store, progress=progress, planner=planner)
@@ -144,11 +154,10 @@ def causal_tracing(
     }
     asked = {"window": widths, "severed": list(severed), "severed_at": severed_at if severed else None}
     drawn = {"noise": deviation, "draws": draws, "seed": seed if deviation is not None else None}
-    name = str(getattr(model, "name_or_path", "") or type(model).__name__)
     meta = {
         **cells.meta,
         "study": "causal_tracing",
-        "model": name,
+        "model": model_name(model),
         **said,
         **asked,
         **drawn,
@@ -160,13 +169,8 @@ def causal_tracing(
 # --- what is restored -------------------------------------------------------------------------------------------------
 
 
-def _width(window: int | Mapping[str, int], component: str) -> int:
-    """Return how many layers of a component are restored at once."""
-    one = component.rpartition(".")[2] == "block_output"
-    width = window.get(component, 1) if isinstance(window, Mapping) else 1 if one else window
-    if width < 1:
-        raise SpecError(f"window is a number of layers from 1; found {width} for {component}")
-    return width
+_Line = tuple[int, Placed, int]
+"""A prompt, a place in it, and a draw."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +179,8 @@ class _Restorations:
 
     Args:
         model: the user's.
-        tokens: of the prompts.
+        prompts: clean.
+        stack: in whose sequence positions count.
         spans: the subject's positions in each.
         draws: corrupted examples for each prompt.
         severed: components that are held at their corrupted values above.
@@ -183,26 +188,27 @@ class _Restorations:
     """
 
     model: nn.Module
-    tokens: Tokens
+    prompts: Prompts
+    stack: str
     spans: Sequence[tuple[int, ...]]
     draws: int
     severed: Sequence[str]
     severed_at: str
 
-    def runs(self, component: str, layers: Which, width: int, positions: Which) -> Iterator[CellRun]:
+    def runs(self, component: str, layers: Which, width: int, positions: WhichPlaces) -> Iterator[CellRun]:
         """Yield a run for each layer; its cells are the tokens of all prompts, in all draws."""
         if component in self.severed:
             raise SpecError(f"{component} is restored and severed; take it from one of these")
         stack = self.model_stack(component)
         places = [
             (prompt, place)
-            for prompt, texts in enumerate(self.tokens.texts)
-            for place in self._chosen(positions, texts, prompt)
+            for prompt, own in enumerate(places_of(self.prompts, self.stack, positions))
+            for place in own
         ]
         cells = tuple(self._cell(component, *place, draw) for place in places for draw in range(self.draws))
         lines = [(prompt, place, draw) for prompt, place in places for draw in range(self.draws)]
         for layer in indices(layers, stack, "layer", f"{component} has {stack} layers"):
-            name, near = f"{component} {layer}", range(max(0, layer - width // 2), min(stack, layer - (-width // 2)))
+            name, near = f"{component} {layer}", layers_near(layer, width, stack)
             edits = [self._restore(f"{name}: {one}", Site(component, one), lines) for one in near]
             edits += [
                 self._hold(f"{name}: {held} {above}", Site(held, above), lines)
@@ -221,40 +227,32 @@ class _Restorations:
             found.slot(site)  # which says why
         return len(found.stacks[site.stack])
 
-    def _restore(self, name: str, site: Site, lines: Sequence[tuple[int, int, int]]) -> Edit:
+    def _restore(self, name: str, site: Site, lines: Sequence[_Line]) -> Edit:
         at = self._columns(lines)
         return Edit(name, site, "swap", at, source=Read("clean", site, at, tuple(prompt for prompt, *_ in lines)))
 
-    def _hold(self, name: str, site: Site, lines: Sequence[tuple[int, int, int]]) -> Edit:
+    def _hold(self, name: str, site: Site, lines: Sequence[_Line]) -> Edit:
         at = self._columns(lines) if self.severed_at == "restored" else self._all(lines)
         examples = tuple(prompt * self.draws + draw for prompt, _, draw in lines)
         return Edit(name, site, "swap", at, source=Read("corrupted", site, at, examples))
 
-    def _columns(self, lines: Sequence[tuple[int, int, int]]) -> Positions:
-        return Positions(tuple((self.tokens.starts[prompt] + place,) for prompt, place, _ in lines))
+    def _columns(self, lines: Sequence[_Line]) -> Positions:
+        starts = self.prompts.tokens(self.stack).starts
+        return Positions(tuple(tuple(starts[prompt] + token for token in place.tokens) for prompt, place, _ in lines))
 
-    def _all(self, lines: Sequence[tuple[int, int, int]]) -> Positions:
-        starts, lengths = self.tokens.starts, [len(row) for row in self.tokens.ids]
+    def _all(self, lines: Sequence[_Line]) -> Positions:
+        tokens = self.prompts.tokens(self.stack)
+        starts, lengths = tokens.starts, [len(row) for row in tokens.ids]
         return Positions(tuple(tuple(range(starts[p], starts[p] + lengths[p])) for p, *_ in lines))
 
-    def _chosen(self, positions: Which, texts: Sequence[str], prompt: int) -> list[int]:
-        """Return the positions that a prompt has of those asked for."""
-        count, most = len(texts), max(len(row) for row in self.tokens.texts)
-        if isinstance(positions, str):
-            return indices(positions, count, "position", "")
-        self.tokens.check_counted(positions)
-        indices(positions, most, "position", f"the longest prompt has {most} tokens")
-        here = [place for place in positions if -count <= place < count]
-        return indices(here, count, "position", "") if here else []
-
-    def _cell(self, component: str, prompt: int, place: int, draw: int) -> dict[str, Any]:
-        token = self.tokens.texts[prompt][place]
-        here = _role(place, self.spans[prompt], len(self.tokens.texts[prompt]))
+    def _cell(self, component: str, prompt: int, place: Placed, draw: int) -> dict[str, Any]:
+        count, one = len(self.prompts.tokens(self.stack).ids[prompt]), len(place.tokens) == 1
         return {
             "component": component,
-            "position": place,
-            "token": token,
-            "role": here,
+            **({} if place.name is None else {"place": place.name}),
+            "position": place.tokens[0] if one else None,
+            "token": self.prompts.said(self.stack, prompt, place.tokens),
+            "role": _role(place.tokens[0], self.spans[prompt], count) if one else None,
             "prompt": prompt,
             "draw": draw,
         }
@@ -286,12 +284,7 @@ class _AnswerScoring:
 
     def __call__(self, clean: Clean) -> _Probabilities:
         """Return what tells the probability of each prompt's answer."""
-        given: Sequence[int | str] = clean.says["clean"]
-        if self.answers is not None:
-            given = [self.answers] * self.prompts if isinstance(self.answers, int | str) else list(self.answers)
-        if len(given) != self.prompts:
-            raise SpecError(f"there are {len(given)} answers for {self.prompts} prompts: give one, or one for each")
-        ids = [token_id(answer, self.tokenizer) for answer in given]
+        ids = token_of_each(self.answers, self.prompts, self.tokenizer, clean.says["clean"])
         return _Probabilities(clean, ids, [token_text(token, self.tokenizer) for token in ids], self.draws)
 
 
@@ -338,7 +331,8 @@ class _Probabilities(Scorer):
 
 def _averaged(cells: Table, meta: Mapping[str, Any]) -> Table:
     """Return the table with a row for all draws of a cell."""
-    by = ("component", "layer", "position", "token", "role", "prompt")
+    kept = ("component", "layer", "place", "position", "token", "role", "prompt")
+    by = [name for name in kept if name in cells.columns]
     effects = cells.mean(by, value="indirect_effect")
     rows = [
         {

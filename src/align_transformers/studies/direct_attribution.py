@@ -17,16 +17,16 @@ from .._checked import checked
 from .._errors import SiteError, SpecError
 from .._version import library_version
 from ..engine import Planner, bind
-from ..metrics import token_id
 from ..models import evaluating, resolve
 from ..plan import Logits, Plan, Read, Run
 from ..planners import execute
 from ..positions import Positions
 from ..sites import Site
 from ..table import Table
+from ._data import Prompt
 from ._nodes import heads_at, writers
-from ._prompts import Prompt, encode, token_text
-from ._scoring import model_name
+from ._prompts import ReadAt, encode, token_text
+from ._scoring import model_name, token_of_each
 
 _CLOSE = 1e-4
 """What the parts may miss of the logits, as a share of the largest part and logit (float32 sums of many parts)."""
@@ -39,10 +39,11 @@ def direct_logit_attribution(
     prompts: Prompt,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    columns: Mapping[str, str] | None = None,
     answers: int | str | Sequence[int | str] | None = None,
     against: int | str | Sequence[int | str] | None = None,
     heads: bool = True,
-    at: int | Sequence[int] = -1,
+    at: ReadAt = -1,
     planner: Planner | None = None,
 ) -> Table:
     """Take the residual stream in front of the final norm apart, and tell what each part adds to the answer's logit.
@@ -53,9 +54,12 @@ def direct_logit_attribution(
 
     Args:
         model: a language model with one residual stream, in whatever mode; it is not changed.
-        prompts: one text or several, or token tensors.
+        prompts: one text or several, token tensors, or data with columns, as for `grid`.
         tokenizer: needed where prompts or answers are texts.
-        answers: one token (id or text) for all prompts or for each; default: the most probable one.
+        columns: what the columns `base` (the prompts) and `base_answer` are called in the data, where they are called
+            otherwise. Further ones are the fields of anchors: `at("{country}")` is the text of the column `country`.
+        answers: one token (id or text) for all prompts or for each; default: the column of the data, or the most
+            probable one.
         against: tokens whose logit is taken off: the parts are those of the logit difference then.
         heads: attention is told head by head, where what it adds is linear in the heads' outputs; the projection's bias
             is a row of its own. `False`: a row a layer.
@@ -82,22 +86,22 @@ def direct_logit_attribution(
         >>> abs(sum(table.columns["contribution"]) - table.meta["logit"][0]) < 1e-5
         True
     """
-    encoded = encode(prompts, tokenizer, model)
+    encoded = encode(prompts, tokenizer, model, columns)
     parts = list(_addends(model, heads))
     depth = len(resolve(model).stacks[""])
     ends = Site("block_output", depth - 1), Site("final_norm_output")
-    columns = encoded.tokens("").columns(at)
-    places = Positions(tuple((column,) for column in columns))
+    read_at = encoded.columns(at)
+    places = Positions(tuple((column,) for column in read_at))
     reads = {site: Read("clean", site, places) for site in (*(part.site for part in parts), *ends)}
-    plan = Plan((Run("clean", "prompts"),), ("clean",), Logits(None, (("prompts", columns),)), tuple(reads.values()))
+    plan = Plan((Run("clean", "prompts"),), ("clean",), Logits(None, (("prompts", read_at),)), tuple(reads.values()))
     with evaluating(model):
         outcome = execute(bind(model, plan, {"prompts": encoded.inputs}, {}), planner)
         values = {site: outcome.values[read][:, 0].float() for site, read in reads.items()}
         logits = outcome.outputs["clean"].float()
         norm = _FrozenNorm(resolve(model).slot(ends[1]).module, values[ends[0]], values[ends[1]])
         end = _Unembedding(model, values[ends[1]], logits)
-    chosen = _tokens(answers, logits.argmax(-1).tolist(), len(encoded), tokenizer, "answers")
-    others = None if against is None else _tokens(against, [], len(encoded), tokenizer, "against")
+    chosen = token_of_each(answers, len(encoded), tokenizer, encoded.answers or logits.argmax(-1).tolist())
+    others = None if against is None else token_of_each(against, len(encoded), tokenizer, what="against")
     rows = end.rows(chosen) - (0 if others is None else end.rows(others))
     told = list(_shares(parts, values, norm, rows))
     constant = (norm.bias * rows).sum(-1) + end.constants(chosen) - (0 if others is None else end.constants(others))
@@ -253,13 +257,3 @@ class _Unembedding:
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """Return the logit of a token for each prompt."""
         return self._all.gather(1, torch.tensor(list(tokens), device=self._all.device)[:, None])[:, 0]
-
-
-def _tokens(
-    given: Any, default: Sequence[int], count: int, tokenizer: PreTrainedTokenizerBase | None, what: str
-) -> list[int]:
-    """Return a token for each prompt."""
-    each = default if given is None else [given] * count if isinstance(given, int | str) else list(given)
-    if len(each) != count:
-        raise SpecError(f"{what}: there are {len(each)} tokens for {count} prompts: give one, or one for each")
-    return [token_id(token, tokenizer) for token in each]

@@ -14,8 +14,11 @@ from ..engine import Planner
 from ..metrics import Metrics
 from ..plan import Run
 from ..table import Table
-from ._cells import Selection, SwapDirection
-from ._prompts import Prompt, Which, WhichPlaces, encode, pair_up
+from ._cells import Selection, SwapDirection, width_of
+from ._data import PairedPrompt, Prompt
+from ._pairs import Align, pair_up
+from ._places import WhichPlaces
+from ._prompts import ReadAt, Which
 from ._scoring import Answer, Scoring, answers_for, answers_metric, logits_wanted, metrics_for, model_name
 from ._sweep import Sweep
 
@@ -23,21 +26,24 @@ from ._sweep import Sweep
 @checked
 def grid(
     model: nn.Module,
-    base: Prompt,
-    source: Prompt,
+    base: PairedPrompt,
+    source: Prompt | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    columns: Mapping[str, str] | None = None,
     components: Sequence[str] = ("block_output",),
     layers: Which = "all",
     positions: WhichPlaces | None = "all",
     heads: Which | None = None,
     neurons: int | None = None,
+    window: int | Mapping[str, int] = 1,
     metric: Metrics | None = None,
     metrics: Mapping[str, Metrics] | None = None,
     answers: tuple[Answer, Answer] | Sequence[tuple[Answer, Answer]] | None = None,
     directions: Sequence[SwapDirection] = ("denoise",),
     last: int | None = None,
-    at: int | Sequence[int] = -1,
+    align: Align = None,
+    at: ReadAt = -1,
     top: int = 0,
     store: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | bool | None = None,
@@ -51,27 +57,39 @@ def grid(
 
     Args:
         model: gives logits for `input_ids`: a causal or masked language model, or an encoder-decoder; not changed.
-        base: the prompt, or several: a text, texts, or token tensors. Texts of unequal length are padded and masked. An
-            encoder-decoder's text is its encoder's; its decoder gets the token that begins an answer, or the
+        base: the prompt, or several: a text, texts, or token tensors; pairs of texts; or data with columns: a
+            DataFrame, a Dataset, a dict of columns, or a list of dicts. Texts of unequal length are padded and masked.
+            An encoder-decoder's text is its encoder's; its decoder gets the token that begins an answer, or the
             `decoder_input_ids` that are given.
-        source: the prompt that answers to each base, likewise.
+        source: the prompt that answers to each base, where `base` does not have it.
         tokenizer: needed where prompts or answers are texts; gives the tokens their texts.
+        columns: what the columns `base`, `source`, `base_answer` and `source_answer` are called in the data, where they
+            are called otherwise. Further ones are the fields of anchors: `at("{country}")` is the text of the column
+            `country` in the base, and that of `source_country`, if there is one, in the source.
         components: names from `COMPONENTS`, or modules' dotted paths ending in `.input` or `.output`.
         layers: numbers from 0, negative ones from the end, or `"all"` that have the component.
-        positions: positions in the base, from 0 over its real tokens, negative ones from the end, or `"all"`: a swap at
-            each; in an encoder-decoder those of the component's own sequence. `None`: all positions are swapped at
-            once. Of several pairs, those have no row whose base has no such position.
+        positions: a swap at each of these: numbers from 0 over the base's real tokens, negative ones from the end,
+            `"last"`, anchors (`at("Spain")`: each of its tokens), or `"all"`; for all pairs, or a list for each. Named
+            places, `{"subject": at("{country}"), "last": -1}`: all tokens of a place are swapped at once, and the
+            column `place` has its name. `None`: all positions at once. In an encoder-decoder they count in the
+            component's own sequence. Of several pairs, those have no row whose base lacks a number for all.
         heads: numbers or `"all"`: a swap of each head by itself (with `positions=[-1]` at the last token, with `None`
             at all tokens at once). `None`: the whole vector is swapped.
         neurons: how many neighbouring coordinates are swapped at a time. `None`: all of them.
+        window: how many neighbouring layers are swapped at once, for all components but `block_output`, of which it is
+            one; or by component. The window of layer L is L - w // 2 to L + ceil(w / 2) - 1, cut at the ends.
         metric: what to measure, for all pairs or one for each. Default: logit of the source's answer minus the base's.
         metrics: several by name instead, each for all pairs or one for each: `{"iia": [accuracy(t) for t in targets]}`.
             One called `iia` has the columns `iia`, `iia_effect` and `iia_recovered`.
         answers: the base's answer and the source's, each one token (id or text), for all pairs or for each. Default:
-            what the model itself says.
-        directions: `denoise`: the source's activation into the base's run; `noise`: the base's into the source's run.
-        last: compare only the last so many tokens, aligned from the end; needed where lengths in a pair differ.
-        at: where the metric is read, for all prompts or for each, as `positions`.
+            the columns of the data, or what the model itself says.
+        directions: `denoise` (denoising: what restores the source's answer): the source's activation into the base's
+            run; `noise` (noising: what is needed for it): the base's into the source's run.
+        last: compare only the last so many tokens, aligned from the end; needed for numbers from 0 and `"all"` where
+            lengths in a pair differ.
+        align: where an anchor has another number of tokens in the source, pair those from the `"first"` or the
+            `"last"` on, as many as both have; default: that is refused.
+        at: where the metric is read, for all prompts or for each: a number or an anchor of one token.
         top: tell so many of the most probable tokens after each swap; this takes the logits of all tokens.
         store: a folder that parts are written to, each in one step. The same call goes on where a killed one was.
         progress: called after every pass with the cells done and the cells in all; `True` for a bar (rich).
@@ -83,7 +101,8 @@ def grid(
 
     Raises:
         UnknownNameError: no such component.
-        PositionError: unequal lengths without `last`, or a position, layer or head that does not exist.
+        PositionError: unequal lengths without `last`, or spans without `align`; a position, layer or head that does
+            not exist, or a text that is not there, is there several times or cuts a token (the pair is named).
         SpecError: both prompts have the same answer and neither `answers` nor a metric is given, the store holds
             another sweep, or another argument makes no sense.
         SiteError: the model's components are not known, or have no heads.
@@ -103,24 +122,26 @@ def grid(
         >>> by_head.pivot(columns="head").shape
         (2, 2)
     """
-    asked = Selection(components, layers, heads, neurons, positions is None, directions)
+    asked = Selection(components, layers, heads, neurons, directions, window)
     asked.check()
     if top < 0:
         raise SpecError(f"top={top} is how many of the most probable tokens are told, from 0")
-    pairs = pair_up(encode(base, tokenizer, model), encode(source, tokenizer, model), positions, last)
-    named = answers_for(answers, len(pairs))
-    wanted = metrics_for(metric, metrics, len(pairs), "pairs") or answers_metric(named, tokenizer)
+    pairs = pair_up(base, source, tokenizer, model, columns, positions, last, align)
+    given = metrics_for(metric, metrics, len(pairs), "pairs")
+    named = answers_for(answers, pairs, given)
+    wanted = given or answers_metric(named, tokenizer)
     runs = asked.runs(model, pairs)
+    said = {"study": "grid", "window": {name: width_of(window, name) for name in components}}
     sweep = Sweep(
         "grid",
         {"base": pairs.base.inputs, "source": pairs.source.inputs},
         (Run("base", "base"), Run("source", "source")),
         runs,
         asked.interventions(model, pairs),
-        Scoring(model_name(model), pairs, wanted, named, top, tokenizer, neurons),
+        Scoring(model_name(model), pairs, wanted, named, top, tokenizer, neurons, said),
         logits_wanted(model, wanted, top, pairs, at),
         facts={
-            "columns": [side.tokens("").columns(at) for side in (pairs.base, pairs.source)],
+            "columns": [side.columns(at) for side in (pairs.base, pairs.source)],
             "metric": metric if metrics is None else metrics,
             "answers": answers,
             "top": top,

@@ -19,15 +19,16 @@ from .._errors import SpecError
 from .._version import library_version
 from ..engine import Planner
 from ..interventions import VanillaIntervention
-from ..metrics import token_id
 from ..models import find_slot, resolve
 from ..plan import Edit, Logits, Read, Run
 from ..positions import Positions
 from ..sites import Site
 from ..table import Table
 from ._cell_run import CellRun
-from ._prompts import Prompt, Prompts, Which, WhichPlaces, encode, indices, token_text
-from ._scoring import model_name
+from ._data import Prompt
+from ._places import WhichPlaces, places_of
+from ._prompts import Prompts, Tokens, Which, encode, indices, token_text
+from ._scoring import model_name, token_of_each
 from ._sweep import Clean, Measurement, Scorer, Sweep
 
 
@@ -37,6 +38,7 @@ def logit_lens(
     prompts: Prompt,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    columns: Mapping[str, str] | None = None,
     components: Sequence[str] = ("block_output",),
     layers: Which = "all",
     positions: WhichPlaces = "all",
@@ -53,21 +55,27 @@ def logit_lens(
 
     Args:
         model: a causal or masked language model, in whatever mode; it is not changed.
-        prompts: one text or several, or token tensors; an encoder-decoder is read in its decoder.
+        prompts: one text or several, token tensors, or data with columns, as for `grid`; an encoder-decoder is
+            read in its decoder.
         tokenizer: needed where prompts or answers are texts.
+        columns: what the columns `base` (the prompts) and `base_answer` are called in the data, where they are called
+            otherwise. Further ones are the fields of anchors: `at("{country}")` is the text of the column `country`.
         components: what is read: `block_output`, or anything else that is as wide as the residual stream, such as
             `block_input` or `mlp_output`; in an encoder-decoder with the stack in front, `decoder.block_output`.
         layers: numbers from 0, negative ones from the end, or `"all"`.
-        positions: over the real tokens from 0, negative ones from the end, or `"all"`.
-        answers: one token (id or text) for all prompts or for each; default: the most probable one at the last token.
+        positions: numbers from 0 over the real tokens, negative ones from the end, `"last"`, anchors, or `"all"`; for
+            all prompts, or a list for each; or named places, whose tokens are read one by one.
+        answers: one token (id or text) for all prompts or for each; default: the column of the data, or the most
+            probable one at the last token.
         top: so many of the most probable tokens are told.
         store: a folder that parts are written to; an equal call goes on where a killed one was.
         progress: called after every pass with the cells done and the cells in all; `True` for a bar (rich).
         planner: as for `execute`.
 
     Returns:
-        A `Table`, one row a component, layer, token and prompt: `probability`, `logit` and `rank` of the answer (0: the
-        most probable token), `top_tokens` and `top_probabilities`. `table.pivot("rank")` is by layer and token.
+        A `Table`, one row a component, layer, token and prompt (and `place`, if named): `probability`, `logit` and
+        `rank` of the answer (0: the most probable token), `top_tokens` and `top_probabilities`. `table.pivot("rank")`
+        is by layer and token.
 
     Raises:
         SpecError: a component is not as wide as the residual stream, or another argument makes no sense.
@@ -85,14 +93,14 @@ def logit_lens(
     """
     if top < 0:
         raise SpecError(f"top={top} is how many of the most probable tokens are told, from 0")
-    encoded = encode(prompts, tokenizer, model)
+    encoded = encode(prompts, tokenizer, model, columns)
     sweep = Sweep(
         "logit_lens",
         {"prompts": encoded.inputs},
         (Run("clean", "prompts"),),
         tuple(_runs(model, encoded, components, layers, positions)),
         {"swap": VanillaIntervention()},
-        _LensScoring(answers, len(encoded), top, tokenizer),
+        _LensScoring(encoded.answers if answers is None else answers, len(encoded), top, tokenizer),
         Logits(),
     )
     table = sweep.table(model, store=store, progress=progress, planner=planner)
@@ -102,7 +110,7 @@ def logit_lens(
 
 
 def _runs(
-    model: nn.Module, prompts: Prompts, components: Sequence[str], layers: Which, positions: Which
+    model: nn.Module, prompts: Prompts, components: Sequence[str], layers: Which, positions: WhichPlaces
 ) -> Iterator[CellRun]:
     """Yield a run for each component and layer; its cells are the tokens of all prompts."""
     if not components:
@@ -116,23 +124,29 @@ def _runs(
         end = Site(f"{stack}.block_output" if stack else "block_output", depth - 1)
         tokens, width = prompts.tokens(stack), find_slot(model, end).width
         places = [
-            (prompt, position)
-            for prompt, texts in enumerate(tokens.texts)
-            for position in indices(positions, len(texts), "position", f"prompt {prompt} has {len(texts)} tokens")
+            (prompt, place.name, token)
+            for prompt, own in enumerate(places_of(prompts, stack, positions))
+            for place in own
+            for token in place.tokens
         ]
-        examples = tuple(prompt for prompt, _ in places)
+        examples = tuple(prompt for prompt, _, _ in places)
         ends = Positions(tuple((tokens.starts[prompt] + len(tokens.ids[prompt]) - 1,) for prompt in examples))
-        here = Positions(tuple((tokens.starts[prompt] + position,) for prompt, position in places))
+        here = Positions(tuple((tokens.starts[prompt] + position,) for prompt, _, position in places))
         for layer in indices(layers, depth, "layer", f"{name} has {depth} layers"):
             site = Site(name, layer)
             if (own := find_slot(model, site).width) != width:
                 raise SpecError(f"{site} has {own} coordinates, the residual stream {width}: it is not read like this")
             swap = Edit(f"read {site}", end, "swap", ends, source=Read("clean", site, here, examples))
             cells = tuple(
-                {"component": name, "layer": layer, "position": at, "token": tokens.texts[prompt][at], "prompt": prompt}
-                for prompt, at in places
+                {"component": name, "layer": layer, **_place(tokens, *place), "prompt": place[0]} for place in places
             )
             yield CellRun(Run(str(site), "prompts", (swap,), examples), cells)
+
+
+def _place(tokens: Tokens, prompt: int, name: str | None, position: int) -> dict[str, Any]:
+    """Return the columns that say which token it is."""
+    named = {} if name is None else {"place": name}
+    return {**named, "position": position, "token": tokens.texts[prompt][position]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,12 +164,8 @@ class _LensScoring:
         Raises:
             SpecError: there are not as many answers as prompts, or one is no token.
         """
-        given: Sequence[int | str] = clean.says["clean"]
-        if self.answers is not None:
-            given = [self.answers] * self.prompts if isinstance(self.answers, int | str) else list(self.answers)
-        if len(given) != self.prompts:
-            raise SpecError(f"there are {len(given)} answers for {self.prompts} prompts: give one, or one for each")
-        return _LensScorer(tuple(token_id(answer, self.tokenizer) for answer in given), self.top, self.tokenizer)
+        tokens = token_of_each(self.answers, self.prompts, self.tokenizer, clean.says["clean"])
+        return _LensScorer(tuple(tokens), self.top, self.tokenizer)
 
 
 @final

@@ -23,8 +23,11 @@ from ..positions import EVERYWHERE, Positions
 from ..sites import Site
 from ..table import Table
 from ._cell_run import CellRun
+from ._data import PairedPrompt, Prompt
 from ._nodes import Node, group_size, kv_head, one_stack, others, receivers_of, senders_of
-from ._prompts import Pairs, Place, Prompt, Which, WhichPlaces, encode, indices, pair_up
+from ._pairs import Align, PairPlace, Pairs, pair_up
+from ._places import WhichPlaces, places_of
+from ._prompts import ReadAt
 from ._scoring import Answer, GridScorer, Scoring, answers_for, answers_metric, logits_wanted, metrics_for, model_name
 from ._sweep import Clean, Measurement, Scorer, Sweep
 
@@ -34,8 +37,8 @@ Freeze = Literal["attention", "all", "none"]
 @checked
 def path_patching(
     model: nn.Module,
-    base: Prompt,
-    source: Prompt,
+    base: PairedPrompt,
+    source: Prompt | None = None,
     receivers: str | Sequence[str] = "logits",
     *,
     senders: str | Sequence[str | Sequence[str]] = "heads",
@@ -45,11 +48,13 @@ def path_patching(
     receiver_positions: WhichPlaces | None = None,
     per_query_head: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    columns: Mapping[str, str] | None = None,
     metric: Metrics | None = None,
     metrics: Mapping[str, Metrics] | None = None,
     answers: tuple[Answer, Answer] | Sequence[tuple[Answer, Answer]] | None = None,
     last: int | None = None,
-    at: int | Sequence[int] = -1,
+    align: Align = None,
+    at: ReadAt = -1,
     store: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | bool | None = None,
     planner: Planner | None = None,
@@ -64,8 +69,8 @@ def path_patching(
 
     Args:
         model: a model with one residual stream, in whatever mode; it is not changed.
-        base: the prompt, or several: a text, texts, or token tensors.
-        source: the prompt that answers to each base, likewise.
+        base: the prompt, or several: a text, texts, token tensors, pairs, or data with columns, as for `grid`.
+        source: the prompt that answers to each base, where `base` does not have it.
         receivers: nodes that read, all at once: `a9.h6<q>`, `m9`, `b9` (what goes into block 9), `logits`. One that
             comes after another one gets what was sent to it, and not what the other makes of it. With `logits` alone
             what is measured is the direct effect: senders write into the stream, and only the final norm and what is
@@ -77,16 +82,18 @@ def path_patching(
             (the IOI paper's); `"all"`: MLPs, too, so only the residual stream itself leads from node to node;
             `"none"`: nothing, so receivers get what comes on any way. With `receivers="logits"` that is the *total
             effect*, with `"all"` the *direct effect*.
-        positions: of senders, as for `grid`: each by itself; `None`: all at once.
-        receiver_positions: of receivers and hops, all at once: numbers over the base's real tokens; `None`: everywhere.
+        positions: of senders, as for `grid`: each by itself, a named place at once; `None`: all at once.
+        receiver_positions: of receivers and hops, all at once: as `positions`, of the base; `None`: everywhere.
         per_query_head: where several heads share keys and values, the head of `<k>` and `<v>` is the query's, and only
             it reads what is put in. Otherwise it is the kv head, with all heads that read it.
         tokenizer: needed where prompts or answers are texts.
+        columns: as for `grid`.
         metric: as for `grid`. Default: logit of the source's answer minus the base's.
         metrics: several by name, as for `grid`.
         answers: the base's answer and the source's, as for `grid`.
-        last: compare only the last so many tokens, aligned from the end; needed where lengths in a pair differ.
-        at: where the metric is read, for all prompts or for each.
+        last: compare only the last so many tokens, aligned from the end, as for `grid`.
+        align: where an anchor has another number of tokens in the source, as for `grid`.
+        at: where the metric is read, as for `grid`.
         store: a folder that parts are written to; an equal call goes on where a killed one was.
         progress: called after every pass with the cells done and the cells in all; `True` for a bar (rich).
         planner: as for `execute`.
@@ -113,13 +120,14 @@ def path_patching(
         ['a0.h0', 'a0.h1']
     """
     one_stack(model)
-    pairs = pair_up(encode(base, tokenizer, model), encode(source, tokenizer, model), positions, last)
+    pairs = pair_up(base, source, tokenizer, model, columns, positions, last, align)
     hops = [receivers_of(hop, model, per_query_head=per_query_head, what="through") for hop in through]
     ends = receivers_of(receivers, model, per_query_head=per_query_head, what="receivers")
     _check_hops(hops, freeze)
     paths = _Paths(model, pairs, [*hops, ends], freeze, _columns(pairs, receiver_positions), per_query_head)
-    named = answers_for(answers, len(pairs))
-    wanted = metrics_for(metric, metrics, len(pairs), "pairs") or answers_metric(named, tokenizer)
+    given = metrics_for(metric, metrics, len(pairs), "pairs")
+    named = answers_for(answers, pairs, given)
+    wanted = given or answers_metric(named, tokenizer)
     scoring = Scoring(model_name(model), pairs, wanted, named, 0, tokenizer, None)
     said = {"freeze": freeze, "through": [list(map(str, hop)) for hop in hops], "receivers": list(map(str, ends))}
     sweep = Sweep(
@@ -131,7 +139,7 @@ def path_patching(
         _PathScoring(scoring, said),
         logits_wanted(model, wanted, 0, pairs, at),
         facts={
-            "columns": [side.tokens("").columns(at) for side in (pairs.base, pairs.source)],
+            "columns": [side.columns(at) for side in (pairs.base, pairs.source)],
             "metric": metric if metrics is None else metrics,
             "answers": answers,
         },
@@ -148,14 +156,14 @@ def _check_hops(hops: Sequence[Sequence[Node]], freeze: Freeze) -> None:
             raise SpecError(f"through: {node} cannot be passed through: {node.kind}s {why}")
 
 
-def _columns(pairs: Pairs, positions: Which | None) -> list[tuple[int, ...]] | None:
+def _columns(pairs: Pairs, positions: WhichPlaces | None) -> list[tuple[int, ...]] | None:
     """Return the columns of the base that receivers get something at, for each pair; `None` for all."""
     if positions is None:
         return None
-    tokens = pairs.base.tokens("")
+    starts = pairs.base.tokens("").starts
     return [
-        tuple(start + n for n in indices(positions, len(texts), "position", f"a base has {len(texts)} tokens"))
-        for start, texts in zip(tokens.starts, tokens.texts, strict=True)
+        tuple(sorted({start + token for place in places for token in place.tokens}))
+        for start, places in zip(starts, places_of(pairs.base, "", positions), strict=True)
     ]
 
 
@@ -168,7 +176,7 @@ class _Sending:
 
     senders: tuple[Node, ...]
     pair: int
-    places: tuple[Place, ...]
+    place: PairPlace
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,17 +207,15 @@ class _Paths:
         """
         reached = max(node.reads_at for node in self.hops[0])
         groups: dict[tuple[Site, ...], list[_Sending]] = {}
+        places = self.pairs.places("")
         for several in senders:
             if min(node.writes_at for node in several) < reached:
-                groups.setdefault(tuple(node.site for node in several), []).extend(self._lines(several))
+                groups.setdefault(tuple(node.site for node in several), []).extend(
+                    _Sending(several, pair, place) for pair, own in enumerate(places) for place in own
+                )
         if not groups:
             raise SpecError(f"no sender comes before {' and '.join(map(str, self.hops[0]))}, so there is no path")
         yield from (self._run(lines) for lines in groups.values())
-
-    def _lines(self, senders: tuple[Node, ...]) -> Iterator[_Sending]:
-        together = self.pairs.positions is None
-        for pair, places in enumerate(self.pairs.places(senders[0].site)):
-            yield from (_Sending(senders, pair, group) for group in ([places] if together else [(p,) for p in places]))
 
     def _run(self, lines: Sequence[_Sending]) -> CellRun:
         """Return the run whose logits are measured, with those that lead to it."""
@@ -255,7 +261,7 @@ class _Runs:
         """Return the edits that put into the base's run what the senders give in the source's."""
         starts = [side.starts for side in (self.paths.pairs.base.tokens(""), self.paths.pairs.source.tokens(""))]
         into, out_of = (
-            tuple(tuple(of[line.pair] + place[side] for place in line.places) for line in self.lines)
+            tuple(tuple(of[line.pair] + place[side] for place in line.place.places) for line in self.lines)
             for side, of in enumerate(starts)
         )
         edits = []
@@ -346,19 +352,13 @@ class _Runs:
 
     def _cell(self, line: _Sending) -> dict[str, Any]:
         """Return the columns that say which cell it is."""
-        sides = self.paths.pairs.base.tokens(""), self.paths.pairs.source.tokens("")
-        at = (None, None) if self.paths.pairs.positions is None else line.places[0]
-        texts = [None if n is None else of.texts[line.pair][n] for n, of in zip(at, sides, strict=True)]
         one = line.senders[0] if len(line.senders) == 1 else None
         return {
             "sender": "+".join(map(str, line.senders)),
             "component": None if one is None else one.site.component,
             "layer": None if one is None else one.layer,
             "head": None if one is None else one.head,
-            "position": at[0],
-            "source_position": at[1],
-            "token": texts[0],
-            "source_token": texts[1],
+            **self.paths.pairs.cell("", line.pair, line.place),
             "pair": line.pair,
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -18,7 +18,8 @@ from ..metrics import Metrics
 from ..plan import Logits, Run
 from ..table import Table
 from ._cell_run import CellRun
-from ._prompts import Prompt, encode
+from ._data import Prompt
+from ._prompts import ReadAt, encode
 from ._scoring import MetricsByName, metrics_for, model_name, name_of, tokens_of, values_of
 from ._sweep import Clean, Measurement, Scorer, Sweep
 
@@ -31,7 +32,8 @@ def score(
     *,
     metrics: Mapping[str, Metrics] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    at: int | Sequence[int] = -1,
+    columns: Mapping[str, str] | None = None,
+    at: ReadAt = -1,
     store: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | bool | None = None,
     planner: Planner | None = None,
@@ -40,10 +42,11 @@ def score(
 
     Args:
         model: as for `grid`; in eval mode meanwhile, and not changed.
-        prompts: a text, texts, or token tensors.
+        prompts: one text or several, token tensors, or data with columns, as for `grid`.
         metric: for all prompts or one for each: `[accuracy(answer) for answer in answers]`.
         metrics: several by name instead.
         tokenizer: needed where prompts are texts.
+        columns: what the column `base` (the prompts) is called in the data, as for `grid`.
         at: where the metric is read, for all prompts or for each, as for `grid`.
         store: as for `grid`.
         progress: as for `grid`.
@@ -68,15 +71,14 @@ def score(
         >>> score(model, {"input_ids": ids}, [accuracy(right[0]), accuracy(0)]).columns["metric"]
         (1.0, 0.0)
     """
-    encoded = encode(prompts, tokenizer, model)
+    encoded = encode(prompts, tokenizer, model, columns)
     found = metrics_for(metric, metrics, len(encoded), "prompts")
     if found is None:
         raise SpecError("score needs a metric, such as accuracy(answer), for all prompts or one for each")
     comparing = [one.name for of_each in found.values() for one in of_each if one.compares]
     if comparing:
         raise SpecError(f"metric {comparing[0]!r} compares an edited run with the clean one, and there is no edit here")
-    tokens = encoded.tokens("")
-    columns, ends = tokens.columns(at), tokens.columns(-1)
+    read, ends = encoded.columns(at), encoded.columns(-1)
     cells = tuple({"prompt": number, "text": text} for number, text in enumerate(encoded.texts))
     sweep = Sweep(
         "score",
@@ -85,7 +87,7 @@ def score(
         (CellRun(Run("prompts", "prompts", (), tuple(range(len(encoded)))), cells),),
         {},
         _PromptScoring(model_name(model), found),
-        Logits(tokens_of(found, model), () if columns == ends else (("prompts", columns),)),
+        Logits(tokens_of(found, model), () if read == ends else (("prompts", read),)),
     )
     return sweep.table(model, store=store, progress=progress, planner=planner)
 

@@ -7,7 +7,8 @@ A table of `grid` has these columns, one row a swap; other studies add their own
 | component, layer | str, int | where the swap was made; no layer for a module's path or an end of the model |
 | head | int | which head; only there if heads were asked for |
 | neuron | int | the first neuron of the block that was swapped; only there if blocks were asked for |
-| position | int | the place in the base, from 0 over its real tokens; none where all positions were swapped at once |
+| position | int | the place in the base, from 0 over its real tokens; none where several were swapped at once |
+| place | str | the name of the place; only there if places were named |
 | source_position | int | the place in the source; another one where the prompts' lengths differ |
 | token, source_token | str | the text of the base's and of the source's token there |
 | pair | int | number of the pair of prompts |

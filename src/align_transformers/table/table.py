@@ -135,13 +135,15 @@ class Table:
         columns: str = "position",
         where: Mapping[str, Any] | None = None,
     ) -> pandas.DataFrame:
-        """Return one number a cell as a DataFrame: a row for each layer, a column for each position, both ascending.
+        """Return one number a cell as a DataFrame: a row for each layer, a column for each position, ascending.
+
+        Words, such as names of places, stay in the order in which they first appear.
 
         Args:
             value: the column to show.
             component: which component's rows; may be left out where the table has one.
             index: the column whose values are the rows.
-            columns: the column whose values are the columns, such as `head`.
+            columns: the column whose values are the columns, such as `head` or `place`.
             where: as for `select`.
 
         Raises:
@@ -159,15 +161,18 @@ class Table:
         chosen = self.select(component, where)
         frame = chosen.to_frame()
         if frame.duplicated([index, columns]).any():
-            others = [
-                name for name in ("direction", "pair", "head", "neuron", "position") if name not in (index, columns)
-            ]
-            several = [name for name in others if chosen._several(name)]
+            others = {"direction", "pair", "prompt", "head", "neuron", "place", "position"} - {index, columns}
+            several = [name for name in self.columns if name in others and chosen._several(name)]
             raise SpecError(
                 f"several rows stand at one {index} and {columns}; components: {chosen.components()}"
                 + (f"; several of {', '.join(several)}: choose with where=..., or take the mean" if several else "")
             )
-        return frame.pivot(index=index, columns=columns, values=value)
+        found = frame.pivot(index=index, columns=columns, values=value)
+        if any(isinstance(one, str) for one in chosen.columns[index]):
+            found = found.reindex(index=list(dict.fromkeys(chosen.columns[index])))
+        if any(isinstance(one, str) for one in chosen.columns[columns]):
+            found = found.reindex(columns=list(dict.fromkeys(chosen.columns[columns])))
+        return found
 
     def components(self) -> list[str]:
         """Return the distinct components, in the order in which they first appear."""
@@ -239,14 +244,14 @@ class Table:
 
     @checked
     def relative_to(self, anchor: int | Sequence[int] | Literal["last"] = "last") -> Table:
-        """Return the table with a column `place`: the position of a row, counted from a place that all pairs have.
+        """Return the table with a column `offset`: the position of a row, counted from a place that all pairs have.
 
-        Means over pairs are then of what stands at the same place: `relative_to("last").mean(["layer", "place"])`. An
+        Means over pairs are then of what stands at the same place: `relative_to("last").mean(["layer", "offset"])`. An
         absolute position is a different word in prompts of other lengths.
 
         Args:
-            anchor: the position in the base that is place 0: `"last"`, the last token of every pair; one for all pairs,
-                negative from the end; or one for each, such as that of the subject's last token.
+            anchor: the position in the base with the offset 0: `"last"`, the last token of every pair; one for all
+                pairs, negative from the end; or one for each, such as that of the subject's last token.
 
         Raises:
             SpecError: the table does not tell positions or prompts, or `anchor` has not one entry for each pair.
@@ -254,14 +259,14 @@ class Table:
         >>> meta = {"pairs": 2, "base_tokens": [["The", "cat"], ["The", "old", "cat"]]}
         >>> rows = [{"pair": 0, "position": 1, "effect": 0.5}, {"pair": 1, "position": 2, "effect": 1.5}]
         >>> table = Table.from_rows(rows, meta=meta).relative_to("last")
-        >>> table.columns["place"], table.mean(["place"], value="effect").columns["effect"]
+        >>> table.columns["offset"], table.mean(["offset"], value="effect").columns["effect"]
         ((0, 0), (1.0,))
         """
         for column in ("position", "pair"):
             self._know(column)
         count = self.meta.get("pairs")
         if not isinstance(count, int):
-            raise SpecError("places are told of tables that know their pairs: of grid, before tables are joined")
+            raise SpecError("offsets are told of tables that know their pairs: of grid, before tables are joined")
         each = [anchor] * count if isinstance(anchor, int | str) else list(anchor)
         if len(each) != count or any(isinstance(one, str) and one != "last" for one in each):
             raise SpecError(f"anchor is 'last', a position, or one for each of {count} pairs; found {anchor!r}")
@@ -269,8 +274,8 @@ class Table:
         for row in self.rows():
             at = -1 if each[row["pair"]] == "last" else int(each[row["pair"]])
             start = at if at >= 0 else self._length(row, count) + at
-            rows.append({**row, "place": None if row["position"] is None else row["position"] - start})
-        return Table.from_rows(rows, meta=self.meta, columns=[*self.columns, "place"])
+            rows.append({**row, "offset": None if row["position"] is None else row["position"] - start})
+        return Table.from_rows(rows, meta=self.meta, columns=[*self.columns, "offset"])
 
     def _length(self, row: Mapping[str, Any], pairs: int) -> int:
         """Return how many tokens the base has in the sequence that a row's position counts in."""

@@ -16,7 +16,7 @@ from ..sites import COMPONENTS, HEAD_PREFIX
 TYPES: dict[str, type] = {
     "component": str, "layer": int, "head": int, "neuron": int, "position": int, "source_position": int, "token": str,
     "source_token": str, "pair": int, "direction": str, "metric": float, "effect": float, "recovered": float,
-    "change": float, "fired": int, "place": int,
+    "change": float, "fired": int, "place": str, "offset": int,
 }  # fmt: skip
 """Columns of known types."""
 TAKEN = frozenset((*TYPES, "top_tokens", "top_probabilities", "count", "low", "high"))
