@@ -102,6 +102,7 @@ from .studies import (
     grid,
     logit_lens,
     path_patching,
+    probe,
     score,
 )
 from .table import Table
@@ -243,6 +244,7 @@ __all__ = [
     "planned",
     "precompute",
     "probability",
+    "probe",
     "progress_bar",
     "rank",
     "resolve",
