@@ -57,7 +57,7 @@ def estimator_of(asked: Any, seed: int) -> Any:
 class UnitScale:
     """Divides by the standard deviation of all numbers at once, so that lengths and angles stay what they are.
 
-    With each coordinate divided by its own, the direction found is that of the least variance, and hardly moves a state.
+    With each coordinate divided by its own, the direction that is found is one of little variance: it moves no state.
     """
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -149,8 +149,7 @@ def fit_place(x: np.ndarray, prompts: LabelledPrompts, draw: ProbeDraw, estimato
     for (train, _), probe in zip(draw.folds, fitted, strict=True):
         own = _axes(_contrasts(probe, x[train]), rank)
         means = _axes(_centred_means(x[train], labels[train]), rank)
-        anywhere = np.linalg.qr(random.standard_normal((x.shape[1], min(rank, x.shape[1]))))[0]
-        anywhere = np.pad(anywhere, ((0, 0), (0, rank - anywhere.shape[1])))
+        anywhere = _random_axes(x.shape[1], rank, random)
         erased = (own, own.T) if erasure == "direction" else _leace(x[train], labels[train], rank)
         pairs = ((own, own.T), (means, means.T), (own, anywhere.T), erased)
         for kind, (reads, writes) in zip(KINDS, pairs, strict=True):
@@ -206,6 +205,13 @@ def _axes(columns: np.ndarray, rank: int) -> np.ndarray:
     left, strengths, _ = np.linalg.svd(columns, full_matrices=False)
     kept = left[:, strengths > 1e-9 * max(strengths.max(), 1e-30)][:, :rank]
     return np.pad(kept, ((0, 0), (0, rank - kept.shape[1])))
+
+
+def _random_axes(width: int, rank: int, random: np.random.Generator) -> np.ndarray:
+    """Return orthonormal columns, all directions alike; no more than there can be, the others are zero."""
+    columns, triangle = np.linalg.qr(random.standard_normal((width, min(rank, width))))
+    columns = columns * np.sign(np.diagonal(triangle))  # else the first coordinate would always be negative
+    return np.pad(columns, ((0, 0), (0, rank - columns.shape[1])))
 
 
 def _leace(x: np.ndarray, labels: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
