@@ -103,6 +103,7 @@ from .studies import (
     grid,
     logit_lens,
     path_patching,
+    probe,
     score,
 )
 from .table import Table
@@ -247,6 +248,7 @@ __all__ = [
     "planned",
     "precompute",
     "probability",
+    "probe",
     "progress_bar",
     "rank",
     "resolve",

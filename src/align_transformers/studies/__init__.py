@@ -11,6 +11,7 @@ from .direct_attribution import direct_logit_attribution
 from .grid import grid
 from .lens import logit_lens
 from .path_patching import path_patching
+from .probe import probe
 from .score import score
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "grid",
     "logit_lens",
     "path_patching",
+    "probe",
     "score",
 ]

@@ -1,0 +1,377 @@
+"""Probes: can a label be read off a state, could anything, and does the model use the direction it is read along?
+
+Hewitt and Liang 2019, arXiv:1909.03368 (control tasks); Geiger et al. 2021, arXiv:2106.02997 (interchange).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from .._bar import bar
+from .._checked import checked
+from .._errors import PositionError, SpecError
+from .._version import library_version
+from ..engine import Planner, bind
+from ..interventions import Intervention, SubspaceIntervention, VanillaIntervention
+from ..metrics import Metrics
+from ..models import evaluating, find_slot, resolve
+from ..operations import Swap, Zero
+from ..plan import Edit, Plan, Read, Run
+from ..planners import execute
+from ..positions import Positions
+from ..sites import Site, in_block
+from ..table import Table
+from ._cell_run import CellRun
+from ._probe_draws import LabelledPrompts, ProbeDraw, mean_over_groups
+from ._probe_fits import KINDS, Erasure, FittedDirections, PlaceFit, estimator_of, fit_place
+from ._probe_scoring import ProbeScoring, answers_of
+from ._prompts import Prompt, Prompts, Which, encode, indices
+from ._scoring import metrics_for, model_name
+from ._sweep import Sweep
+
+Progressing = Callable[[int, int], None]
+_EFFECTS = {
+    "swap": "swap_effect", "means_swap": "means_swap_effect", "random_swap": "random_swap_effect",
+    "whole_swap": "whole_swap_effect", "erase": "erase_effect",
+}  # fmt: skip
+"""The columns of what edits do, by what is done."""
+
+
+@checked
+def probe(
+    model: nn.Module,
+    prompts: Prompt,
+    labels: Sequence[Any],
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    components: Sequence[str] = ("block_output",),
+    layers: Which = "all",
+    positions: int | Sequence[int] | Literal["all"] = -1,
+    groups: Sequence[Any] | None = None,
+    types: Sequence[Any] | None = None,
+    estimator: Any = "logistic_regression",
+    erasure: Erasure = "direction",
+    folds: int = 5,
+    draws: int = 3,
+    answers: Mapping[Any, int | str] | Sequence[int | str] | None = None,
+    metric: Metrics | None = None,
+    at: int | Sequence[int] = -1,
+    seed: int = 0,
+    store: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | bool | None = None,
+    planner: Planner | None = None,
+) -> Table:
+    """Read labels off the states of a place, and ask what the directions that this is done along do in the model's run.
+
+    `accuracy` is that of probes on groups that they were not trained on. `selectivity` is the accuracy less that of
+    probes of control labels, one drawn for each type from the labels there are, both where probes saw other prompts of
+    the type: what a probe gets by knowing types alone. The directions are those of the same probes, and edits are made
+    in prompts that they were not trained on: with Q the orthonormal columns that span the gradients of the scores (of
+    two classes one), b the state of a prompt and s that of its partner, a prompt of another label, a swap makes b into
+    b + Q Qᵀ(s - b), and erasing b - Q Qᵀ(b - mean). The effect is a metric after the edit less that before.
+
+    Args:
+        model: a language model of transformers, in whatever mode; it is not changed.
+        prompts: texts, or token tensors.
+        labels: one for each prompt: texts, numbers or truth values, of two or more classes.
+        tokenizer: needed where prompts or answers are texts.
+        components: which states are read; of an encoder-decoder with the stack in front (`encoder.block_output`).
+        layers: numbers from 0, negative ones from the end, or `"all"`.
+        positions: one or several over the real tokens, from 0, negative ones from the end, which every prompt has; or
+            `"all"` of prompts that are as long as each other. Each is probed by itself.
+        groups: what each prompt belongs to, such as its entity: prompts of one group are trained on or tested, never
+            both. Default: equal prompts are one group.
+        types: what control labels go by, such as the word. Default: the groups.
+        estimator: `logistic_regression` (of states divided by one number), `difference_of_means`, or a classifier or
+            pipeline of scikit-learn whose scores are linear; where it draws, it gets the seed. Behind a
+            `StandardScaler` the same accuracy comes with directions that hardly move a state.
+        erasure: `direction`: the probe's own; `leace`: all that is linear of the label (`fit_eraser`).
+        folds: of the cross-validation.
+        draws: how often folds, control labels, partners and random directions are drawn: numbers are means over these.
+        answers: a token for each label, or one for each prompt: the metric is then the logit of the partner's answer
+            less that of the prompt's own, so that effects are positive as the model comes to answer like the partner.
+        metric: another one, for all prompts or for each. Default, with no answers: how much of the probability of what
+            the model itself says of a prompt is lost.
+        at: where the metric is read, for all prompts or for each, as for `grid`.
+        seed: of the draws.
+        store: a folder that parts of the causal half are written to; an equal call goes on where a killed one was.
+        progress: called after every place and pass with places and cells done, and of these in all; `True` for a bar.
+        planner: as for `execute`.
+
+    Returns:
+        A `Table`, one row a component, layer and position. Each of these with `<name>_low` and `<name>_high`, a 95 %
+        bootstrap interval over groups: `accuracy`, `seen_accuracy` and `control_accuracy` (of types that were seen),
+        `selectivity` (the difference), `swap_effect`, `means_swap_effect` (along the difference of means),
+        `random_swap_effect` (as large a move along random directions), `whole_swap_effect` (all of the state),
+        `erase_effect`; besides `cosine` (between the probe's directions and the means', root mean square) and `n`
+        (groups). `meta` has the classes with their counts, `majority` (the share of the largest), and with answers
+        `solved`, the share of prompts whose own answer is the most probable of these.
+
+    Raises:
+        SpecError: a class is in fewer groups than there are folds, equal prompts stand in different groups, the
+            estimator is not linear, or another argument makes no sense.
+        PositionError: a prompt has no such position.
+        SiteError: the model has no such component.
+        MissingExtraError: scikit-learn is not installed.
+
+    Example:
+        >>> import transformers
+        >>> _ = torch.manual_seed(0)
+        >>> sizes = dict(vocab_size=50, n_embd=16, n_head=2, n_layer=2, n_positions=8)
+        >>> model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
+        >>> ids = torch.tensor([[5 + n % 2, 10 + n, 4] for n in range(20)])
+        >>> table = probe(model, {"input_ids": ids}, ids[:, 0].tolist(), positions=[0], layers=[-1], draws=1)
+        >>> table.columns["accuracy"], abs(table.columns["swap_effect"][0]) < 1e-6  # read with ease, and used no more
+        ((1.0,), True)
+    """
+    encoded = encode(prompts, tokenizer, model)
+    if metric is not None and answers is not None:
+        raise SpecError("give answers= or metric=, not both")
+    if folds < 2 or draws < 1 or seed < 0:
+        raise SpecError(f"probes need folds >= 2, draws >= 1, seed >= 0; found {folds}, {draws} and {seed}")
+    known = LabelledPrompts.of(labels, groups, types, _texts(encoded))
+    places = _places(model, encoded, components, layers, positions)
+    drawn = [ProbeDraw.of(known, folds, seed, number) for number in range(draws)]
+    scoring = ProbeScoring(
+        len(encoded), answers_of(answers, known, tokenizer), metrics_for(metric, None, len(encoded), "prompts")
+    )
+    asked = estimator_of(estimator, seed)
+    wanted = scoring.logits(model, encoded, at)
+    total = len(places) * (1 + len(encoded) * draws * len(_EFFECTS))
+    with _telling(progress) as tell:
+        states, passes = _states(model, encoded, places, planner)
+        fits = []
+        for number, (place, x) in enumerate(zip(places, states, strict=True), start=1):
+            fits.append(_PlaceDirections.of(place, x, known, drawn, asked, erasure))
+            tell(number, total)
+        sweep = Sweep(
+            "probe",
+            {"prompts": encoded.inputs},
+            (Run("clean", "prompts"),),
+            tuple(run for fit in fits for run in fit.runs(drawn)),
+            {name: one for fit in fits for name, one in fit.interventions().items()} | {"whole": VanillaIntervention()},
+            scoring,
+            wanted,
+        )
+        cells = sweep.table(
+            model, store=store, planner=planner, progress=lambda done, _: tell(len(places) + done, total)
+        )
+    of = estimator if isinstance(estimator, str) else str(asked)
+    facts = {"estimator": of, "erasure": erasure, "folds": folds, "draws": draws, "seed": seed}
+    passes += Counter(cells.meta["passes"])
+    meta = {**cells.meta, **_facts(model, encoded, places, known), **facts, "passes": dict(passes)}
+    return Table.from_rows(_rows(cells, fits, known, seed), meta=meta)
+
+
+def _facts(model: nn.Module, prompts: Prompts, places: Sequence[ProbedPlace], known: LabelledPrompts) -> dict[str, Any]:
+    """Return what the table says of the model, the prompts and their labels."""
+    counts, tokens = known.counts(), prompts.tokens(places[0].site.sequence)
+    return {
+        "study": "probe", "model": model_name(model), "version": library_version(), "prompts": list(prompts.texts),
+        "tokens": [list(row) for row in tokens.texts], "labels": counts,
+        "majority": max(counts.values()) / len(known), "groups": known.n_groups, "types": known.n_types,
+    }  # fmt: skip
+
+
+@contextmanager
+def _telling(progress: Progressing | bool | None) -> Iterator[Progressing]:
+    """Hold what is told how far the study is: a bar, a function of the caller's, or nothing."""
+    if progress is True:
+        with bar("probe") as advance:
+            yield lambda done, total: advance(done, total, "")
+    else:
+        yield progress or (lambda done, total: None)
+
+
+# --- the places, and what is read there -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ProbedPlace:
+    """Where states are read and edited.
+
+    Args:
+        site: in the network.
+        position: as it was asked for.
+        columns: of each prompt.
+    """
+
+    site: Site
+    position: int
+    columns: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.site} at {self.position}"
+
+    def at(self, prompts: Sequence[int]) -> Positions:
+        """Return the places of some prompts."""
+        return Positions(tuple((self.columns[prompt],) for prompt in prompts))
+
+
+def _texts(prompts: Prompts) -> list[tuple[tuple[int, ...], ...]]:
+    """Return what tells equal prompts."""
+    return [tuple(tokens.ids[n] for tokens in prompts.sequences.values()) for n in range(len(prompts))]
+
+
+def _places(
+    model: nn.Module, prompts: Prompts, components: Sequence[str], layers: Which, positions: Any
+) -> list[ProbedPlace]:
+    """Return the places, by component, layer and position."""
+    if not components:
+        raise SpecError("components names nothing: give a list of names, such as ['block_output']")
+    chosen = [positions] if isinstance(positions, int) else positions
+    places = []
+    for site in (site for name in dict.fromkeys(components) for site in _sites(model, name, layers)):
+        tokens = prompts.tokens(site.sequence)
+        lengths = {len(row) for row in tokens.ids}
+        if positions == "all" and len(lengths) > 1:
+            raise PositionError(
+                f"prompts have {min(lengths)} to {max(lengths)} tokens, so that 'all' positions do not answer to each "
+                "other: give positions from one of the ends"
+            )
+        each = range(min(lengths)) if positions == "all" else dict.fromkeys(chosen)
+        places += [ProbedPlace(site, position, tokens.columns(position)) for position in each]
+    if not places:
+        raise SpecError("positions names none; give numbers or 'all'")
+    return places
+
+
+def _sites(model: nn.Module, name: str, layers: Which) -> list[Site]:
+    """Return the sites of a component; of `"all"` layers those that have it."""
+    if not in_block(name):
+        find_slot(model, Site(name))
+        return [Site(name)]
+    found, stack = resolve(model), Site(name, 0).stack
+    if stack not in found.stacks:
+        found.slot(Site(name, 0))  # which says why
+    depth = len(found.stacks[stack])
+    sites = [Site(name, layer) for layer in indices(layers, depth, "layer", f"{name} has {depth} layers")]
+    if layers == "all":
+        sites = [site for site in sites if found.find(site) is not None] or sites[:1]
+    for site in sites:
+        find_slot(model, site)
+    return sites
+
+
+def _states(
+    model: nn.Module, prompts: Prompts, places: Sequence[ProbedPlace], planner: Planner | None
+) -> tuple[list[np.ndarray], Counter[str]]:
+    """Return the activations of all prompts at each place, float64, and the passes that it took."""
+    every = range(len(prompts))
+    reads = [Read("prompts", place.site, place.at(every)) for place in places]
+    plan = Plan((Run("prompts", "prompts"),), (), None, tuple(dict.fromkeys(reads)))
+    with torch.no_grad(), evaluating(model):
+        outcome = execute(bind(model, plan, {"prompts": prompts.inputs}, {}), planner)
+    states = [outcome.values[read].flatten(1).double().cpu().numpy() for read in reads]
+    return states, Counter(passed.way for passed in outcome.passes)
+
+
+# --- what is edited ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _PlaceDirections:
+    """The probes of a place, and the edits along their directions.
+
+    Args:
+        place: where.
+        fits: of each draw.
+        origin: mean of the states.
+    """
+
+    place: ProbedPlace
+    fits: tuple[PlaceFit, ...]
+    origin: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        place: ProbedPlace,
+        x: np.ndarray,
+        prompts: LabelledPrompts,
+        draws: Sequence[ProbeDraw],
+        estimator: Any,
+        erasure: Erasure,
+    ) -> _PlaceDirections:
+        """Fit the probes of all draws."""
+        return cls(place, tuple(fit_place(x, prompts, draw, estimator, erasure) for draw in draws), x.mean(0))
+
+    def interventions(self) -> dict[str, Intervention]:
+        """Return the swap and the erasure in this place's directions; members go by kind, draw and fold."""
+        stacks = [
+            np.stack([fold for kind in KINDS for fit in self.fits for fold in getattr(fit, side)[kind]])
+            for side in ("into", "back")
+        ]
+        held = FittedDirections(*(torch.from_numpy(one).float() for one in (*stacks, self.origin)))
+        return {
+            f"swap {self.place}": SubspaceIntervention(Swap(), held),
+            f"erase {self.place}": SubspaceIntervention(Zero(), held),
+        }
+
+    def runs(self, draws: Sequence[ProbeDraw]) -> Iterator[CellRun]:
+        """Yield the runs: each prompt in each draw is a cell."""
+        yield self._run("swap", KINDS[:3], draws)
+        yield self._run("whole", ("whole_swap",), draws)
+        yield self._run("erase", KINDS[3:], draws)
+
+    def _run(self, what: str, kinds: Sequence[str], draws: Sequence[ProbeDraw]) -> CellRun:
+        place, site = self.place, self.place.site
+        count, folds = len(draws[0].partners), len(draws[0].folds)
+        lines = [(kind, draw, prompt) for kind in kinds for draw in range(len(draws)) for prompt in range(count)]
+        cells, partners, members = [], [], []
+        for kind, draw, prompt in lines:
+            partners.append(int(draws[draw].partners[prompt]))
+            cells.append(
+                {
+                    "component": site.component, "layer": site.layer, "position": place.position, "kind": kind,
+                    "draw": draw, "prompt": prompt, "partner": partners[-1],
+                }
+            )  # fmt: skip
+            if kind in KINDS:
+                group = (KINDS.index(kind) * len(draws) + draw) * folds
+                members.append((group + int(draws[draw].tested_in[prompt]),))
+        prompts = tuple(prompt for *_, prompt in lines)
+        name, here = f"{what} {place}", place.at(prompts)
+        source = None if what == "erase" else Read("clean", site, place.at(partners), tuple(partners))
+        edit = Edit(name, site, "whole" if what == "whole" else name, here, tuple(members) or None, source)
+        return CellRun(Run(name, "prompts", (edit,), prompts), tuple(cells))
+
+
+# --- what comes of it -------------------------------------------------------------------------------------------------
+
+
+def _rows(
+    cells: Table, fits: Sequence[_PlaceDirections], known: LabelledPrompts, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the table's rows: means over prompts and draws, with intervals over groups."""
+    effects: dict[tuple[Any, ...], np.ndarray] = {}
+    for row in cells.rows():
+        key = tuple(row[name] for name in ("component", "layer", "position", "kind"))
+        effects.setdefault(key, np.zeros(len(known)))[row["prompt"]] += row["effect"]
+    for one in fits:
+        where = {"component": one.place.site.component, "layer": one.place.site.layer, "position": one.place.position}
+        values = {
+            "accuracy": np.mean([fit.correct for fit in one.fits], 0),
+            "seen_accuracy": np.mean([fit.seen for fit in one.fits], 0),
+            "control_accuracy": np.mean([fit.control for fit in one.fits], 0),
+        }
+        values["selectivity"] = values["seen_accuracy"] - values["control_accuracy"]
+        for kind, column in _EFFECTS.items():
+            values[column] = effects[(*where.values(), kind)] / len(one.fits)
+        told: dict[str, float | None] = {}
+        for name, of_prompts in values.items():
+            keys = (name, f"{name}_low", f"{name}_high")
+            told |= dict(zip(keys, mean_over_groups(of_prompts, known.groups, seed), strict=True))
+        cosines = [cosine for fit in one.fits for cosine in fit.cosines]
+        cosine = float(np.mean(cosines)) if cosines else None
+        yield {**where, **told, "cosine": cosine, "n": known.n_groups}
