@@ -67,7 +67,6 @@ from .learning import (
     Scores,
     Settings,
     activations,
-    attention_patterns,
     bootstrap,
     compare,
     cross_entropy,
@@ -96,6 +95,7 @@ from .positions import Positions
 from .sites import COMPONENTS, Site
 from .studies import (
     Claim,
+    attention_patterns,
     causal_scrubbing,
     causal_tracing,
     direct_logit_attribution,

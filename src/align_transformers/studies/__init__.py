@@ -5,6 +5,7 @@
 
 from ._cell_run import CellRun
 from ._sweep import Clean, Measurement, Scorer, Sweep
+from .attention_patterns import attention_patterns
 from .causal_scrubbing import Claim, causal_scrubbing
 from .causal_tracing import causal_tracing
 from .direct_attribution import direct_logit_attribution
@@ -20,6 +21,7 @@ __all__ = [
     "Measurement",
     "Scorer",
     "Sweep",
+    "attention_patterns",
     "causal_scrubbing",
     "causal_tracing",
     "direct_logit_attribution",
