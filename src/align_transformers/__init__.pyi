@@ -103,6 +103,7 @@ from .studies import (
     logit_lens,
     path_patching,
     score,
+    steer,
 )
 from .table import Table
 from .zoo import (
@@ -247,6 +248,7 @@ __all__ = [
     "rank",
     "resolve",
     "score",
+    "steer",
     "subspaces",
     "where",
 ]

@@ -13,6 +13,7 @@ from .grid import grid
 from .lens import logit_lens
 from .path_patching import path_patching
 from .score import score
+from .steer import steer
 
 __all__ = [
     "CellRun",
@@ -29,4 +30,5 @@ __all__ = [
     "logit_lens",
     "path_patching",
     "score",
+    "steer",
 ]

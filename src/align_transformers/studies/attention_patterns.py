@@ -19,13 +19,14 @@ from .._checked import checked
 from .._errors import SpecError
 from .._version import library_version
 from ..engine import Planner, bind
-from ..models import chosen_layers, evaluating, find_slot
+from ..models import evaluating, find_slot
 from ..plan import Plan, Read, Run
 from ..planners import execute
 from ..positions import Positions
 from ..sites import Site
 from ..table import Table
 from ..table.values import plain_meta
+from ._layers import sites_of
 from ._prompts import Prompt, Tokens, Which, WhichPlaces, encode, indices
 from ._scoring import model_name
 
@@ -96,7 +97,7 @@ def attention_patterns(
             for prompt, texts in enumerate(queries.texts)
         ),
     )
-    sites = [Site(component, layer) for layer in _layers(model, component, layers)]
+    sites = sites_of(model, component, layers)
     slots = {one: find_slot(model, one) for one in sites}
     chosen = {
         one: indices(heads, slot.n_heads, "head", f"{one} has {slot.n_heads} heads") for one, slot in slots.items()
@@ -126,17 +127,6 @@ def attention_patterns(
             }
         ),
     )
-
-
-def _layers(model: nn.Module, component: str, layers: Which) -> Sequence[int]:
-    """Return the numbers of the layers that are asked for; `"all"` are those that have the component.
-
-    Raises:
-        SpecError: none is named, or they are neither numbers nor `"all"`.
-    """
-    if isinstance(layers, str) or not layers:
-        indices(layers, 1, "layer", "")
-    return chosen_layers(model, component, layers)
 
 
 @dataclass(frozen=True)
