@@ -483,6 +483,7 @@ def test_positions_that_are_not_there_are_refused() -> None:
         steer(shared("gpt2"), padded_tokens((5, 3), "left"), METRIC, layers=[LAYER], **FITTED, positions=[1])
 
 
+@torch.no_grad()
 def test_an_encoder_decoder_is_steered_in_its_encoder_and_in_its_decoder() -> None:
     model, inputs = shared("t5"), padded_tokens((5, 3), "right", seed=4)
     for component in ("encoder.block_output", "decoder.block_output"):
