@@ -125,6 +125,12 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "direct_logit_attribution": (at.direct_logit_attribution, {
         "model": model(), "prompts": tokens(1, 3), "answers": 4, "against": 5, "heads": True, "at": -1,
         "tokenizer": None, "columns": None, "planner": at.one_by_one}),
+    "steer": (at.steer, {
+        "model": model(), "prompts": tokens(1, 3), "metric": at.logit_difference(4, 5), "layers": [0],
+        "direction": torch.ones(32), "positive": None, "negative": None, "read_at": -1,
+        "component": "block_output", "doses": [1.0], "positions": [1], "generated": True, "skip_first": True,
+        "max_new_tokens": 1, "temperature": None, "control": False, "seed": 0, "batch_size": 4,
+        "tokenizer": None, "progress": None, "planner": at.one_by_one}),
     "CausalModel": (at.CausalModel, {
         "variables": ["a", "b"], "values": {"a": [0, 1]}, "parents": {"b": ["a"]}, "functions": {"b": int},
         "timesteps": None, "equiv_classes": None}),
@@ -132,8 +138,9 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "OnArrays": (at.OnArrays, {"function": len}),
     "Claim": (at.Claim, {"site": at.Site("mlp_output", 0), "feature": [0, 1], "positions": None, "children": ()}),
     "activations": (at.activations, {**DATA, "positions": "last", "tokenizer": None, "planner": None}),
-    "attention_patterns": (at.attention_patterns, {"model": model(), "inputs": tokens(1, 3), "layer": 0,
-                           "component": "attention_pattern", "planner": None}),
+    "attention_patterns": (at.attention_patterns, {"model": model(), "prompts": tokens(1, 3), "tokenizer": None,
+                           "component": "attention_pattern", "layers": [0], "heads": [1], "positions": [1],
+                           "planner": None}),
     "fit_pca": (at.fit_pca, {**DATA, "k": 1, "positions": "all", "tokenizer": None, "standardise": True}),
     "bind": (at.bind, {"model": model(), "plan": plan(), "inputs": {"x": tokens(1, 3)}, "interventions": {},
                        "constants": None}),

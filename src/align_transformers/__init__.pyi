@@ -68,7 +68,6 @@ from .learning import (
     Scores,
     Settings,
     activations,
-    attention_patterns,
     bootstrap,
     compare,
     cross_entropy,
@@ -97,6 +96,7 @@ from .positions import Positions
 from .sites import COMPONENTS, Site
 from .studies import (
     Claim,
+    attention_patterns,
     causal_scrubbing,
     causal_tracing,
     direct_logit_attribution,
@@ -105,6 +105,7 @@ from .studies import (
     path_patching,
     probe,
     score,
+    steer,
 )
 from .table import Table
 from .zoo import (
@@ -253,6 +254,7 @@ __all__ = [
     "rank",
     "resolve",
     "score",
+    "steer",
     "subspaces",
     "where",
 ]

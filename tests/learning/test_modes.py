@@ -94,7 +94,7 @@ MEASURES = {
     "grid": lambda model, data: grid(model, tokens(1, 5, 1), tokens(1, 5, 2), answers=(4, 5)).columns["metric"],
     "score": lambda model, data: score(model, tokens(3, 5), metrics={"nine": probability(9)}).columns["nine"],
     "activations": lambda model, data: activations(model, tokens(3, 5), SITE, "all"),
-    "attention_patterns": lambda model, data: attention_patterns(model, tokens(3, 5), 1),
+    "attention_patterns": lambda model, data: attention_patterns(model, tokens(3, 5), layers=[1]).columns["attention"],
     "fit_pca": lambda model, data: fit_pca(model, tokens(4, 6), SITE, 2, positions="all").mean,
     "evaluate": lambda model, data: evaluate(face(model), data, metrics=cross_entropy)["cross_entropy"],
     "evaluate, an own intervention": lambda model, data: evaluate(face(model, Dropping), data, metrics=cross_entropy)[

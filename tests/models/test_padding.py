@@ -26,7 +26,6 @@ from align_transformers import (
     Site,
     VanillaIntervention,
     activations,
-    attention_patterns,
     evaluate,
     fit,
     precompute,
@@ -138,14 +137,6 @@ def test_activations_are_those_of_each_example_alone(family):
     for example in range(len(LENGTHS)):
         wanted = activations(model, alone(inputs, example), Site("block_output", 1))
         torch.testing.assert_close(got[example], wanted[0], rtol=0, atol=1e-4)
-
-
-def test_patterns_are_those_of_each_example_alone():
-    model, inputs = tiny("gpt2"), padded_tokens(LENGTHS, "left")
-    got = attention_patterns(model, inputs, 1)
-    for example, length in enumerate(LENGTHS):
-        wanted = attention_patterns(model, alone(inputs, example), 1)[0]
-        torch.testing.assert_close(got[example, :, -length:, -length:], wanted, rtol=0, atol=1e-4)
 
 
 def on_the(side, inputs):

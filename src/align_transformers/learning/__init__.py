@@ -1,6 +1,6 @@
 """Learning where a concept lives, and measuring how well that was learned."""
 
-from .activations import activations, attention_patterns, fit_pca
+from .activations import activations, fit_pca
 from .alignment import Alignment
 from .batches import Batch
 from .compare import Comparison, compare
@@ -32,7 +32,6 @@ __all__ = [
     "Scores",
     "Settings",
     "activations",
-    "attention_patterns",
     "bootstrap",
     "compare",
     "cross_entropy",

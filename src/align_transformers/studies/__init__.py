@@ -5,6 +5,7 @@
 
 from ._cell_run import CellRun
 from ._sweep import Clean, Measurement, Scorer, Sweep
+from .attention_patterns import attention_patterns
 from .causal_scrubbing import Claim, causal_scrubbing
 from .causal_tracing import causal_tracing
 from .direct_attribution import direct_logit_attribution
@@ -13,6 +14,7 @@ from .lens import logit_lens
 from .path_patching import path_patching
 from .probe import probe
 from .score import score
+from .steer import steer
 
 __all__ = [
     "CellRun",
@@ -21,6 +23,7 @@ __all__ = [
     "Measurement",
     "Scorer",
     "Sweep",
+    "attention_patterns",
     "causal_scrubbing",
     "causal_tracing",
     "direct_logit_attribution",
@@ -29,4 +32,5 @@ __all__ = [
     "path_patching",
     "probe",
     "score",
+    "steer",
 ]
