@@ -11,7 +11,7 @@ from .panels import Curve, Line, Panel, Picture, Point
 from .tabular import Tabular
 from .words import cut, precise, visible, with_interval
 
-_COSTS = {"wrong_way": "share that moved the wrong way", "perplexity": "perplexity", "distinct_2": "distinct bigrams"}
+_COSTS = {"wrong_way": "share that moved wrongly", "perplexity": "perplexity", "distinct_2": "distinct bigrams"}
 
 
 def picture_of_doses(table: Tabular, value: str | None) -> Picture:
@@ -23,53 +23,55 @@ def picture_of_doses(table: Tabular, value: str | None) -> Picture:
     curve: Sequence[Mapping[str, Any]] = table.meta.get("curve", ())
     if not curve:
         raise SpecError("the table's meta has no 'curve', the means by dose with their intervals, so none is drawn")
-    control: Sequence[Mapping[str, Any]] = table.meta.get("control") or ()
     asked = "effect" if value in (None, "curve") else str(value)
-    lines = [_line("steered", curve, asked)]
-    if control and isinstance(control, Sequence) and asked in control[0]:
-        lines.append(
-            _line(str(table.meta.get("control_name", "control: random direction")), control, asked, control=True)
-        )
-    costs = [(name, words) for name, words in _COSTS.items() if name in curve[0] and name != asked]
+    layers = list(dict.fromkeys(one.get("layer") for one in curve))
+    names = {layer: f"layer {layer}" if len(layers) > 1 else "steered" for layer in layers}
+    points = {layer: [one for one in curve if one.get("layer") == layer] for layer in layers}
+    lines = [_line(names[layer], points[layer], asked) for layer in layers]
+    if "control_effect" in curve[0] and asked == "effect":
+        for layer in layers:
+            name = f"{names[layer]}, " * (len(layers) > 1) + "random direction"
+            lines.append(_line(name, points[layer], "control_effect", control=True))
+    costs = [(name, words) for name, words in _COSTS.items() if curve[-1].get(name) is not None and name != asked]
     below: tuple[Panel, ...] = tuple(
-        Curve(words, "dose", words, (_line("", curve, name),), zero=name == "wrong_way") for name, words in costs
+        Curve(
+            "", "dose", words, tuple(_line(names[n] * (len(layers) > 1), points[n], name) for n in layers), zero=False
+        )
+        for name, words in costs
     )
     metric = str(table.meta.get("metric", "the metric"))
-    panels = (
-        (Curve("", f"dose ({table.meta.get('unit', 'mean residual norms')})", f"{asked} on {metric}", tuple(lines)),),
-    )
+    main = Curve("", "dose (mean norms of the stream)", f"{asked} on {metric}", tuple(lines))
+    where = f" at {table.meta['component']}" if "component" in table.meta else ""
     return Picture(
         f"What each dose does to {metric}",
-        (*panels, below) if below else panels,
+        ((main,), below) if below else ((main,),),
         prompts=prompts_of(table.meta),
-        about=f"steering {table.meta['model']}"
-        + f" at {table.meta.get('component', '')}" * ("component" in table.meta),
+        about=f"steering {table.meta['model']}{where}",
         caption=(
-            f"{table.meta['model']}: {asked} on {metric} by dose, minus that without steering. Band: 95 % interval "
+            f"{table.meta['model']}: {asked} on {metric} by dose, minus that without steering. Bands: 95 % intervals "
             f"over {curve[0].get('n', '?')} prompts. Below: what the text pays for it; perplexity is that of the model "
             "without steering."
         ),
-        findings=(
-            *(
-                f"dose {precise(one['dose'])}: {asked} {with_interval(one[asked], one.get('low'), one.get('high'))}, "
-                + ", ".join(f"{words} {precise(one[name])}" for name, words in costs)
-                for one in curve
-            ),
-            *_samples(table),
-        ),
+        findings=(*(_finding(points[n], names[n], asked) for n in layers), *_samples(table)),
     )
 
 
+def _finding(curve: Sequence[Mapping[str, Any]], name: str, value: str) -> str:
+    best = max(curve, key=lambda one: abs(one[value] or 0.0))
+    sure = with_interval(best[value], *(best.get(end) for end in _ends(value)))
+    wrong = f"; {precise(best['wrong_way'])} of the prompts moved the wrong way" if "wrong_way" in best else ""
+    return f"{name}: the most at dose {precise(best['dose'])}: {value} {sure}{wrong}"
+
+
+def _ends(value: str) -> tuple[str, str]:
+    """Return the names of a number's interval."""
+    return ("low", "high") if value == "effect" else (f"{value}_low", f"{value}_high")
+
+
 def _line(name: str, curve: Sequence[Mapping[str, Any]], value: str, *, control: bool = False) -> Line:
-    main = value == "effect"
+    low, high = _ends(value)
     points = tuple(
-        Point(
-            one["dose"],
-            one[value],
-            one.get("low" if main else f"{value}_low"),
-            one.get("high" if main else f"{value}_high"),
-            (f"n = {one['n']}",) if "n" in one else (),
-        )
+        Point(one["dose"], one[value], one.get(low), one.get(high), (f"n = {one['n']}",) if "n" in one else ())
         for one in sorted(curve, key=lambda one: float(one["dose"]))
     )
     return Line(name, points, control)
@@ -80,7 +82,7 @@ def _samples(table: Tabular) -> list[str]:
     if "text" not in table.columns:
         return []
     first = [row for row in table.rows() if row["prompt"] == table.columns["prompt"][0]]
-    first.sort(key=lambda row: row["dose"])
+    first = sorted((row for row in first if row.get("layer") == first[0].get("layer")), key=lambda row: row["dose"])
     shown = [first[0], *first[len(first) // 2 : len(first) // 2 + 1], first[-1]]
     return [
         f"sample at dose {precise(row['dose'])}: {cut(visible(row['text']).replace(visible(' '), ' '), 160)}"

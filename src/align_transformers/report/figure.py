@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._files import write_atomically
 from .._optional import optional
-from .colours import FAINT, LIGHT, UNKNOWN, css, ink, shade
+from .colours import LIGHT, UNKNOWN, css, ink, shade
 from .figure_charts import draw_bars, draw_curve
 from .kinds import picture
 from .panels import Bars, Curve, HeatMap, Panel, Picture
@@ -95,7 +95,7 @@ def figure_of(drawn: Picture) -> Figure:
     title = textwrap.wrap(drawn.title, int(letters / 1.6))
     subtitle = [line for prompt in drawn.prompts for line in _prompt(*prompt, letters)]
     head = 0.2 + _TITLE * len(title)
-    foot = 0.3 + _CAPTION * len(caption) + 0.12
+    foot = 0.2 + _CAPTION * len(caption) + 0.12
     tops = [max(box.height for box in row) for row in boxes]
     height = head + _CAPTION * len(subtitle) + 0.12 + sum(tops) + foot
     figure: Figure = optional("matplotlib.figure", extra="report").Figure(figsize=(width, height), facecolor="white")
@@ -125,10 +125,10 @@ def _box(panel: Panel, row: Sequence[Panel], number: int) -> _Box:
     """Return the room for one panel of a row."""
     top = 0.3 if panel.title else 0.0
     if isinstance(panel, Curve):
-        return _Box(max(3.1, 6.4 / len(row)), 2.3, 0.75, 0.3, top, 0.75)
+        return _Box(max(3.1, 6.4 / len(row)), 2.3, 0.75, 0.3, top, 0.6)
     if isinstance(panel, Bars):
         left = 0.35 + max((len(cut(bar.label, 30)) for bar in panel.bars), default=0) / _WORDS
-        return _Box(max(2.6, 6.4 / len(row)), max(0.6, 0.27 * len(panel.bars)), left, 0.5, top, 0.6)
+        return _Box(max(2.6, 6.4 / len(row)), max(0.6, 0.27 * len(panel.bars)), left, 0.5, top, 0.55)
     wide, tall = _cell(panel, len(row))
     texts = [panel.rows.line(n) for n in range(len(panel.rows))]
     left = 0.5 + max(map(len, texts)) / (_WORDS * 1.1) if number == 0 or not _same_rows(panel, row[0]) else 0.2
@@ -151,8 +151,8 @@ def _cell(panel: HeatMap, beside: int) -> tuple[float, float]:
 
 def _flat(panel: HeatMap, wide: float) -> bool:
     """Whether labels below the columns are written horizontally."""
-    short = all(len(panel.columns.line(n)) <= 3 for n in range(len(panel.columns)))
-    return wide > 0.6 or (short and wide > 0.2)
+    lines = [line for texts in panel.columns.texts for line in (texts[0], *(f"→ {text}" for text in texts[1:]))]
+    return max(map(len, lines)) <= wide * 13 and wide > 0.2
 
 
 def _same_rows(panel: HeatMap, other: Panel) -> bool:
@@ -216,8 +216,7 @@ def _map(axes: Axes, panel: HeatMap, size: tuple[float, float], named: bool) -> 
 def _texts(axes: Axes, panel: HeatMap, wide: float) -> None:
     last, room = len(panel.rows) - 1, int(wide * 13)
     for (row, column), square in panel.squares.items():
-        faint = square.place is not None and abs(square.place) < FAINT
-        colour = css(ink(shade(square.place, LIGHT), faint=faint))
+        colour = css(ink(shade(square.place, LIGHT), faint=square.faint))
         style: dict[str, Any] = {"size": 7, "color": colour, "ha": "center", "va": "center_baseline"}
         axes.text(column, last - row, cut(square.text, room), parse_math=False, **style)
 
@@ -248,7 +247,8 @@ def _prompt(name: str, prompt: str, answer: str, letters: int) -> list[str]:
     if len(text) > room:
         text = f"{text[: room // 2]} … {text[-room // 2 :]}"
     said = f" → {answer}" if answer else ""
-    return textwrap.wrap(f"{name}: {text}{said}", int(letters * 0.94), subsequent_indent=" " * 4)
+    named = f"{name}: " if name else ""
+    return textwrap.wrap(f"{named}{text}{said}", int(letters * 0.94), subsequent_indent=" " * 4)
 
 
 def _short(label: str) -> str:

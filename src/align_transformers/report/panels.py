@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .words import precise
+from .colours import FAINT
+from .words import number, precise
 
 Edge = tuple[tuple[float, float], tuple[float, float]]
 
@@ -50,6 +51,11 @@ class Square:
     text: str
     details: tuple[str, ...] = ()
     marked: bool = False
+
+    @property
+    def faint(self) -> bool:
+        """Whether it is a number close to 0, which is written faintly."""
+        return self.place is not None and abs(self.place) < FAINT and self.text == number(self.value)
 
 
 @dataclass(frozen=True)
@@ -229,15 +235,15 @@ def rank_scale(name: str, worst: int) -> ColourScale:
 
 
 def rounded_up(value: float) -> float:
-    """Return the next of 1, 2, 5, 10, 20, ... (and 0.5, 0.2, ...) that is not below `value`; 1 for 0.
+    """Return the next of 1, 1.5, 2, 3, 4, 6, 8, 10, 15, ... (and 0.8, 0.6, ...) that is not below `value`; 1 for 0.
 
-    >>> [rounded_up(value) for value in (0.0, 0.03, 1.7, 20, 21)]
-    [1.0, 0.05, 2.0, 20.0, 50.0]
+    >>> [rounded_up(value) for value in (0.0, 0.05, 1.7, 20, 21)]
+    [1.0, 0.06, 2.0, 20.0, 30.0]
     """
     if not value > 0 or math.isinf(value):
         return 1.0
     power = math.floor(math.log10(value))
-    return next(n for n in (float(f"{m}e{power}") for m in (1, 2, 5, 10)) if n >= value * (1 - 1e-9))
+    return next(n for n in (float(f"{m}e{power}") for m in (1, 1.5, 2, 3, 4, 6, 8, 10)) if n >= value * (1 - 1e-9))
 
 
 def layer_labels(layers: Sequence[int]) -> Labels:

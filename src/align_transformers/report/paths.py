@@ -40,7 +40,7 @@ def picture_of_paths(table: Tabular, value: str | None) -> Picture:
         bars = tuple(Bar(row["sender"], row[asked], row["low"], row["high"]) for row in best)
         panels.append((Bars(f"the largest{sure}", asked, bars),))
     said = table.meta
-    ends = " and ".join(said.get("receivers", ["the receivers"]))
+    ends = " and ".join("the logits" if one == "logits" else one for one in said.get("receivers", ["the receivers"]))
     on = " -> ".join([*(" and ".join(hop) for hop in said.get("through", ())), ends])
     return Picture(
         f"What each sender tells {on}",

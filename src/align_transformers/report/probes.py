@@ -11,6 +11,7 @@ from .tabular import Tabular
 from .words import visible, with_interval
 
 _CAUSAL = ("swap_effect", "erase_effect")
+_EFFECTS = (*_CAUSAL, "whole_swap_effect", "random_swap_effect")
 _SHARES = ((0.0, "0"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (1.0, "1"))
 
 
@@ -40,7 +41,8 @@ def picture_of_probes(table: Tabular, value: str | None) -> Picture:
         about=f"probes of {', '.join(table.components())} of {table.meta['model']}",
         caption=(
             f"{table.meta['model']}. Accuracy: cross-validated; control: on labels drawn at random for each type "
-            "(selectivity is what lies between). Causal effect: of swapping, and of erasing, the probe's direction. "
+            "(selectivity is what lies between). Causal effect: of swapping, and of erasing, the probe's direction; of "
+            "swapping the whole state, and of a random direction. "
             "Bands: 95 % intervals. A state that can be read is not one that is used."
         ),
         findings=tuple(findings),
@@ -85,7 +87,7 @@ def _with_interval(rows: Sequence[Row], value: str) -> list[Row]:
 
 
 def _details(row: Row) -> list[str]:
-    names = ("accuracy", "control_accuracy", "selectivity", *_CAUSAL)
+    names = ("accuracy", "control_accuracy", "selectivity", *_EFFECTS)
     ends = {name: (row.get(f"{name}_low"), row.get(f"{name}_high")) for name in names}
     return [f"{name.replace('_', ' ')} {with_interval(row[name], *ends[name])}" for name in names if name in row]
 
@@ -99,8 +101,10 @@ def _accuracies(rows: Sequence[Row], title: str, at: str) -> Curve:
 
 
 def _effects(rows: Sequence[Row], title: str, at: str) -> Curve:
+    known = {name: name.removesuffix("_effect").replace("_", " ") for name in _EFFECTS if rows and name in rows[0]}
     lines: list[Line] = [
-        line_of(name.split("_")[0], _with_interval(rows, name), name) for name in _CAUSAL if rows and name in rows[0]
+        line_of(words, _with_interval(rows, name), name, control=name.startswith("random"))
+        for name, words in known.items()
     ]
     return Curve(f"{title}what the model makes of it{at}", "layer", "effect of the direction", tuple(lines))
 

@@ -9,7 +9,7 @@ from .._errors import SpecError
 from .layer_map import Row, averaged, interval_of, largest, layer_map, line_of, prompts_of, token_labels
 from .panels import Curve, HeatMap, Labels, Panel, Picture, signed_scale
 from .tabular import Tabular
-from .words import precise, spoken
+from .words import precise, spoken, visible
 
 _ENDS = ("last subject token", "last token")
 _ORDER = (
@@ -26,18 +26,19 @@ def picture_of_restorations(table: Tabular, value: str | None) -> Picture:
     """
     asked = value or "indirect_effect"
     prompts = sorted(set(table.columns["prompt"]))
+    column = "place" if "place" in table.columns else "position" if len(prompts) == 1 else "role"
     if len(prompts) == 1:
-        rows, labels = _of_one(table, prompts[0], asked)
+        rows, labels = _of_one(table, prompts[0], asked, column)
     else:
-        rows, labels = _of_several(table, asked)
-    column = "position" if len(prompts) == 1 else "role"
+        rows, labels = _of_several(table, asked, column)
+    ends, side = (_ENDS, "role") if column != "place" else (tuple(labels[1]), "place")
     scale = signed_scale(asked.replace("_", " "), (row[asked] for row in rows))
     maps: list[HeatMap] = []
     curves: list[Panel] = []
     for name in table.components():
         own = [row for row in rows if row["component"] == name]
         maps.append(layer_map(own, asked, labels, lambda row: row[column], scale, title=name, details=_details))
-        lines = [line_of(role, [row for row in own if row["role"] == role], asked) for role in _ENDS]
+        lines = [line_of(str(end), [row for row in own if row[side] == end], asked) for end in ends]
         curves.append(Curve(name, "layer", scale.name, tuple(line for line in lines if line.points)))
     return Picture(
         _title(table, prompts),
@@ -45,13 +46,13 @@ def picture_of_restorations(table: Tabular, value: str | None) -> Picture:
         prompts=prompts_of(_chosen(table, prompts)),
         about=f"{', '.join(table.components())} of {table.meta['model']}, restored in the corrupted run",
         caption=_caption(table, prompts, asked),
-        notes=("* = a token of the subject, which is corrupted",) if len(prompts) == 1 else (),
+        notes=("* = a token of the subject, which is corrupted",) if column == "position" else (),
         findings=tuple(_findings(table, prompts, rows, asked)),
         facts={"noise": precise(table.meta.get("noise")), "draws": str(table.meta.get("draws", "-"))},
     )
 
 
-def _of_one(table: Tabular, prompt: int, value: str) -> tuple[list[Row], tuple[Labels, Sequence[Any]]]:
+def _of_one(table: Tabular, prompt: int, value: str, column: str) -> tuple[list[Row], tuple[Labels, Sequence[Any]]]:
     """Return rows and columns of one prompt; the interval is over the draws of the noise."""
     noisy, draws = table.meta.get("noise") is not None, table.meta.get("draws", 1)
     if noisy and draws < 2:
@@ -62,21 +63,30 @@ def _of_one(table: Tabular, prompt: int, value: str) -> tuple[list[Row], tuple[L
     rows = [{**row, "count": row["draws"]} for row in table.rows()]
     if value != "indirect_effect":  # the interval is that of the indirect effect
         rows = [{**row, "low": None, "high": None} for row in rows]
+    if column == "place":
+        return rows, _named(table)
     places = sorted({row["position"] for row in rows})
     names = token_labels(table.meta["tokens"][prompt], places, table.meta["subject"][prompt])
     return rows, (names, places)
 
 
-def _of_several(table: Tabular, value: str) -> tuple[list[Row], tuple[Labels, Sequence[Any]]]:
-    """Return means over prompts by what a token is to the subject; the interval is over prompts."""
-    rows = averaged(table, ["component", "layer", "role"], value, "prompt")
+def _named(table: Tabular) -> tuple[Labels, Sequence[Any]]:
+    names = list(dict.fromkeys(table.columns["place"]))
+    return Labels("place", tuple((str(name),) for name in names), tuple(range(len(names)))), names
+
+
+def _of_several(table: Tabular, value: str, column: str) -> tuple[list[Row], tuple[Labels, Sequence[Any]]]:
+    """Return means over prompts by place, or what a token is to the subject; the interval is over prompts."""
+    rows = averaged(table, ["component", "layer", column], value, "prompt")
+    if column == "place":
+        return rows, _named(table)
     roles = [role for role in _ORDER if role in {row["role"] for row in rows}]
     numbers = tuple(range(len(roles)))
     return rows, (Labels("token", tuple((role,) for role in roles), numbers), roles)
 
 
 def _details(row: Row) -> list[str]:
-    lines = [str(row["role"])] if "position" in row else []
+    lines = [str(row["role"])] if row.get("role") and "position" in row else []
     return [*lines, f"probability {precise(row['restored'])}"] if "restored" in row else lines
 
 
@@ -112,6 +122,7 @@ def _findings(table: Tabular, prompts: Sequence[int], rows: Sequence[Row], value
     lines = [f"P(answer): {precise(clean)} clean, {precise(corrupted)} corrupted; total effect {precise(total)}."]
     for name in table.components():
         for row in largest((row for row in rows if row["component"] == name), value, 1):
-            where = row["role"] if "position" not in row else f"token {row['position']} ({row['token'].strip()})"
+            known = row.get("position") is not None
+            where = f"token {row['position']} ({visible(row['token'])})" if known else row.get("place", row.get("role"))
             lines.append(f"{name}: layer {row['layer']}, {where}: {interval_of(row, value, value.replace('_', ' '))}.")
     return lines

@@ -17,7 +17,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from .kinds import picture
-from .panels import HeatMap, Picture
+from .panels import Curve, HeatMap, Picture
 from .tabular import Tabular
 from .terminal_bars import BarCanvas
 from .terminal_map import MapCanvas, readable
@@ -63,6 +63,8 @@ class Shown:
         width, ascii_only = options.max_width, options.ascii_only
         yield from self._head(ascii_only)
         panels = [panel for row in self.picture.panels for panel in row]
+        if self.picture.maps:  # curves over all layers beside maps would fill the screen: the files have them
+            panels = [panel for panel in panels if not isinstance(panel, Curve)]
         for number, panel in enumerate(panels):
             yield Text()
             if panel.title:

@@ -38,7 +38,7 @@ class BarCanvas:
         ]
         most = max((abs(bar.value or 0.0) for block in blocks for bar in block), default=0.0)
         for line, block in zip(self.panel.lines, blocks, strict=True):
-            name = f"{self.panel.y}{': ' * bool(line.name)}{line.name}, by {self.panel.x}"
+            name = ": ".join(word for word in (self.panel.y, line.name) if word) + f", by {self.panel.x}"
             yield Text(readable(name, self.ascii_only), style=_DIM)
             yield from self.block(block, most)
 

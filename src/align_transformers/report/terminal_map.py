@@ -11,7 +11,7 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
-from .colours import DARK, FAINT, Colour, ink, shade
+from .colours import DARK, Colour, ink, shade
 from .panels import HeatMap, Square
 
 _NUMBERED, _WIDEST, _NARROWEST, _MARGIN = 7, 11, 2, 14
@@ -122,7 +122,7 @@ class MapCanvas:
             if square is None:
                 line.append(" " * self.cell, style=_plain())
             else:
-                line.append(self.face(square), style=self.paint(square.place, bold=square.marked))
+                line.append(self.face(square), style=self.paint(square.place, bold=square.marked, faint=square.faint))
         return line
 
     def face(self, square: Square) -> str:
@@ -144,12 +144,11 @@ class MapCanvas:
         shades = _ASCII_SHADES if self.ascii_only else _SHADES
         return shades[min(max(round(place * 4), 0), 4)]
 
-    def paint(self, place: float | None, *, bold: bool = False) -> Style:
+    def paint(self, place: float | None, *, bold: bool = False, faint: bool = False) -> Style:
         """Return the colours of a cell."""
         if not self.coloured:
             return Style(bold=bold, dim=False)
         ground = shade(place, DARK)
-        faint = place is not None and abs(place) < FAINT
         return Style(color=rich_colour(ink(ground, faint=faint)), bgcolor=rich_colour(ground), bold=bold, dim=False)
 
     def key(self) -> Iterator[Text]:
