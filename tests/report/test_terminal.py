@@ -10,9 +10,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from align_transformers._errors import SpecError, UnknownNameError
-from align_transformers.report import heat_map
+from align_transformers.report import in_terminal
 from align_transformers.report.colours import DARK, shade
-from align_transformers.report.drawing import number
+from align_transformers.report.words import number
 from align_transformers.table import Table
 
 TWENTY = [f" w{i}" for i in range(20)]
@@ -21,7 +21,7 @@ TWENTY = [f" w{i}" for i in range(20)]
 def printed(table: Table, *, width: int = 80, encoding: str = "utf-8", **options: object) -> str:
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     console = Console(file=stream, width=width, height=50, **options)  # type: ignore[arg-type]
-    console.print(heat_map(table))
+    console.print(in_terminal(table))
     stream.flush()
     return stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
 
@@ -71,12 +71,14 @@ def test_cells_that_flip_the_answer_are_starred(make_table):
 @pytest.mark.parametrize("tokens", [None, TWENTY, TWENTY * 5], ids=["5", "20", "100"])
 @pytest.mark.parametrize("colours", [None, "truecolor", "standard"])
 def test_no_line_is_wider_than_the_terminal(make_table, width, tokens, colours):
-    text = printed(make_table(tokens=tokens), width=width, color_system=colours, force_terminal=colours is not None)
+    count = 30 if tokens is None else 4
+    table = make_table(tokens=tokens, layers=count)
+    text = printed(table, width=width, color_system=colours, force_terminal=colours is not None)
     stripped = re.sub(r"\x1b\[[0-9;]*m", "", text)
     assert max(cell_len(line.rstrip()) for line in stripped.splitlines()) <= width
     layers = [int(line.split()[0]) for line in map_rows(stripped)]
-    assert layers[:30] == list(range(29, -1, -1))
-    assert len(layers) % 30 == 0
+    assert layers[:count] == list(range(count - 1, -1, -1))
+    assert len(layers) % count == 0
 
 
 def test_many_tokens_get_narrow_shades_and_a_key(make_table):
@@ -118,7 +120,7 @@ def test_more_tokens_than_a_line_holds_are_drawn_in_panels(make_table):
 def test_colours_are_those_of_the_scale(make_table):
     # Styles, not escape codes: rich remembers a style's codes, whatever the colour system of the next console is.
     console = Console(file=io.StringIO(), width=80, color_system="truecolor", force_terminal=True)
-    styled = [(part.text.strip(), part.style) for part in console.render(heat_map(make_table())) if part.style]
+    styled = [(part.text.strip(), part.style) for part in console.render(in_terminal(make_table())) if part.style]
     for text, value in (("0.00", 0.0), ("0.99*", 0.99), ("-0.03", -0.03), ("0.93*", 0.926)):
         grounds = {tuple(style.bgcolor.triplet) for shown, style in styled if shown == text and style.bgcolor}
         assert shade(value, DARK) in grounds
@@ -156,15 +158,17 @@ def test_unknown_and_missing_cells_are_shown(make_table):
 def test_tables_that_are_no_map_are_refused(make_table):
     table = make_table(layers=2)
     with pytest.raises(SpecError, match=r"lacks component, layer, .*model"):
-        heat_map(Table.from_rows([], meta={}))
+        in_terminal(Table.from_rows([], meta={}))
     with pytest.raises(SpecError, match="several rows stand at layer 0, position 0"):
-        heat_map(Table.from_rows([*table.rows(), *table.rows()], meta=table.meta))
+        in_terminal(Table.from_rows([*table.rows(), *table.rows()], meta=table.meta))
     both = [*table.rows(), *({**row, "component": "mlp_output"} for row in table.rows())]
-    with pytest.raises(SpecError, match="choose one component"):
-        heat_map(Table.from_rows(both, meta=table.meta))
-    assert heat_map(Table.from_rows(both, meta=table.meta), component="mlp_output").drawing.component == "mlp_output"
+    two = in_terminal(Table.from_rows(both, meta=table.meta)).picture
+    assert [panel.title for panel in two.maps] == ["block_output", "mlp_output"]
+    one = in_terminal(Table.from_rows(both, meta=table.meta), component="mlp_output").picture
+    assert [panel.title for panel in one.maps] == [""]
+    assert one.about.startswith("mlp_output of")
     with pytest.raises(UnknownNameError, match="did you mean 'mlp_output'"):
-        heat_map(Table.from_rows(both, meta=table.meta), component="mlp_outpt")
+        in_terminal(Table.from_rows(both, meta=table.meta), component="mlp_outpt")
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 0.994, -1.239, 12.345, -123.4, 99999.9, -1e12, 1e300])

@@ -1,14 +1,12 @@
-"""Reports: a table of a layer x position sweep as a heat map in the terminal, as a picture and as a web page.
+"""Pictures of studies' tables: in the terminal, as a file, and as a web page.
 
-In all three, rows are layers with **the deepest on top** and columns are tokens from left to right, as the residual
+`picture` makes data of a table, by the function of its study; the terminal, the figure and the page draw that. In all
+of them rows of a map are layers with **the deepest on top** and columns are tokens from left to right, as the residual
 stream is usually drawn: information enters at the bottom and the prediction leaves at the top right. (Libraries that
-draw a matrix as it is stored have layer 0 on top.) A cell shows `recovered`: 0 is the base's behaviour, 1 is the
-source's; blue leads towards the source, orange away from it.
+draw a matrix as it is stored have layer 0 on top.) Numbers with a sign are blue above 0 and orange below it. Numbers
+that were drawn or averaged have their 95 % intervals beside them, or are not drawn.
 """
 
-from .figure import save_heat_map
-from .page import save_page
-from .summary import facts, summary
-from .terminal import HeatMap, heat_map
+import lazy_loader
 
-__all__ = ["HeatMap", "facts", "heat_map", "save_heat_map", "save_page", "summary"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""The heat map as a picture (matplotlib, without pyplot and its global state)."""
+"""Pictures by matplotlib, without pyplot and its global state. All sizes are in inches."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import io
 import os
 import textwrap
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._files import write_atomically
 from .._optional import optional
-from ..table import Table
-from .colours import FAINT, LIGHT, UNKNOWN, css, ink, shade
-from .drawing import Drawing, Square, arrange, number, visible
+from .colours import LIGHT, UNKNOWN, css, ink, shade
+from .figure_charts import draw_bars, draw_curve
+from .kinds import picture
+from .panels import Bars, Curve, HeatMap, Panel, Picture
+from .tabular import Tabular
+from .words import cut, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,59 +26,92 @@ if TYPE_CHECKING:
 
 _DPI = 160
 _INK, _FAINT, _OUTLINE = "#1c1c1c", "#5a5a5a", "#111111"
-_LEFT, _RIGHT, _TITLE, _CAPTION = 0.75, 1.3, 0.26, 0.17  # inches; the last two are line heights
+_TITLE, _CAPTION = 0.26, 0.17  # heights of lines
+_WORDS = 8.5  # characters of tokens in an inch, nearly
 
 
-def save_heat_map(table: Table, path: str | os.PathLike[str], *, component: str | None = None) -> Path:
-    """Draw a layer x position table as a PNG, written in one step.
-
-    Rows are layers, the deepest on top; columns are tokens; colours show `recovered` on the fixed scale of
-    `report.colours`; a line encloses the cells after which the model's answer is the source's.
+def save_figure(
+    table: Tabular, path: str | os.PathLike[str], *, value: str | None = None, component: str | None = None
+) -> Path:
+    """Draw a study's table as a PNG or, if the path ends in `.svg`, as an SVG, written in one step.
 
     Args:
-        table: a table with the columns and the meta of a trace.
-        path: the PNG file to write.
-        component: which component to draw; may be left out where the table has one.
+        table: of a study.
+        path: the file to write.
+        value: which number, as for `picture`.
+        component: which component, likewise.
 
     Returns:
         The path written.
 
     Raises:
-        SpecError: the table is not a layer x position table of one pair, or has several components.
-        UnknownNameError: the table has no such component.
+        SpecError, UnknownNameError: as for `picture`.
         MissingExtraError: matplotlib is not installed.
         OSError: the folder cannot be written to.
     """
-    drawing = arrange(table, component)
+    kind = "svg" if os.fspath(path).endswith(".svg") else "png"
+    return write_atomically(path, image_of(figure_of(picture(table, value, component=component)), kind))
+
+
+def image_of(figure: Figure, kind: str = "png", dpi: int = _DPI) -> bytes:
+    """Return a figure as the content of a PNG or SVG file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)  # drawn as a box
-        _draw(drawing).savefig(buffer, format="png", dpi=_DPI)
-    return write_atomically(path, buffer.getvalue())
+        figure.savefig(buffer, format=kind, dpi=dpi)
+    return buffer.getvalue()
 
 
-def _draw(drawing: Drawing) -> Figure:
-    """Lay the figure out in inches: title, map with its scale, token labels, caption."""
-    columns, rows = len(drawing.positions), len(drawing.layers)
-    cell = min(0.9, max(0.16, 11.0 / columns)), min(0.26, max(0.1, 9.0 / rows))
-    wide, tall = columns * cell[0], rows * cell[1]
-    width = max(_LEFT + wide + _RIGHT, 6.6)
+@dataclass(frozen=True)
+class _Box:
+    """The room that a panel takes: of the axes, and on the four sides of them."""
+
+    wide: float
+    tall: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+    @property
+    def width(self) -> float:
+        return self.left + self.wide + self.right
+
+    @property
+    def height(self) -> float:
+        return self.top + self.tall + self.bottom
+
+
+def figure_of(drawn: Picture) -> Figure:
+    """Return the figure of a picture: title, prompts, panels row by row, caption.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    boxes = [[_box(panel, row, number) for number, panel in enumerate(row)] for row in drawn.panels]
+    width = max([6.6, *(sum(box.width for box in row) for row in boxes)])
     letters = int((width - 0.5) / 0.064)
-    caption = textwrap.wrap(_caption(drawing), letters)
-    title = textwrap.wrap(drawing.question, int(letters / 1.6))
-    subtitle = _prompt("base", drawing.base, drawing.base_says, letters)
-    subtitle += _prompt("source", drawing.source, drawing.source_says, letters)
-    labels = 0.3 + (0.0 if cell[0] > 0.6 else 0.065 * max(len(drawing.label(p)) for p in drawing.positions))
+    caption = textwrap.wrap(drawn.caption, letters)
+    title = textwrap.wrap(drawn.title, int(letters / 1.6))
+    subtitle = [line for prompt in drawn.prompts for line in _prompt(*prompt, letters)]
     head = 0.2 + _TITLE * len(title)
-    top = head + _CAPTION * len(subtitle) + 0.12
-    bottom = labels + 0.3 + _CAPTION * len(caption) + 0.12
-    height = top + tall + bottom
-    figure = optional("matplotlib.figure", extra="report").Figure(figsize=(width, height), facecolor="white")
-    left = _LEFT + max(0.0, width - _LEFT - wide - _RIGHT) / 2
-    axes = figure.add_axes((left / width, bottom / height, wide / width, tall / height))
-    _map(axes, drawing, cell)
-    scale = figure.add_axes(((left + wide + 0.25) / width, bottom / height, 0.15 / width, min(tall, 3.0) / height))
-    _scale(scale, drawing)
+    foot = 0.2 + _CAPTION * len(caption) + 0.12
+    tops = [max(box.height for box in row) for row in boxes]
+    height = head + _CAPTION * len(subtitle) + 0.12 + sum(tops) + foot
+    figure: Figure = optional("matplotlib.figure", extra="report").Figure(figsize=(width, height), facecolor="white")
+    below = foot + sum(tops)
+    for row, panels, tall in zip(boxes, drawn.panels, tops, strict=True):
+        left = max(0.0, width - sum(box.width for box in row)) / 2
+        for box, panel in zip(row, panels, strict=True):
+            bottom = below - box.top - box.tall
+            place = ((left + box.left) / width, bottom / height, box.wide / width, box.tall / height)
+            axes = figure.add_axes(place)
+            _draw_panel(axes, panel, box)
+            if isinstance(panel, HeatMap) and _has_scale(panel, panels):
+                at = (left + box.left + box.wide + 0.25) / width, bottom / height
+                _scale(figure.add_axes((*at, 0.15 / width, min(box.tall, 3.0) / height)), panel)
+            left += box.width
+        below -= tall
     for i, text in enumerate(title):
         _line(figure, 0.25 / width, 1 - (0.2 + _TITLE * i) / height, text, size=12.5, weight="bold")
     for i, text in enumerate(subtitle):
@@ -83,73 +121,123 @@ def _draw(drawing: Drawing) -> Figure:
     return figure
 
 
-def _map(axes: Axes, drawing: Drawing, size: tuple[float, float]) -> None:
-    """Draw the cells, their numbers where there is room, the outline and the labels."""
-    columns, rows = len(drawing.positions), len(drawing.layers)
-    grid = [[drawing.cells.get((layer, position)) for position in drawing.positions] for layer in drawing.layers]
-    grounds = [[shade(cell.recovered, LIGHT) if cell else (255, 255, 255) for cell in row] for row in grid]
+def _box(panel: Panel, row: Sequence[Panel], number: int) -> _Box:
+    """Return the room for one panel of a row."""
+    top = 0.3 if panel.title else 0.0
+    if isinstance(panel, Curve):
+        return _Box(max(3.1, 6.4 / len(row)), 2.3, 0.75, 0.3, top, 0.6)
+    if isinstance(panel, Bars):
+        left = 0.35 + max((len(cut(bar.label, 30)) for bar in panel.bars), default=0) / _WORDS
+        return _Box(max(2.6, 6.4 / len(row)), max(0.6, 0.27 * len(panel.bars)), left, 0.5, top, 0.55)
+    wide, tall = _cell(panel, len(row))
+    texts = [panel.rows.line(n) for n in range(len(panel.rows))]
+    left = 0.5 + max(map(len, texts)) / (_WORDS * 1.1) if number == 0 or not _same_rows(panel, row[0]) else 0.2
+    longest = max(len(_short(panel.columns.line(n, " → "))) for n in range(len(panel.columns)))
+    labels = 0.3 if _flat(panel, wide) else 0.3 + 0.065 * longest
+    right = 1.3 if _has_scale(panel, row) else 0.15
+    return _Box(wide * len(panel.columns), tall * len(panel.rows), left, right, top, labels + 0.12)
+
+
+def _cell(panel: HeatMap, beside: int) -> tuple[float, float]:
+    """Return width and height of a cell; where tokens stand in cells, these are wide enough for most."""
+    columns, rows = len(panel.columns), len(panel.rows)
+    longest = max((len(square.text) for square in panel.squares.values()), default=0)
+    most = 0.9 if longest <= 6 else 1.0
+    wide = min(most, max(0.16, 11.0 / columns / beside))
+    if panel.columns.name == panel.rows.name or not panel.columns.numbers:  # square, as for heads and attention
+        wide = min(wide, 0.42)
+    return wide, min(0.26, max(0.1, 9.0 / rows))
+
+
+def _flat(panel: HeatMap, wide: float) -> bool:
+    """Whether labels below the columns are written horizontally."""
+    lines = [line for texts in panel.columns.texts for line in (texts[0], *(f"→ {text}" for text in texts[1:]))]
+    return max(map(len, lines)) <= wide * 13 and wide > 0.2
+
+
+def _same_rows(panel: HeatMap, other: Panel) -> bool:
+    return isinstance(other, HeatMap) and other.rows == panel.rows
+
+
+def _has_scale(panel: HeatMap, row: Sequence[Panel]) -> bool:
+    """Whether a map gets a colour scale at its side: the last of those that share it."""
+    after = row[next(n for n, other in enumerate(row) if other is panel) + 1 :]
+    return not (after and isinstance(after[0], HeatMap) and after[0].scale == panel.scale)
+
+
+def _draw_panel(axes: Axes, panel: Panel, box: _Box) -> None:
+    if panel.title:
+        axes.set_title(panel.title, size=9.5, color=_INK, loc="left", parse_math=False)
+    if isinstance(panel, HeatMap):
+        _map(axes, panel, (box.wide / len(panel.columns), box.tall / len(panel.rows)), named=box.left > 0.3)
+    elif isinstance(panel, Curve):
+        draw_curve(axes, panel)
+    else:
+        draw_bars(axes, panel)
+
+
+def _map(axes: Axes, panel: HeatMap, size: tuple[float, float], named: bool) -> None:
+    """Draw the cells, their texts where there is room, the outline and the labels."""
+    columns, rows = len(panel.columns), len(panel.rows)
+    grid = [[panel.squares.get((row, column)) for column in range(columns)] for row in reversed(range(rows))]
+    grounds = [[shade(square.place, LIGHT) if square else (255, 255, 255) for square in row] for row in grid]
     axes.imshow(grounds, origin="lower", aspect="auto", interpolation="nearest")
     for border in range(1, columns):
         axes.axvline(border - 0.5, color="white", linewidth=0.5)
     for border in range(1, rows):
         axes.axhline(border - 0.5, color="white", linewidth=0.5)
     if size[0] >= 0.4 and size[1] >= 0.16:
-        _numbers(axes, grid)
-    for (x0, y0), (x1, y1) in drawing.flip_edges():
+        _texts(axes, panel, size[0])
+    for (x0, y0), (x1, y1) in panel.outline():
         axes.plot((x0, x1), (y0, y1), color=_OUTLINE, linewidth=1.4, solid_capstyle="projecting", clip_on=False)
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(-0.5, rows - 0.5))
-    flat = size[0] > 0.6
-    names = [drawing.label(p, "\n→ " if flat else " → ") for p in drawing.positions]
+    flat = _flat(panel, size[0])
+    names = [_short(panel.columns.line(n, "\n→ " if flat else " → ")) for n in range(columns)]
     turned: dict[str, Any] = {} if flat else {"rotation": 90}
     for text in axes.set_xticks(range(columns), names, size=8.5 if size[0] > 0.25 else 7, color=_INK, **turned):
         text.label1.set_parse_math(False)
-    step = max(1, -(-rows // 40))
-    axes.set_yticks(range(0, rows, step), [str(layer) for layer in drawing.layers[::step]], size=7.5, color=_INK)
-    axes.set_ylabel("layer", size=9, color=_INK)
+    if panel.columns.name != "token":
+        axes.set_xlabel(panel.columns.name, size=9, color=_INK)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
+    if not named:
+        axes.set_yticks([])
+        return
+    step = max(1, -(-rows // 40))
+    shown = range(0, rows, step)
+    labels = [_short(panel.rows.line(rows - 1 - n)) for n in shown]
+    for text in axes.set_yticks(shown, labels, size=7.5, color=_INK):
+        text.label1.set_parse_math(False)
+    if panel.rows.name != "token":
+        axes.set_ylabel(panel.rows.name, size=9, color=_INK)
 
 
-def _numbers(axes: Axes, grid: list[list[Square | None]]) -> None:
-    for j, row in enumerate(grid):
-        for i, cell in enumerate(row):
-            if cell is None:
-                continue
-            faint = cell.recovered is not None and abs(cell.recovered) < FAINT
-            colour = css(ink(shade(cell.recovered, LIGHT), faint=faint))
-            axes.text(i, j, number(cell.recovered), size=7, color=colour, ha="center", va="center_baseline")
+def _texts(axes: Axes, panel: HeatMap, wide: float) -> None:
+    last, room = len(panel.rows) - 1, int(wide * 13)
+    for (row, column), square in panel.squares.items():
+        colour = css(ink(shade(square.place, LIGHT), faint=square.faint))
+        style: dict[str, Any] = {"size": 7, "color": colour, "ha": "center", "va": "center_baseline"}
+        axes.text(column, last - row, cut(square.text, room), parse_math=False, **style)
 
 
-def _scale(axes: Axes, drawing: Drawing) -> None:
-    """Draw the colour scale from `drawing.low` to 1."""
-    steps = 128
-    span = (1 - drawing.low) / steps
+def _scale(axes: Axes, panel: HeatMap) -> None:
+    """Draw the colour scale from where it begins to 1."""
+    steps, scale = 128, panel.scale
+    span = (1 - scale.begin) / steps
     for i in range(steps):
-        start = drawing.low + i * span
+        start = scale.begin + i * span
         axes.axhspan(start, start + span * 1.02, color=css(shade(start + span / 2, LIGHT)), linewidth=0)
-    if any(cell.recovered is None for cell in drawing.cells.values()):
+    if any(square.place is None for square in panel.squares.values()):
         axes.set_xlabel("grey:\nunknown", size=7, color=css(UNKNOWN))
-    ticks = [tick for tick in (-1.0, -0.5, 0.0, 0.5, 1.0) if tick >= drawing.low]
-    words = {0.0: f"0  {drawing.base_answer}", 1.0: f"1  {drawing.source_answer}"}
-    axes.set(xlim=(0, 1), ylim=(drawing.low, 1), xticks=[])
-    for tick in axes.set_yticks(ticks, [_short(words.get(t, f"{t:g}")) for t in ticks], size=8, color=_INK):
+    ticks = [(place, words) for place, words in scale.ticks if place >= scale.begin]
+    axes.set(xlim=(0, 1), ylim=(scale.begin, 1), xticks=[])
+    for tick in axes.set_yticks([place for place, _ in ticks], [words for _, words in ticks], size=8, color=_INK):
         tick.label2.set_parse_math(False)
     axes.yaxis.tick_right()
     axes.tick_params(length=2, color=_FAINT)
     for spine in axes.spines.values():
         spine.set_visible(False)
-
-
-def _caption(drawing: Drawing) -> str:
-    outline = (
-        f"Outlined: the most probable next token is now “{drawing.source_answer}”. " if drawing.tells_flips else ""
-    )
-    return (
-        f"{drawing.meta['model']}: in each cell the {drawing.component} of one layer at one token is replaced by that "
-        f"of the source prompt, and the model runs on from there. {drawing.rise()[0].upper()}{drawing.rise()[1:]}. "
-        f"{outline}Deepest layer on top."
-    )
 
 
 def _prompt(name: str, prompt: str, answer: str, letters: int) -> list[str]:
@@ -158,11 +246,13 @@ def _prompt(name: str, prompt: str, answer: str, letters: int) -> list[str]:
     room = 4 * letters - len(answer) - 40
     if len(text) > room:
         text = f"{text[: room // 2]} … {text[-room // 2 :]}"
-    return textwrap.wrap(f"{name}: {text} → {answer}", int(letters * 0.94), subsequent_indent=" " * 4)
+    said = f" → {answer}" if answer else ""
+    named = f"{name}: " if name else ""
+    return textwrap.wrap(f"{named}{text}{said}", int(letters * 0.94), subsequent_indent=" " * 4)
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 14 else text[:13] + "…"
+def _short(label: str) -> str:
+    return "\n".join(cut(line, 40) for line in label.split("\n"))
 
 
 def _line(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:

@@ -15,6 +15,7 @@ from .._checked import checked
 from .._errors import ArtifactError, SpecError, UnknownNameError, near_misses
 from .._files import write_atomically
 from .._optional import optional
+from .drawable import Drawable
 from .values import TYPES, arrow_type, in_encoder, mean_of, plain_meta, plain_value
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _META_KEY = b"align_transformers"
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Drawable):
     """A frozen result: columns of equal length and a JSON-able description. Build one with `Table.from_rows`.
 
     Args:

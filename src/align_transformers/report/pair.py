@@ -1,23 +1,24 @@
-"""What all reports draw: the cells of one component by layer and position, with readable tokens and answers."""
+"""Interchange at every layer and token of one pair of prompts: the map that `trace` prints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .._errors import SpecError
-from ..table import Table
+from .panels import ColourScale, HeatMap, Labels, Picture, Square, layer_labels
+from .tabular import Tabular
+from .words import cut, number, spoken, visible
 
 _META = ("model", "base", "source", "metric", "base_value", "source_value")
 _COLUMNS = ("component", "layer", "position", "token", "source_token", "effect", "recovered")
 _OF_A_PAIR = tuple(
     f"{side}{fact}" for side in ("base", "source") for fact in ("", "_tokens", "_says", "_answer", "_value")
 )
-_MARKS = {" ": "\N{MIDDLE DOT}", "\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\t": "\N{RIGHTWARDS ARROW TO BAR}"}
 
 
 @dataclass(frozen=True)
-class Square:
+class Swap:
     """One swap: where it was made and what came of it (fields as the table's columns; None = not known)."""
 
     layer: int
@@ -47,7 +48,7 @@ class Drawing:
     positions: tuple[int, ...]
     tokens: Mapping[int, tuple[str, str]]
     raw_tokens: Mapping[int, str]
-    cells: Mapping[tuple[int, int], Square]
+    cells: Mapping[tuple[int, int], Swap]
     meta: Mapping[str, object]
 
     @property
@@ -73,15 +74,15 @@ class Drawing:
     @property
     def base_says(self) -> str:
         """What the model itself says after the base, as far as it is known: the base's answer, unless others are."""
-        return spoken(str(self.meta["base_says"])) if "base_says" in self.meta else self._answer("base")
+        return self._says("base")
 
     @property
     def source_says(self) -> str:
         """What the model itself says after the source."""
-        return spoken(str(self.meta["source_says"])) if "source_says" in self.meta else self._answer("source")
+        return self._says("source")
 
-    def _answer(self, side: str) -> str:
-        return spoken(str(self.meta.get(f"{side}_answer", "?")))
+    def _says(self, side: str) -> str:
+        return spoken(str(self.meta.get(f"{side}_says", self.meta.get(f"{side}_answer", "?"))))
 
     @property
     def tells_flips(self) -> bool:
@@ -90,8 +91,7 @@ class Drawing:
 
     def label(self, position: int, arrow: str = "→") -> str:
         """The label of a column on one line: the base's token, and the source's where it differs."""
-        base, source = self.tokens[position]
-        return base if base == source else f"{base}{arrow}{source}"
+        return arrow.join(dict.fromkeys(self.tokens[position]))
 
     @property
     def low(self) -> float:
@@ -111,30 +111,35 @@ class Drawing:
             f"(share of the change in {self.meta['metric']})"
         )
 
-    def flip_edges(self) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-        """The outline of the cells whose most probable token is the source's answer.
-
-        Returns:
-            Segments ((x0, y0), (x1, y1)) in units of columns and rows: the cell of column i and row j (both counted
-            from 0, rows from the shallowest layer) covers i - 0.5 .. i + 0.5 and j - 0.5 .. j + 0.5.
-        """
-        inside = {
-            (i, j)
-            for i, position in enumerate(self.positions)
-            for j, layer in enumerate(self.layers)
-            if (layer, position) in self.cells and self.cells[layer, position].flips
+    def heat_map(self, title: str = "") -> HeatMap:
+        """Return the map: layers as rows, the deepest on top, and tokens as columns."""
+        words = {0.0: f"0  {self.base_answer}", 1.0: f"1  {self.source_answer}"}
+        ticks = tuple((tick, cut(words.get(tick, f"{tick:g}"), 14)) for tick in (-1.0, -0.5, 0.0, 0.5, 1.0))
+        scale = ColourScale("recovered", ticks, begin=self.low)
+        row, column = (
+            {n: i for i, n in enumerate(known)} for known in (sorted(self.layers, reverse=True), self.positions)
+        )
+        squares = {
+            (row[layer], column[position]): Square(
+                cell.recovered, scale.at(cell.recovered), number(cell.recovered), self._details(cell), cell.flips
+            )
+            for (layer, position), cell in self.cells.items()
         }
-        edges = []
-        for i, j in sorted(inside):
-            for side, step in (((-1, 0), (0, 1)), ((1, 0), (0, 1)), ((0, -1), (1, 0)), ((0, 1), (1, 0))):
-                if (i + side[0], j + side[1]) not in inside:
-                    x, y = i + side[0] / 2, j + side[1] / 2
-                    dx, dy = step[0] / 2, step[1] / 2
-                    edges.append(((x - dx, y - dy), (x + dx, y + dy)))
-        return edges
+        names = tuple(tuple(dict.fromkeys(self.tokens[position])) for position in self.positions)
+        return HeatMap(title, layer_labels(self.layers), Labels("token", names, self.positions), squares, scale)
+
+    def _details(self, cell: Swap) -> tuple[str, ...]:
+        lines = [
+            self.label(cell.position, " → "),
+            f"layer {cell.layer}, position {cell.position}",
+            f"recovered {number(cell.recovered)}, effect {_signed(cell.effect)}",
+        ]
+        if cell.top:
+            lines += ["", "next token after the swap", *(f"{p:6.1%}  {visible(token)}" for token, p in cell.top)]
+        return tuple(lines)
 
 
-def arrange(table: Table, component: str | None = None) -> Drawing:
+def arrange(table: Tabular, component: str | None = None) -> Drawing:
     """Arrange a layer x position table for drawing.
 
     Args:
@@ -155,7 +160,7 @@ def arrange(table: Table, component: str | None = None) -> Drawing:
     if len(chosen.components()) != 1:
         raise SpecError(f"choose one component to draw, component=...; the table has {chosen.components()}")
     meta = _meta_of_pair(chosen)
-    cells: dict[tuple[int, int], Square] = {}
+    cells: dict[tuple[int, int], Swap] = {}
     tokens: dict[int, tuple[str, str]] = {}
     raw: dict[int, str] = {}
     for row in chosen.rows():
@@ -174,14 +179,65 @@ def arrange(table: Table, component: str | None = None) -> Drawing:
         probabilities: tuple[float, ...] = row.get("top_probabilities", ())
         flips = len(best) > 0 and best[0] == meta.get("source_answer")
         top = tuple(zip(best, probabilities, strict=True))
-        cells[layer, position] = Square(layer, position, row["effect"], row["recovered"], flips, top)
+        cells[layer, position] = Swap(layer, position, row["effect"], row["recovered"], flips, top)
         raw[position] = row["token"]
         tokens[position] = (visible(row["token"]), visible(row["source_token"]))
     layers, positions = ({key[i] for key in cells} for i in (0, 1))
     return Drawing(chosen.components()[0], tuple(sorted(layers)), tuple(sorted(positions)), tokens, raw, cells, meta)
 
 
-def _meta_of_pair(table: Table) -> dict[str, object]:
+def drawings_of(table: Tabular) -> list[Drawing]:
+    """Return each component of a table of one pair, arranged for drawing.
+
+    Raises:
+        SpecError: as `arrange` does.
+    """
+    names = table.components()
+    return [arrange(table, name) for name in names] if len(names) > 1 else [arrange(table)]
+
+
+def picture_of_pair(drawings: Sequence[Drawing]) -> Picture:
+    """Return the picture of one pair of prompts: a map of each component."""
+    first = drawings[0]
+    flips = any(drawing.tells_flips for drawing in drawings)
+    swapped = " or ".join(drawing.component for drawing in drawings)
+    enclosed = f"the most probable next token is now “{first.source_answer}”"
+    rise = first.rise()
+    caption = (
+        f"{first.meta['model']}: in each cell the {swapped} of one layer at one token is replaced by that of the source"
+        f" prompt, and the model runs on from there. {rise}. {f'Outlined: {enclosed}. ' * flips}Deepest layer on top."
+    )
+    clean = [f"{_signed(first.meta[f'{side}_value'])} on the {side}" for side in ("base", "source")]
+    return Picture(
+        first.question,
+        (tuple(drawing.heat_map(drawing.component if len(drawings) > 1 else "") for drawing in drawings),),
+        prompts=(("base", first.base, first.base_says), ("source", first.source, first.source_says)),
+        about=f"{swapped} of {first.meta['model']}, swapped at one layer and one token at a time",
+        caption=caption,
+        intro=_intro(first, swapped, flips),
+        notes=(rise, *([f"* = the model's answer is now “{first.source_answer}”"] if flips else [])),
+        facts={
+            "model": str(first.meta["model"]),
+            "component": ", ".join(drawing.component for drawing in drawings),
+            "metric": str(first.meta["metric"]),
+            "clean values": ", ".join(clean),
+        },
+    )
+
+
+def _intro(drawing: Drawing, swapped: str, flips: bool) -> str:
+    outline = (
+        f" A line encloses the swaps after which the most probable next token is “{drawing.source_answer}”." * flips
+    )
+    return (
+        f"While the model read the base prompt, one of its inner states, the {swapped} of one layer at one token, was "
+        "replaced by the state that the source prompt produces there. Each cell is one such swap. Where a cell is blue,"
+        f" that state carries what makes the answer “{drawing.source_answer}” rather than “{drawing.base_answer}”. "
+        f"{drawing.rise()}.{outline} The deepest layer is on top."
+    )
+
+
+def _meta_of_pair(table: Tabular) -> dict[str, object]:
     """Return a table's meta; of a table of several pairs, with the facts about the only pair that has rows."""
     meta: dict[str, object] = dict(table.meta)
     pairs = set(table.columns.get("pair", (0,)))
@@ -191,38 +247,5 @@ def _meta_of_pair(table: Table) -> dict[str, object]:
     return meta | {fact: meta[fact][number] for fact in _OF_A_PAIR if isinstance(meta.get(fact), list)}  # type: ignore[index]
 
 
-def visible(token: str) -> str:
-    r"""Return a token as readable text: spaces, line breaks and tabs as marks, other unprintable characters escaped.
-
-    >>> visible(" Spain"), visible("\n"), visible("\x00"), visible("")
-    ('·Spain', '↵', '\\x00', '∅')
-    """
-    if not token:
-        return "\N{EMPTY SET}"
-    return "".join(_MARKS.get(c, c if c.isprintable() else ascii(c)[1:-1]) for c in token)
-
-
-def spoken(answer: str) -> str:
-    r"""Return an answer for prose: without white space around it, unless it is nothing else.
-
-    >>> spoken(" Madrid"), spoken("\n")
-    ('Madrid', '↵')
-    """
-    return visible(answer.strip()).replace(_MARKS[" "], " ") if answer.strip() else visible(answer)
-
-
-def number(value: float | None, width: int = 5) -> str:
-    """Return a number in at most `width` characters, two decimals where they fit; unknown is a dash.
-
-    >>> number(0.984), number(-0.004), number(123.456), number(-1e9), number(None)
-    ('0.98', '0.00', '123.5', '<-999', '-')
-    """
-    if value is None:
-        return "-"
-    for decimals in (2, 1, 0):
-        text = f"{value + 0.0:.{decimals}f}"
-        if float(text) == 0:
-            text = text.lstrip("-")
-        if len(text) <= width:
-            return text
-    return ">9999" if value > 0 else "<-999"
+def _signed(value: object) -> str:
+    return f"{value:+.2f}" if isinstance(value, (int, float)) else "-"

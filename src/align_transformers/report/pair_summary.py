@@ -1,32 +1,17 @@
-"""A layer x position table in plain words, and as the few facts that a machine would ask for first."""
+"""Swaps in one pair of prompts in plain words, and as the few facts that a machine would ask for first."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from ..table import Table
-from .drawing import Drawing, arrange, number, visible
+from .pair import Drawing
+from .words import number, visible
 
 
-def facts(table: Table, *, component: str | None = None) -> dict[str, Any]:
-    """Return the main findings as JSON-able data.
-
-    Args:
-        table: a table with the columns and the meta of a trace.
-        component: which component; may be left out where the table has one.
-
-    Returns:
-        `base_answer`, `source_answer` (`None` if not known); `cells`: how many were swept; `flips`: those after
-        which the most probable token is the source's answer, `{"layer", "position", "token"}` each (`None` if the table
-        does not tell the most probable tokens); `largest`: the cell that moved the metric
-        furthest towards the source (`None` where no cell's effect is known).
-
-    Raises:
-        SpecError, UnknownNameError: as `heat_map` does.
-    """
-    drawing = arrange(table, component)
+def facts_of_pair(drawing: Drawing) -> dict[str, Any]:
+    """Return the main findings of one component as JSON-able data, as `facts` says."""
     flips = [cell for _, cell in sorted(drawing.cells.items()) if cell.flips]
     known = [
         cell for _, cell in sorted(drawing.cells.items()) if cell.effect is not None and cell.recovered is not None
@@ -46,18 +31,9 @@ def facts(table: Table, *, component: str | None = None) -> dict[str, Any]:
     }
 
 
-def summary(table: Table, *, component: str | None = None) -> str:
-    """Return the main findings in a few plain lines.
-
-    Args:
-        table: a table with the columns and the meta of a trace.
-        component: which component; may be left out where the table has one.
-
-    Raises:
-        SpecError, UnknownNameError: as `heat_map` does.
-    """
-    drawing, found = arrange(table, component), facts(table, component=component)
-    answer = f"“{drawing.source_answer}”"
+def summary_of_pair(drawings: Sequence[Drawing]) -> tuple[str, ...]:
+    """Return the main findings in a few plain lines, those of one component after the other."""
+    drawing, answer = drawings[0], f"“{drawings[0].source_answer}”"
     lines = []
     if drawing.base_says != "?":
         lines.append(
@@ -69,22 +45,30 @@ def summary(table: Table, *, component: str | None = None) -> str:
         drawing.source_answer,
     ):
         lines.append(f"The answers compared are “{drawing.base_answer}” and {answer}.")
+    for drawing in drawings:
+        name = f"{drawing.component}: " if len(drawings) > 1 else ""
+        lines += [f"{name}{line}" for line in _findings(drawing, facts_of_pair(drawing))]
+    return tuple(lines)
+
+
+def _findings(drawing: Drawing, found: dict[str, Any]) -> Iterator[str]:
+    """Yield what came of the swaps of one component."""
+    answer = f"“{drawing.source_answer}”"
     if found["flips"]:
-        lines.append(f"{len(found['flips'])} of {found['cells']} swaps turn the answer into {answer}:")
+        yield f"{len(found['flips'])} of {found['cells']} swaps turn the answer into {answer}:"
         for position in drawing.positions:
             layers = [cell["layer"] for cell in found["flips"] if cell["position"] == position]
             if layers:
-                lines.append(f"  token {position}, {drawing.label(position)}: {_layers(layers, drawing)}")
+                yield f"  token {position}, {drawing.label(position)}: {_layers(layers, drawing)}"
     elif drawing.tells_flips:
-        lines.append(f"None of the {found['cells']} swaps turns the answer into {answer}.")
+        yield f"None of the {found['cells']} swaps turns the answer into {answer}."
     best = found["largest"]
     if best is not None:
-        lines.append(
+        yield (
             f"The largest effect is at layer {best['layer']}, token {best['position']} ({visible(best['token'])}): "
             f"{drawing.meta['metric']} moves by {best['effect']:+.2f}, "
             f"{number(best['recovered'])} of the way to the source."
         )
-    return "\n".join(lines)
 
 
 def ranges(numbers: Iterable[int], known: Iterable[int]) -> str:

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align_transformers._errors import SpecError
-from align_transformers.report import facts, heat_map, save_heat_map, save_page, summary
+from align_transformers.report import facts, in_terminal, save_figure, save_page, summary
 from align_transformers.report.colours import DARK, LIGHT, ink, shade
-from align_transformers.report.drawing import arrange, visible
+from align_transformers.report.pair import arrange
+from align_transformers.report.words import visible
 from align_transformers.table import Table
 
 
@@ -45,8 +46,8 @@ def test_numbers_are_readable_on_their_ground(value):
 
 def test_the_outline_encloses_the_flips_and_nothing_else(make_table):
     flips = {(0, 1), (0, 2), (1, 1)}
-    drawing = arrange(make_table(lambda layer, p: float((layer, p) in flips), layers=4))
-    edges = drawing.flip_edges()
+    panel = arrange(make_table(lambda layer, p: float((layer, p) in flips), layers=4)).heat_map()
+    edges = panel.outline()
     assert len(edges) == 8  # three cells in an L: 12 sides, two pairs touch
     assert ((0.5, -0.5), (0.5, 0.5)) in edges  # left of layer 0, position 1
     assert ((1.5, -0.5), (1.5, 0.5)) not in edges  # between two cells that both flip
@@ -83,9 +84,9 @@ def test_a_table_that_does_not_know_the_answers_is_drawn(make_table, tmp_path):
     assert found["largest"]["layer"] == facts(make_table(layers=3))["largest"]["layer"]
     assert summary(table).startswith("The largest effect is at layer 0, token 3")
     console = Console(record=True, width=100, color_system=None)
-    console.print(heat_map(table))
+    console.print(in_terminal(table))
     assert "model's answer" not in console.export_text()
-    assert save_heat_map(table, tmp_path / "a.png").exists()
+    assert save_figure(table, tmp_path / "a.png").exists()
     assert "encloses" not in save_page(table, tmp_path / "a.html").read_text()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from align_transformers.report import facts, summary
-from align_transformers.report.summary import ranges
+from align_transformers.report.pair_summary import ranges
 
 
 def test_the_planted_findings_are_stated(make_table):

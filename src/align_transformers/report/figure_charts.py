@@ -1,0 +1,70 @@
+"""Curves and bars by matplotlib."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .panels import Bars, Curve, Line
+from .words import cut
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK, _FAINT, _CONTROL = "#1c1c1c", "#5a5a5a", "#8a8a8a"
+COLOURS = ("#2171b5", "#d96c1e", "#1b9e77", "#7b5ea7", "#8c6d31")
+"""Of lines, in their order; told apart by the colour-blind, too, and by their marks."""
+_MARKS = ("o", "s", "^", "D", "v")
+
+
+def style_of(line: Line, number: int) -> tuple[str, str]:
+    """Return colour and mark of a line; a control is grey."""
+    return (_CONTROL, "x") if line.control else (COLOURS[number % len(COLOURS)], _MARKS[number % len(_MARKS)])
+
+
+def draw_curve(axes: Axes, curve: Curve) -> None:
+    """Draw lines with the bands of their intervals."""
+    for number, line in enumerate(curve.lines):
+        colour, mark = style_of(line, number)
+        known = [point for point in line.points if point.y is not None]
+        dashes = "--" if line.control else "-"
+        xs, ys = [point.x for point in known], [point.y for point in known]
+        axes.plot(xs, ys, dashes, color=colour, marker=mark, markersize=3, linewidth=1.4, label=line.name)
+        banded = [point for point in known if point.low is not None and point.high is not None]
+        if banded:
+            lows, highs = [point.low for point in banded], [point.high for point in banded]
+            axes.fill_between([point.x for point in banded], lows, highs, color=colour, alpha=0.18, linewidth=0)
+    _frame(axes, curve.x, curve.y)
+    if curve.zero:
+        axes.axhline(0, color=_FAINT, linewidth=0.6)
+    if len(curve.lines) > 1:
+        legend = axes.legend(fontsize=7.5, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+            text.set_color(_INK)
+
+
+def draw_bars(axes: Axes, bars: Bars) -> None:
+    """Draw bars, the first on top, with their intervals."""
+    last = len(bars.bars) - 1
+    for number, bar in enumerate(bars.bars):
+        y, value = last - number, bar.value or 0.0
+        axes.barh(y, value, height=0.66, color=COLOURS[0 if value >= 0 else 1])
+        if bar.low is not None and bar.high is not None:
+            axes.plot((bar.low, bar.high), (y, y), color=_INK, linewidth=1.2)
+            axes.plot((bar.low, bar.high), (y, y), "|", color=_INK, markersize=5)
+    _frame(axes, bars.x, "")
+    axes.axvline(0, color=_FAINT, linewidth=0.6)
+    axes.set_ylim(-0.6, last + 0.6)
+    names = [cut(bar.label, 30) for bar in reversed(bars.bars)]
+    for tick in axes.set_yticks(range(len(names)), names, size=8, color=_INK):
+        tick.label1.set_parse_math(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _frame(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x, size=8.5, color=_INK, parse_math=False)
+    axes.set_ylabel(y, size=8.5, color=_INK, parse_math=False)
+    axes.tick_params(labelsize=7.5, colors=_INK, length=2)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(_FAINT)
