@@ -38,6 +38,7 @@ from server import Contestant
 from work import Shape, Task
 
 import report
+import studies
 
 MODELS = {
     "GPT-2 small": Shape("gpt2", layers=12, width=768, heads=12, kv_heads=12, mlp=3072, vocab=50257),
@@ -133,6 +134,7 @@ SECTIONS: dict[str, Callable[[Bench, Case], Iterator[Row]]] = {
     "generation": lambda bench, case: iter([sections.generation(bench, case)]),
     "pairs": lambda bench, case: iter([sections.pairs(bench, case)]),
     "memory": memory,
+    "studies": lambda bench, case: iter(studies.without_goals(bench, case)),
 }
 
 

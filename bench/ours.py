@@ -6,6 +6,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+import study_works
 import torch
 import work
 from peers import hooks
@@ -199,4 +200,5 @@ WORKS = {
     "generate": generate,
     "overhead": overhead,
     "batching": hooks.batching,
+    **study_works.WORKS,
 }

@@ -27,6 +27,7 @@ from sections import Case, Row, agreement, at_most, cells, faster, finished, sec
 from work import LAYERS, POSITIONS, SMOLLM2, WIDE
 
 import report
+import studies
 
 EVERY = range(POSITIONS)
 SMOL = Case("", SMOLLM2, POSITIONS, places=EVERY, sample=[7, 22], whole=True, pair_places=EVERY, peers=["pyvene"])
@@ -165,6 +166,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "pairs": pairs,
     "growth": growth,
     "wide": wide,
+    **studies.sections_of(SMOL),
 }
 
 

@@ -22,6 +22,11 @@ WORKS = [
     "tokens with an addition",
     "prompt pairs",
     "peak memory",
+    "causal tracing",
+    "path patching",
+    "logit lens",
+    "direct attribution",
+    "causal scrubbing",
 ]
 
 

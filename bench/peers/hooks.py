@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import work
+from peers import study_loops
 from torch import Tensor, nn
 from work import NEW_TOKENS, Task, load
 
@@ -306,4 +307,5 @@ WORKS = {
     "one_pass": one_pass,
     "batching": batching,
     "token_layers": token_layers,
+    **study_loops.WORKS,
 }

@@ -33,8 +33,17 @@ def mixtral() -> Any:
     return transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads)).eval()
 
 
+@lru_cache(maxsize=1)
+def normed_behind() -> Any:
+    """A model whose blocks norm the stream itself, so that they do not hand it on as it is."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": VOCAB, "n_embd": HIDDEN, "n_head": 4, "n_layer": LAYERS, "n_positions": 16}
+    return transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**sizes, initializer_range=0.3)).eval()
+
+
 def model_of(family: str) -> Any:
-    return mixtral() if family == "mixtral" else shared(family)
+    own = {"mixtral": mixtral, "normed behind": normed_behind}
+    return own[family]() if family in own else shared(family)
 
 
 def kv_heads(family: str) -> int:
@@ -47,10 +56,10 @@ class Places:
     def __init__(self, family: str, model: Any, layer: int) -> None:
         block = blocks(model)[layer]
         self.block, self.mlp = block, block.mlp
+        self.family = family = "gpt2" if family == "normed behind" else family
         attention = {"gpt2": "attn", "neox": "attention"}.get(family, "self_attn")
         self.attention = getattr(block, attention)
         self.after_heads = getattr(self.attention, {"gpt2": "c_proj", "neox": "dense"}.get(family, "o_proj"))
-        self.family = family
 
     def head(self, number: int) -> slice:
         wide = self.after_heads
@@ -447,7 +456,35 @@ def test_experts_beside_an_mlp_and_mlps_of_a_layers_own_are_frozen_with_all() ->
         assert abs(difference(logits(base, free)) - expected) > 1e-3
 
 
+@pytest.mark.parametrize(("family", "leaps"), [("gpt2", True), ("gemma2", True), ("normed behind", False)])
+def test_blocks_that_only_hand_on_what_was_sent_are_not_run(family: str, leaps: bool) -> None:
+    base, source = pair(12)
+    hand, plans = ByHand(family, base, source), []
+
+    def seen(bound: Any) -> Any:
+        plans.append(bound.plan)
+        return one_by_one(bound)
+
+    found = metrics(patched(family, base, source, senders=["a0.h1", "m1"], freeze="all", planner=seen))
+    for sender, value in found.items():
+        where = (sender[0], int(sender[1]), int(sender[4:]) if sender[0] == "a" else None)
+        assert value == pytest.approx(difference(hand.logits(base, hand.sent(where, "all"))), abs=2e-5)
+    edits = {len(plans[0].run(name).edits) for name in plans[0].outputs if name not in ("base", "source")}
+    assert (edits == {1}) == leaps
+
+
+def test_senders_before_and_behind_a_receiver_are_sent_together() -> None:
+    base, source = pair(13)
+    hand = ByHand("llama", base, source)
+    first, second = hand.sent(("a", 0, 1), "all"), hand.sent(("m", 2, None), "all")
+    edits = [*first[:5], second[5]]  # in order of layers: heads and MLP of each
+    carried = hand.read([("mlp", 2, None)], edits)
+    expected = difference(hand.logits(base, [*hand.put(carried)]))
+    found = metrics(patched("llama", base, source, "m2", senders=[("a0.h1", "m2")], freeze="all"))
+    assert found["a0.h1+m2"] == pytest.approx(expected, abs=2e-5)
+
+
 def test_two_stacks_are_refused() -> None:
     ids = tokens(1, 4)
-    with pytest.raises(SpecError, match="one residual stream"):
+    with pytest.raises(SpecError, match="one residual stream, and the encoder's ends"):
         path_patching(shared("t5"), ids, ids, answers=ANSWERS)

@@ -94,12 +94,12 @@ class Node:
         return float("inf") if self.layer is None else self.layer + {"head": 0.2, "mlp": 0.7, "block": 0.1}[self.kind]
 
 
-def senders_of(asked: str | Sequence[str | Sequence[str]], model: nn.Module) -> list[tuple[Node, ...]]:
+def senders_of(asked: str | Sequence[str | Sequence[str]], found: ComponentMap) -> list[tuple[Node, ...]]:
     """Return the senders, each a node or several that send together.
 
     Args:
         asked: `"heads"`, `"mlps"`, `"all"` (both, and the embeddings), or names, those in a tuple together.
-        model: the user's.
+        found: in the model, as `one_stack` gives it.
 
     Raises:
         SpecError: a name is no node that sends.
@@ -107,27 +107,29 @@ def senders_of(asked: str | Sequence[str | Sequence[str]], model: nn.Module) -> 
     """
     if isinstance(asked, str) and asked in ("heads", "mlps", "all"):
         each = [] if asked != "all" else [Node("input")]
-        each += [] if asked == "mlps" else list(_heads(model))
-        each += [] if asked == "heads" else list(_mlps(model))
-        found: list[tuple[Node, ...]] = [(node,) for node in each]
+        each += [] if asked == "mlps" else list(_heads(found))
+        each += [] if asked == "heads" else list(_mlps(found))
+        senders: list[tuple[Node, ...]] = [(node,) for node in each]
     else:
         names = [asked] if isinstance(asked, str) else asked
-        found = [tuple(map(Node.named, [one] if isinstance(one, str) else one)) for one in names]
-    if not found or not all(found):
+        senders = [tuple(map(Node.named, [one] if isinstance(one, str) else one)) for one in names]
+    if not senders or not all(senders):
         raise SpecError(f"senders are 'heads', 'mlps', 'all' or names of nodes; found {asked!r}")
-    for node in (node for several in found for node in several):
+    for node in (node for several in senders for node in several):
         if node.kind == "logits" or node.reads:
             raise SpecError(f"{node} sends nothing; senders are heads, MLPs, blocks and input")
-        _check(node, model)
-    return found
+        _check(node, found)
+    return senders
 
 
-def receivers_of(asked: str | Sequence[str], model: nn.Module, *, per_query_head: bool, what: str) -> tuple[Node, ...]:
+def receivers_of(
+    asked: str | Sequence[str], found: ComponentMap, *, per_query_head: bool, what: str
+) -> tuple[Node, ...]:
     """Return nodes that read the residual stream.
 
     Args:
         asked: a name, or several.
-        model: the user's.
+        found: in the model, as `one_stack` gives it.
         per_query_head: keys and values are named by the head that reads them, not by the kv head.
         what: the argument, for messages.
 
@@ -136,33 +138,33 @@ def receivers_of(asked: str | Sequence[str], model: nn.Module, *, per_query_head
         PositionError: the model has no such layer or head.
     """
     names = [asked] if isinstance(asked, str) else list(asked)
-    found = tuple(dict.fromkeys(map(Node.named, names)))
-    if not found:
+    receivers = tuple(dict.fromkeys(map(Node.named, names)))
+    if not receivers:
         raise SpecError(f"{what} names no node")
-    for node in found:
+    for node in receivers:
         if node.kind == "input" or (node.kind == "head" and not node.reads):
             say = "say which of its vectors reads: " + ", ".join(f"'{node}<{r}>'" for r in READS)
             raise SpecError(
                 f"{what}: {say if node.kind == 'head' else 'the embeddings read nothing'}; found {str(node)!r}"
             )
-        _check(replace(node, reads="q") if per_query_head and node.reads else node, model)
-    return found
+        _check(replace(node, reads="q") if per_query_head and node.reads else node, found)
+    return receivers
 
 
-def group_size(node: Node, model: nn.Module) -> int:
+def group_size(node: Node, found: ComponentMap) -> int:
     """Return how many heads read one key or value in the layer of a node."""
-    own, read = (heads_at(Site(READS[reads], node.layer), model) for reads in "qk")
+    own, read = (heads_at(Site(READS[reads], node.layer), found) for reads in "qk")
     return own // read
 
 
-def kv_head(node: Node, model: nn.Module) -> int:
+def kv_head(node: Node, found: ComponentMap) -> int:
     """Return the number of the kv head that the head of a node reads."""
-    return int(node.head or 0) // group_size(node, model)
+    return int(node.head or 0) // group_size(node, found)
 
 
-def heads_at(site: Site, model: nn.Module) -> int:
+def heads_at(site: Site, found: ComponentMap) -> int:
     """Return how many heads a site has."""
-    slot = resolve(model).slot(site)
+    slot = found.slot(site)
     return slot.n_heads if slot.heads is None else len(slot.heads)
 
 
@@ -183,46 +185,50 @@ def writers(block: Block) -> list[str]:
     return [name for name in WRITES_AT if there.get(name, name in block.slots)]
 
 
-def others(model: nn.Module, layer: int, mlps: bool) -> Iterator[tuple[Site, float]]:
+def carries(block: Block) -> bool:
+    """Whether a block hands on whatever is added to the stream, as long as what writes into it stays as it is."""
+    return all(name.replace("_output", "_contribution") in block.slots for name in writers(block))
+
+
+def others(block: Block, layer: int, mlps: bool) -> Iterator[tuple[Site, float]]:
     """Yield what is frozen in a block, and when it writes: attention or another mixer, and all MLPs if asked for."""
-    for name in writers(resolve(model).stacks[""][layer]):
+    for name in writers(block):
         if mlps or WRITES_AT[name] < 0.5:
             yield Site("attention_value_output" if name == "attention_output" else name, layer), layer + WRITES_AT[name]
 
 
 def one_stack(model: nn.Module) -> ComponentMap:
-    """Return the map of a model whose paths are defined: with one stack of blocks.
+    """Return what was found in a model whose paths are defined: one with one stack of blocks.
 
     Raises:
         SpecError: it has several, or none.
     """
     found = resolve(model)
-    if "" not in found.stacks:
-        raise SpecError(
-            f"{type(model).__name__} has {sorted(found.stacks) or 'no known stack of blocks'}: paths are defined along "
-            "one residual stream"
-        )
-    return found
+    if "" in found.stacks:
+        return found
+    stacks = sorted(found.stacks)
+    has = f"{type(model).__name__} has {stacks or 'no known stack of blocks'}"
+    why = ", and the encoder's ends in the keys and values of every decoder block" if "encoder" in stacks else ""
+    raise SpecError(f"{has}: paths are defined along one residual stream{why}")
 
 
-def _heads(model: nn.Module) -> Iterator[Node]:
-    found = one_stack(model)
+def _heads(found: ComponentMap) -> Iterator[Node]:
     for layer, block in enumerate(found.stacks[""]):
         if "softmax" in str(block.flags.get("mixer", "softmax")):
-            yield from (Node("head", layer, n) for n in range(heads_at(Site("attention_value_output", layer), model)))
+            yield from (Node("head", layer, n) for n in range(heads_at(Site("attention_value_output", layer), found)))
 
 
-def _mlps(model: nn.Module) -> Iterator[Node]:
-    blocks = one_stack(model).stacks[""]
+def _mlps(found: ComponentMap) -> Iterator[Node]:
+    blocks = found.stacks[""]
     yield from (Node("mlp", layer) for layer, block in enumerate(blocks) if block.flags.get("mlp") != "none")
 
 
-def _check(node: Node, model: nn.Module) -> None:
-    depth = len(one_stack(model).stacks[""])
+def _check(node: Node, found: ComponentMap) -> None:
+    depth = len(found.stacks[""])
     if node.layer is not None and node.layer >= depth:
-        raise PositionError(f"{node}: {type(model).__name__} has {depth} layers, 0 to {depth - 1}")
-    if node.head is not None and node.head >= (count := heads_at(node.site, model)):
+        raise PositionError(f"{node}: {found.model_class} has {depth} layers, 0 to {depth - 1}")
+    if node.head is not None and node.head >= (count := heads_at(node.site, found)):
         what = " (keys and values are counted by kv head; per_query_head=True counts them by query head)"
         raise PositionError(f"{node}: {node.site} has {count} heads{what if node.reads in ('k', 'v') else ''}")
     if node.kind != "logits":
-        resolve(model).slot(node.goes_into if node.reads else node.site)
+        found.slot(node.goes_into if node.reads else node.site)

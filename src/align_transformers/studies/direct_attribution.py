@@ -158,7 +158,7 @@ def _addends(model: nn.Module, heads: bool) -> Iterator[_Addend]:
             yield _Addend(Site(name.replace("_output", "_contribution"), layer))
             by_head = Site("head_contribution", layer)
             if heads and name == "attention_output" and found.find(by_head) is not None:
-                yield _Addend(by_head, heads_at(by_head, model))
+                yield _Addend(by_head, heads_at(by_head, found))
 
 
 def _shares(

@@ -148,9 +148,14 @@ def steer(
         "curve": list(_curve(table, seed or 0)),
         "directions": [vector.facts() for vector in steps.vectors],
         "doses": list(amounts),
-        "component": component, "positions": positions if isinstance(positions, str | None) else list(positions),
-        "generated": grows, "skip_first": skip_first, "max_new_tokens": max_new_tokens,
-        "temperature": temperature, "seed": seed, "control": control,
+        "component": component,
+        "positions": positions if isinstance(positions, str | None) else list(positions),
+        "generated": grows,
+        "skip_first": skip_first,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "control": control,
         "passes": dict(reader.passes + writer.passes),
     }
     return Table.from_rows(table, meta={"study": "steer", "model": model_name(model), **meta})
