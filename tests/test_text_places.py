@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from align_transformers import IntervenableModel, Site, VanillaIntervention, activations, at, fit_pca, last_token, where
 from align_transformers._errors import PositionError, SpecError
 from align_transformers.learning.batches import read_batch
+from align_transformers.locations import Addressed, Axis, Location, locate
+from align_transformers.positions import Positions
 
 WORDS = ["?", "in", "Spain", "they", "speak", "Spanish", "South", "Korea", "and", "well"]
 BASES = ["in Spain they speak", "well in South Korea and Spain they speak"]
@@ -57,6 +59,14 @@ def test_a_call_takes_what_where_tells(side, with_mask, words):
             wanted = logits_with(tiny("llama"), alone(BASES[number]), touch)[0, -1]
             column = -1 if side == "left" else len(BASES[number].split()) - 1
             assert torch.allclose(logits[number, column], wanted, atol=1e-4)
+
+
+def test_one_source_serves_all_bases_with_its_own_padding(words):
+    read, written = where(words, SOURCES[1], "Spain"), where(words, BASES, "Spain")
+    assert (read, written) == ([[4]], [[1], [5]])
+    source, base = Axis(1, [(1, 6)]), Axis(2, [(4, 8), (0, 8)])  # columns of real tokens
+    [found] = locate({"sources->base": (read, written)}, "sources->base", [Addressed("pos", 1)], [source], [base])
+    assert found == Location(Positions(((5,), (5,))), Positions(((5,), (5,))))
 
 
 def test_a_call_is_not_bound_as_one_that_counts_otherwise(words):

@@ -242,7 +242,8 @@ def _words(hint: Any, several: bool = False) -> Iterator[str]:
         elif origin is not None and issubclass(origin, Mapping):
             yield "dicts" if several else "a dict"
         else:
-            yield "a function" if name == "Callable" else name if several else f"a {name}"
+            article = "an" if name[:1] in "AEIOU" else "a"
+            yield "a function" if name == "Callable" else name if several else f"{article} {name}"
 
 
 def _listed(words: Iterable[str]) -> str:

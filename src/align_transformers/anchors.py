@@ -125,8 +125,10 @@ class FoundPlaces(list[list[int]]):
         """Return the columns in a batch.
 
         Args:
-            starts: for each prompt the column of its first token there.
+            starts: for each prompt the column of its first token there; a single prompt may stand for all of them.
         """
+        if len(self) == 1:
+            starts = starts[:1]
         if self.shifts is not None or len(starts) != len(self):
             return list(self)
         return [[one + start for one in row] for row, start in zip(self, starts, strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -370,3 +372,12 @@ def test_what_where_tells_is_taken_as_it_is(words):
         tiny("gpt2"), {"base": texts, "country": DATA["country"]}, positions=at("{country}"), **options
     )
     assert by_number == by_text
+
+
+def test_the_code_of_the_page_runs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "places.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/places.md", "exec"), names)
+    assert capsys.readouterr().out == "(2, 2)\n['Madrid', 'Rome']\n"
+    assert names["means"].columns["count"] == (2,) * 4
