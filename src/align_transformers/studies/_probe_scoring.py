@@ -14,7 +14,7 @@ from .._errors import SpecError
 from ..metrics import Metric, logit_difference, probability, token_id
 from ..plan import Logits
 from ._probe_draws import LabelledPrompts
-from ._prompts import Prompts, token_text
+from ._prompts import Prompts, ReadAt, token_text
 from ._scoring import name_of, tokens_of, values_of
 from ._sweep import Clean, Measurement, Scorer
 
@@ -68,10 +68,9 @@ class ProbeScoring:
     answers: tuple[int, ...] | None
     metrics: Mapping[str, Sequence[Metric]] | None
 
-    def logits(self, model: nn.Module, prompts: Prompts, at: int | Sequence[int]) -> Logits:
+    def logits(self, model: nn.Module, prompts: Prompts, at: ReadAt) -> Logits:
         """Return which logits are needed."""
-        of = prompts.tokens("")
-        columns, ends = of.columns(at), of.columns(-1)
+        columns, ends = prompts.columns(at), prompts.columns(-1)
         where = () if columns == ends else (("prompts", columns),)
         if self.answers is not None:
             return Logits(tuple(dict.fromkeys(self.answers)), where)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,23 +19,24 @@ from transformers import PreTrainedTokenizerBase
 
 from .._bar import bar
 from .._checked import checked
-from .._errors import PositionError, SpecError
+from .._errors import SpecError
 from .._version import library_version
 from ..engine import Planner, bind
 from ..interventions import Intervention, SubspaceIntervention, VanillaIntervention
 from ..metrics import Metrics
-from ..models import evaluating, find_slot, resolve
+from ..models import evaluating
 from ..operations import Swap, Zero
 from ..plan import Edit, Plan, Read, Run
 from ..planners import execute
-from ..positions import Positions
-from ..sites import Site, in_block
 from ..table import Table
 from ._cell_run import CellRun
+from ._data import Prompt
+from ._places import WhichPlaces
 from ._probe_draws import LabelledPrompts, ProbeDraw, mean_over_groups
 from ._probe_fits import KINDS, Erasure, FittedDirections, PlaceFit, estimator_of, fit_place
+from ._probe_places import ProbedPlace, places_probed
 from ._probe_scoring import ProbeScoring, answers_of
-from ._prompts import Prompt, Prompts, Which, encode, indices
+from ._prompts import Prompts, ReadAt, Which, encode
 from ._scoring import metrics_for, model_name
 from ._sweep import Sweep
 
@@ -51,21 +52,22 @@ _EFFECTS = {
 def probe(
     model: nn.Module,
     prompts: Prompt,
-    labels: Sequence[Any],
+    labels: str | Sequence[Any],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    columns: Mapping[str, str] | None = None,
     components: Sequence[str] = ("block_output",),
     layers: Which = "all",
-    positions: int | Sequence[int] | Literal["all"] = -1,
-    groups: Sequence[Any] | None = None,
-    types: Sequence[Any] | None = None,
+    positions: WhichPlaces = -1,
+    groups: str | Sequence[Any] | None = None,
+    types: str | Sequence[Any] | None = None,
     estimator: Any = "logistic_regression",
     erasure: Erasure = "direction",
     folds: int = 5,
     draws: int = 3,
     answers: Mapping[Any, int | str] | Sequence[int | str] | None = None,
     metric: Metrics | None = None,
-    at: int | Sequence[int] = -1,
+    at: ReadAt = -1,
     seed: int = 0,
     store: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | bool | None = None,
@@ -82,13 +84,16 @@ def probe(
 
     Args:
         model: a language model of transformers, in whatever mode; it is not changed.
-        prompts: texts, or token tensors.
-        labels: one for each prompt: texts, numbers or truth values, of two or more classes.
+        prompts: one text or several, token tensors, or data with columns, as for `grid`.
+        labels: one for each prompt: texts, numbers or truth values, of two or more classes; or the name of a column.
         tokenizer: needed where prompts or answers are texts.
+        columns: what the columns `base` (the prompts) and `base_answer` are called in the data, where they are called
+            otherwise. Further ones are the fields of anchors, and may be labels, groups and types.
         components: which states are read; of an encoder-decoder with the stack in front (`encoder.block_output`).
         layers: numbers from 0, negative ones from the end, or `"all"`.
-        positions: one or several over the real tokens, from 0, negative ones from the end, which every prompt has; or
-            `"all"` of prompts that are as long as each other. Each is probed by itself.
+        positions: one or several places, each probed by itself, of one token in every prompt: numbers over the real
+            tokens, negative ones from the end, or anchors, for all prompts or a list for each; `"all"` of prompts that
+            are as long as each other; or several with names, `{"subject": last_token("{country}"), "last": -1}`.
         groups: what each prompt belongs to, such as its entity: prompts of one group are trained on or tested, never
             both. Default: equal prompts are one group.
         types: what control labels go by, such as the word. Default: the groups.
@@ -98,8 +103,9 @@ def probe(
         erasure: `direction`: the probe's own; `leace`: all that is linear of the label (`fit_eraser`).
         folds: of the cross-validation.
         draws: how often folds, control labels, partners and random directions are drawn: numbers are means over these.
-        answers: a token for each label, or one for each prompt: the metric is then the logit of the partner's answer
-            less that of the prompt's own, so that effects are positive as the model comes to answer like the partner.
+        answers: a token for each label, or one for each prompt (default: the column of the data): the metric is then
+            the logit of the partner's answer less that of the prompt's own, so that effects are positive as the model
+            comes to answer like the partner.
         metric: another one, for all prompts or for each. Default, with no answers: how much of the probability of what
             the model itself says of a prompt is lost.
         at: where the metric is read, for all prompts or for each, as for `grid`.
@@ -109,18 +115,19 @@ def probe(
         planner: as for `execute`.
 
     Returns:
-        A `Table`, one row a component, layer and position. Each of these with `<name>_low` and `<name>_high`, a 95 %
-        bootstrap interval over groups: `accuracy`, `seen_accuracy` and `control_accuracy` (of types that were seen),
-        `selectivity` (the difference), `swap_effect`, `means_swap_effect` (along the difference of means),
-        `random_swap_effect` (as large a move along random directions), `whole_swap_effect` (all of the state),
-        `erase_effect`; besides `cosine` (between the probe's directions and the means', root mean square) and `n`
-        (groups). `meta` has the classes with their counts, `majority` (the share of the largest), and with answers
-        `solved`, the share of prompts whose own answer is the most probable of these.
+        A `Table`, one row a component, layer and place (`position`, and `place` where places have names). Each of these
+        with `<name>_low` and `<name>_high`, a 95 % bootstrap interval over groups: `accuracy`; `seen_accuracy` and
+        `control_accuracy` (of types that were seen), `selectivity` (their difference); `swap_effect`,
+        `means_swap_effect` (along the difference of means), `random_swap_effect` (as large a move along random
+        directions), `whole_swap_effect` (all of the state), `erase_effect`. Besides `cosine` (between the probe's
+        directions and the means', root mean square) and `n` (groups). `meta` has the classes with their counts,
+        `majority` (the share of the largest), and with answers `solved`, the share of prompts whose own answer is the
+        most probable of these.
 
     Raises:
         SpecError: a class is in fewer groups than there are folds, equal prompts stand in different groups, the
             estimator is not linear, or another argument makes no sense.
-        PositionError: a prompt has no such position.
+        PositionError: a prompt, which is named, has no such position.
         SiteError: the model has no such component.
         MissingExtraError: scikit-learn is not installed.
 
@@ -134,16 +141,18 @@ def probe(
         >>> table.columns["accuracy"], abs(table.columns["swap_effect"][0]) < 1e-6  # read with ease, and used no more
         ((1.0,), True)
     """
-    encoded = encode(prompts, tokenizer, model)
+    encoded = encode(prompts, tokenizer, model, columns)
     if metric is not None and answers is not None:
         raise SpecError("give answers= or metric=, not both")
     if folds < 2 or draws < 1 or seed < 0:
         raise SpecError(f"probes need folds >= 2, draws >= 1, seed >= 0; found {folds}, {draws} and {seed}")
-    known = LabelledPrompts.of(labels, groups, types, _texts(encoded))
-    places = _places(model, encoded, components, layers, positions)
+    given = (_column(encoded, name, of) for name, of in (("labels", labels), ("groups", groups), ("types", types)))
+    known = LabelledPrompts.of(*given, _texts(encoded))
+    places = places_probed(model, encoded, components, layers, positions)
     drawn = [ProbeDraw.of(known, folds, seed, number) for number in range(draws)]
+    own = encoded.answers if answers is None and metric is None else answers
     scoring = ProbeScoring(
-        len(encoded), answers_of(answers, known, tokenizer), metrics_for(metric, None, len(encoded), "prompts")
+        len(encoded), answers_of(own, known, tokenizer), metrics_for(metric, None, len(encoded), "prompts")
     )
     asked = estimator_of(estimator, seed)
     wanted = scoring.logits(model, encoded, at)
@@ -193,29 +202,7 @@ def _telling(progress: Progressing | bool | None) -> Iterator[Progressing]:
         yield progress or (lambda done, total: None)
 
 
-# --- the places, and what is read there -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ProbedPlace:
-    """Where states are read and edited.
-
-    Args:
-        site: in the network.
-        position: as it was asked for.
-        columns: of each prompt.
-    """
-
-    site: Site
-    position: int
-    columns: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.site} at {self.position}"
-
-    def at(self, prompts: Sequence[int]) -> Positions:
-        """Return the places of some prompts."""
-        return Positions(tuple((self.columns[prompt],) for prompt in prompts))
+# --- what is read -----------------------------------------------------------------------------------------------------
 
 
 def _texts(prompts: Prompts) -> list[tuple[tuple[int, ...], ...]]:
@@ -223,44 +210,14 @@ def _texts(prompts: Prompts) -> list[tuple[tuple[int, ...], ...]]:
     return [tuple(tokens.ids[n] for tokens in prompts.sequences.values()) for n in range(len(prompts))]
 
 
-def _places(
-    model: nn.Module, prompts: Prompts, components: Sequence[str], layers: Which, positions: Any
-) -> list[ProbedPlace]:
-    """Return the places, by component, layer and position."""
-    if not components:
-        raise SpecError("components names nothing: give a list of names, such as ['block_output']")
-    chosen = [positions] if isinstance(positions, int) else positions
-    places = []
-    for site in (site for name in dict.fromkeys(components) for site in _sites(model, name, layers)):
-        tokens = prompts.tokens(site.sequence)
-        lengths = {len(row) for row in tokens.ids}
-        if positions == "all" and len(lengths) > 1:
-            raise PositionError(
-                f"prompts have {min(lengths)} to {max(lengths)} tokens, so that 'all' positions do not answer to each "
-                "other: give positions from one of the ends"
-            )
-        each = range(min(lengths)) if positions == "all" else dict.fromkeys(chosen)
-        places += [ProbedPlace(site, position, tokens.columns(position)) for position in each]
-    if not places:
-        raise SpecError("positions names none; give numbers or 'all'")
-    return places
-
-
-def _sites(model: nn.Module, name: str, layers: Which) -> list[Site]:
-    """Return the sites of a component; of `"all"` layers those that have it."""
-    if not in_block(name):
-        find_slot(model, Site(name))
-        return [Site(name)]
-    found, stack = resolve(model), Site(name, 0).stack
-    if stack not in found.stacks:
-        found.slot(Site(name, 0))  # which says why
-    depth = len(found.stacks[stack])
-    sites = [Site(name, layer) for layer in indices(layers, depth, "layer", f"{name} has {depth} layers")]
-    if layers == "all":
-        sites = [site for site in sites if found.find(site) is not None] or sites[:1]
-    for site in sites:
-        find_slot(model, site)
-    return sites
+def _column(prompts: Prompts, what: str, values: Any) -> Any:
+    """Return what is given, or a column of the data where that is its name."""
+    if not isinstance(values, str):
+        return values
+    known = list(prompts.fields[0]) if prompts.fields else []
+    if values not in known:
+        raise SpecError(f"{what}={values!r} is no column of the prompts; their columns: {known or 'they have none'}")
+    return [row[values] for row in prompts.fields]
 
 
 def _states(
@@ -331,12 +288,7 @@ class _PlaceDirections:
         cells, partners, members = [], [], []
         for kind, draw, prompt in lines:
             partners.append(int(draws[draw].partners[prompt]))
-            cells.append(
-                {
-                    "component": site.component, "layer": site.layer, "position": place.position, "kind": kind,
-                    "draw": draw, "prompt": prompt, "partner": partners[-1],
-                }
-            )  # fmt: skip
+            cells.append({**place.cell, "kind": kind, "draw": draw, "prompt": prompt, "partner": partners[-1]})
             if kind in KINDS:
                 group = (KINDS.index(kind) * len(draws) + draw) * folds
                 members.append((group + int(draws[draw].tested_in[prompt]),))
@@ -356,10 +308,10 @@ def _rows(
     """Yield the table's rows: means over prompts and draws, with intervals over groups."""
     effects: dict[tuple[Any, ...], np.ndarray] = {}
     for row in cells.rows():
-        key = tuple(row[name] for name in ("component", "layer", "position", "kind"))
+        key = tuple(row[name] for name in (*fits[0].place.cell, "kind"))
         effects.setdefault(key, np.zeros(len(known)))[row["prompt"]] += row["effect"]
     for one in fits:
-        where = {"component": one.place.site.component, "layer": one.place.site.layer, "position": one.place.position}
+        where = one.place.cell
         values = {
             "accuracy": np.mean([fit.correct for fit in one.fits], 0),
             "seen_accuracy": np.mean([fit.seen for fit in one.fits], 0),
