@@ -18,14 +18,13 @@ from ..interventions import Intervention
 from ..models import evaluating, find_slot
 from ..plan import Plan, Read, Run
 from ..planners import execute
-from ..positions import Positions
+from ..positions import Positions, Rows
 from ..sites import Site
 from ..subspaces import difference_of_means, linear_probe
+from ._places import columns_of
 from ._prompts import Prompts
 
 FittedBy = Literal["mean", "pca", "probe"]
-ReadAt = int | Literal["all"]
-"""Which token of a prompt is read, negative ones from the end; or the mean over all but its first."""
 Pairing = tuple[int, int] | None
 """How many positive and negative prompts there are."""
 Given = FittedBy | Tensor
@@ -138,21 +137,19 @@ class MeanReader:
 
     def norms(self, prompts: Prompts, sites: Sequence[Site]) -> dict[Site, float]:
         """Return for each site the mean norm of what stands there, but at the prompts' first tokens."""
-        found = self._means(prompts, sites, "all", lambda rows: rows.norm(dim=-1, keepdim=True))
-        return {site: float(rows.mean()) for site, rows in found.items()}
+        rows = columns_of(prompts, sites[0].stack, "all", but_first=True)
+        found = self._means(prompts, rows, sites, lambda found: found.norm(dim=-1, keepdim=True))
+        return {site: float(norms.mean()) for site, norms in found.items()}
 
-    def contrasts(
-        self, positive: Prompts, negative: Prompts, sites: Sequence[Site], at: ReadAt
-    ) -> dict[Site, Contrast]:
-        """Return for each site what is read there of contrastive prompts."""
-        towards, away = (self._means(side, sites, at, lambda rows: rows) for side in (positive, negative))
+    def contrasts(self, sides: Sequence[Prompts], rows: Sequence[Rows], sites: Sequence[Site]) -> dict[Site, Contrast]:
+        """Return for each site what is read there of positive and negative prompts, in the columns of `rows`."""
+        towards, away = (self._means(*side, sites, lambda found: found) for side in zip(sides, rows, strict=True))
         return {site: Contrast(towards[site], away[site]) for site in sites}
 
     def _means(
-        self, prompts: Prompts, sites: Sequence[Site], at: ReadAt, of: Callable[[Tensor], Tensor]
+        self, prompts: Prompts, rows: Rows, sites: Sequence[Site], of: Callable[[Tensor], Tensor]
     ) -> dict[Site, Tensor]:
         """Return for each site a row a prompt: the mean over its tokens of what `of` makes of `(tokens, width)`."""
-        rows = _columns(prompts, sites[0].stack, at)
         found: dict[Site, list[Tensor]] = {site: [] for site in sites}
         for begin in range(0, len(rows), self.batch_size):
             part = tuple(range(begin, min(begin + self.batch_size, len(rows))))
@@ -168,17 +165,6 @@ class MeanReader:
                     of(value[: len(rows[example])]).mean(0) for example, value in zip(part, values, strict=True)
                 ]
         return {site: torch.stack(each) for site, each in found.items()}
-
-
-def _columns(prompts: Prompts, stack: str, at: ReadAt) -> tuple[tuple[int, ...], ...]:
-    """Return the columns that are read of each prompt."""
-    tokens = prompts.tokens(stack)
-    if at != "all":
-        return tuple((column,) for column in tokens.columns(at))
-    return tuple(
-        tuple(range(start + (len(ids) > 1), start + len(ids)))
-        for start, ids in zip(tokens.starts, tokens.ids, strict=True)
-    )
 
 
 def given_directions(given: Any, model: nn.Module, sites: Sequence[Site], pairs: Pairing) -> dict[Site, Given]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
-from .._errors import SpecError
+from .._errors import PositionError, SpecError
 from ..anchors import Spot, Spots, spots_of_each
 from ._prompts import Prompts
 
@@ -49,6 +49,47 @@ def places_of(prompts: Prompts, stack: str, positions: WhichPlaces) -> list[list
             tokens = everywhere if row == "all" else dict.fromkeys(token for several in each for token in several)
             found[number] += placed(name, tokens)
     return found
+
+
+def tokens_of_each(prompts: Prompts, stack: str, positions: WhichPlaces) -> tuple[tuple[int, ...], ...]:
+    """Return for each prompt the numbers of its tokens at some places, each once, from 0 over the real ones.
+
+    Args:
+        prompts: some.
+        stack: in whose sequence positions count.
+        positions: as for `places_of`.
+
+    Raises:
+        PositionError, SpecError: as for `places_of`.
+    """
+    return tuple(
+        tuple(dict.fromkeys(token for place in own for token in place.tokens))
+        for own in places_of(prompts, stack, positions)
+    )
+
+
+def columns_of(prompts: Prompts, stack: str, positions: WhichPlaces, *, but_first: bool) -> tuple[tuple[int, ...], ...]:
+    """Return for each prompt the columns of its tokens at some places, at least one.
+
+    Args:
+        prompts: some.
+        stack: in whose sequence positions count.
+        positions: as for `places_of`.
+        but_first: `"all"` leaves the first token of a prompt of several out.
+
+    Raises:
+        PositionError: a prompt has none of the places; as for `places_of`.
+        SpecError: as for `places_of`.
+    """
+    each = tokens_of_each(prompts, stack, positions)
+    lacking = [number for number, own in enumerate(each) if not own]
+    if lacking:
+        raise PositionError(f"{prompts.called} {lacking[0]} has none of the positions {positions!r:.80}")
+    left_out = 1 if isinstance(positions, str) and positions == "all" and but_first else 0
+    return tuple(
+        tuple(start + place for place in own[left_out if len(own) > 1 else 0 :])
+        for start, own in zip(prompts.tokens(stack).starts, each, strict=True)
+    )
 
 
 def placed(name: str | None, tokens: Any) -> list[Placed]:

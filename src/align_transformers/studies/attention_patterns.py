@@ -26,8 +26,10 @@ from ..positions import Positions
 from ..sites import Site
 from ..table import Table
 from ..table.values import plain_meta
+from ._data import Prompt
 from ._layers import sites_of
-from ._prompts import Prompt, Tokens, Which, WhichPlaces, encode, indices
+from ._places import WhichPlaces, tokens_of_each
+from ._prompts import Tokens, Which, encode, indices
 from ._scoring import model_name
 
 _PATTERNS = ("attention_pattern", "cross_attention_pattern")
@@ -40,6 +42,7 @@ def attention_patterns(
     prompts: Prompt,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    columns: Mapping[str, str] | None = None,
     component: str = "attention_pattern",
     layers: Which = "all",
     heads: Which = "all",
@@ -53,13 +56,17 @@ def attention_patterns(
 
     Args:
         model: any transformer whose attention goes through transformers' interface, in whatever mode; not changed.
-        prompts: one text or several, or token tensors; an encoder-decoder gets texts in the encoder.
+        prompts: one text or several, token tensors, or data with columns, as for `grid`; an encoder-decoder gets texts
+            in the encoder.
         tokenizer: needed where prompts are texts.
+        columns: what the column `base` (the prompts) is called in the data, where it is called otherwise. Further ones
+            are the fields of anchors.
         component: `attention_pattern`; of an encoder-decoder with the stack in front (`encoder.attention_pattern`), or
             `decoder.cross_attention_pattern`, whose keys are the encoder's tokens.
         layers: numbers from 0, negative ones from the end, or `"all"` that have such attention.
         heads: query heads, likewise.
-        positions: of the queries, over the real tokens from 0, negative ones from the end, or `"all"`.
+        positions: of the queries: numbers from 0 over the real tokens, negative ones from the end, `"last"`, anchors,
+            or `"all"`; for all prompts, or a list for each.
         planner: as for `execute`.
 
     Returns:
@@ -86,16 +93,13 @@ def attention_patterns(
     site = Site(component, 0)
     if site.name not in _PATTERNS:
         raise SpecError(f"{component!r} is no attention pattern: choose one of {', '.join(_PATTERNS)}")
-    encoded = encode(prompts, tokenizer, model)
+    encoded = encode(prompts, tokenizer, model, columns)
     crosses = site.name == _PATTERNS[1]
     queries, keys = encoded.tokens(site.stack), encoded.tokens("encoder" if crosses else site.stack)
     asked = _Queries(
         queries,
         keys,
-        tuple(
-            tuple(indices(positions, len(texts), "position", f"prompt {prompt} has {len(texts)} tokens"))
-            for prompt, texts in enumerate(queries.texts)
-        ),
+        tokens_of_each(encoded, site.stack, positions),
     )
     sites = sites_of(model, component, layers)
     slots = {one: find_slot(model, one) for one in sites}

@@ -20,13 +20,14 @@ from .._version import library_version
 from ..engine import Planner
 from ..interventions import Intervention
 from ..metrics import Metric, Metrics
-from ..sites import Site
 from ..table import Table
 from ..table.values import mean_of
-from ._directions import MeanReader, ReadAt, fitted_directions, given_directions
+from ._data import Prompt
+from ._directions import MeanReader, fitted_directions, given_directions
 from ._doses import DosedCell, Doses, next_token
 from ._layers import sites_of
-from ._prompts import Prompt, Prompts, Which, WhichPlaces, encode, indices
+from ._places import WhichPlaces, columns_of
+from ._prompts import Prompts, Which, encode
 from ._samples import Continuation, Sample, Steered
 from ._scoring import metrics_for, model_name, name_of
 
@@ -46,7 +47,7 @@ def steer(
     direction: GivenDirection = "mean",
     positive: Prompt | None = None,
     negative: Prompt | None = None,
-    read_at: ReadAt = -1,
+    read_at: WhichPlaces = -1,
     component: str = "block_output",
     doses: Sequence[float | int] = (-1.0, -0.5, 0.0, 0.5, 1.0),
     positions: WhichPlaces | None = "all",
@@ -58,6 +59,7 @@ def steer(
     seed: int | None = None,
     batch_size: int = 64,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    columns: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | bool | None = None,
     planner: Planner | None = None,
 ) -> Table:
@@ -69,7 +71,7 @@ def steer(
 
     Args:
         model: a language model of transformers, in whatever mode; it is not changed.
-        prompts: what is continued: one text or several, or token tensors.
+        prompts: what is continued: one text or several, token tensors, or data with columns, as for `grid`.
         metric: one of the next token's logits at the end of the prompt (a `Metric`, or one for each prompt), or a
             function of the continuations. It should grow where positive doses lead.
         layers: numbers from 0, negative ones from the end, or `"all"`.
@@ -79,14 +81,14 @@ def steer(
             subspace (as it is, or of the difference of means in it). Or one of these for each layer.
         positive: prompts that show what is steered towards.
         negative: prompts that show the contrary; for `pca` and the agreement of differences one to each positive one.
-        read_at: the token of these that is read, or `"all"`: the mean over all but the first.
+        read_at: which tokens of these are read, as `positions` names them; of several the mean.
         component: what is steered; of an encoder-decoder with the stack in front.
         doses: numbers, in units of n; 0 is added.
-        positions: which tokens of the prompt are steered, over the real ones from 0, negative ones from the end;
-            `"all"`, or `None` for none of them.
+        positions: which tokens of the prompt are steered: numbers from 0 over the real ones, negative ones from the
+            end, `"last"`, anchors, or `"all"`; for all prompts, or a list for each. `None` for none of them.
         generated: steer generated tokens, too. The first is told by the prompt's last state, so it counts on
             `positions`.
-        skip_first: `"all"` leaves the first token of a prompt of several out.
+        skip_first: `"all"` leaves the first token of a prompt of several out, here and in `read_at`.
         max_new_tokens: of a continuation; 0: no text is generated.
         temperature: of sampling, with `seed`; `None`: the most probable token is taken. All doses of a prompt see the
             same draws.
@@ -94,6 +96,8 @@ def steer(
         seed: of all that is random.
         batch_size: prompts, or continuations, in a pass. All doses of a prompt are generated side by side.
         tokenizer: needed where prompts are texts.
+        columns: what the column `base` (the prompts) is called in data, where it is called otherwise. Further ones are
+            the fields of anchors.
         progress: called with the continuations done and those in all; `True` for a bar (rich).
         planner: as for `execute`.
 
@@ -128,34 +132,37 @@ def steer(
         ((-0.5, 0.0, 0.5), [1, 1, 1])
     """
     _check(max_new_tokens, batch_size, temperature, control, seed)
-    amounts, encoded = _amounts(doses), encode(prompts, tokenizer, model)
+    amounts, encoded = _amounts(doses), encode(prompts, tokenizer, model, columns)
     sites = sites_of(model, component, layers)
-    rows, grows = _rows(encoded, sites[0], positions, skip_first), generated and sites[0].stack != "encoder"
+    rows = None if positions is None else columns_of(encoded, sites[0].stack, positions, but_first=skip_first)
+    grows = generated and sites[0].stack != "encoder"
     metrics = metrics_for(metric, None, len(encoded), "prompts") if isinstance(metric, Metric | Sequence) else None
     writer = Steered(model, encoded, rows, grows, max_new_tokens, temperature, seed or 0, batch_size)
     _check_steered(writer, metrics is not None)
-    sides = _contrary(positive, negative, tokenizer, model)
+    sides = _contrary(positive, negative, tokenizer, model, columns)
+    read = sides and [columns_of(side, sites[0].stack, read_at, but_first=skip_first) for side in sides]
     given = given_directions(direction, model, sites, sides and (len(sides[0]), len(sides[1])))
     reader = MeanReader(model, planner, batch_size)
-    norms, contrasts = reader.norms(encoded, sites), reader.contrasts(*sides, sites, read_at) if sides else {}
+    norms = reader.norms(encoded, sites)
+    contrasts = reader.contrasts(sides, read, sites) if sides and read else {}
     steps = Doses(amounts, fitted_directions(given, norms, contrasts), len(encoded), seed if control else None)
     values = {} if metrics is None else next_token(model, encoded, rows or (), steps, metrics, planner, reader.passes)
     samples = _samples(writer, steps, controls=metrics is None, progress=progress) if max_new_tokens else {}
     values = values or _judged(metric, samples, tokenizer)
     table = list(_told(steps, values, samples, writer.perplexities(samples.values()), tokenizer))
+    places = {"positions": _plain(positions), "read_at": sides and _plain(read_at), "skip_first": skip_first}
     meta = {
-        **_said(encoded, sides, read_at, metric, metrics, direction),
+        **_said(encoded, sides, metric, metrics, direction),
         "curve": list(_curve(table, seed or 0)),
         "directions": [vector.facts() for vector in steps.vectors],
-        "doses": list(amounts),
         "component": component,
-        "positions": positions if isinstance(positions, str | None) else list(positions),
+        "doses": list(amounts),
+        **places,
         "generated": grows,
-        "skip_first": skip_first,
+        "control": control,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "seed": seed,
-        "control": control,
         "passes": dict(reader.passes + writer.passes),
     }
     return Table.from_rows(table, meta={"study": "steer", "model": model_name(model), **meta})
@@ -199,38 +206,32 @@ def _amounts(doses: Sequence[float | int]) -> tuple[float, ...]:
     return tuple(sorted({0.0, *map(float, doses)}))
 
 
-def _rows(
-    prompts: Prompts, site: Site, positions: Which | None, skip_first: bool
-) -> tuple[tuple[int, ...], ...] | None:
-    """Return for each prompt the columns that are steered; `None` for none at all."""
-    if positions is None:
-        return None
-    tokens = prompts.tokens(site.stack)
-    if not isinstance(positions, str):
-        tokens.check_counted(positions)
-    rows = []
-    for number, (start, texts) in enumerate(zip(tokens.starts, tokens.texts, strict=True)):
-        chosen = indices(positions, len(texts), "position", f"prompt {number} has {len(texts)} tokens")
-        skipped = positions == "all" and skip_first and len(texts) > 1
-        rows.append(tuple(start + place for place in chosen[1 if skipped else 0 :]))
-    return tuple(rows)
-
-
 def _contrary(
-    positive: Prompt | None, negative: Prompt | None, tokenizer: PreTrainedTokenizerBase | None, model: nn.Module
+    positive: Prompt | None,
+    negative: Prompt | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    model: nn.Module,
+    columns: Mapping[str, str] | None,
 ) -> tuple[Prompts, Prompts] | None:
     """Return contrastive prompts; `None` without such."""
     if positive is None and negative is None:
         return None
     if positive is None or negative is None:
         raise SpecError("positive and negative prompts go together: give both, or none with a direction of your own")
-    return encode(positive, tokenizer, model), encode(negative, tokenizer, model)
+    return encode(positive, tokenizer, model, columns), encode(negative, tokenizer, model, columns)
+
+
+def _plain(positions: WhichPlaces | None) -> Any:
+    """Return positions as JSON has them; those that are no numbers or words in words of their own."""
+    if positions is None or isinstance(positions, int | str):
+        return positions
+    listed = list(positions) if isinstance(positions, Sequence) else [positions]
+    return listed if all(isinstance(one, int | str) for one in listed) else repr(positions)
 
 
 def _said(
     prompts: Prompts,
     sides: tuple[Prompts, Prompts] | None,
-    read_at: ReadAt,
     metric: Any,
     metrics: MetricsByName | None,
     direction: Any,
@@ -244,7 +245,6 @@ def _said(
         "direction": direction if isinstance(direction, str) else "given",
         "positive": sides and list(sides[0].texts),
         "negative": sides and list(sides[1].texts),
-        "read_at": sides and read_at,
         "version": library_version(),
     }
 
