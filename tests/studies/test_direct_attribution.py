@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.fast.families import blocks, shared
+from tests.fast.families import blocks, build, shared
 from tests.helpers import padded_tokens, tokens
 from torch import Tensor
 
@@ -110,6 +110,26 @@ def test_heads_sum_to_attention_and_the_default_is_what_the_model_says() -> None
         assert len(parts) == 5
         assert sum(parts) == pytest.approx(whole, abs=1e-5)
     assert by_head.meta["answers"] == [str(int(model(**tokens(1, 4)).logits[0, -1].argmax()))]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_half_precision_is_that_of_float32_but_for_rounding(family: str, dtype: torch.dtype) -> None:
+    model, inputs = build(family), tokens(1, 5)
+    exact = direct_logit_attribution(model, inputs, answers=7)
+    rounded = direct_logit_attribution(model.to(dtype), inputs, answers=7)
+    for one, other in zip(exact.rows(), rounded.rows(), strict=True):
+        assert one["contribution"] == pytest.approx(other["contribution"], abs=200 * torch.finfo(dtype).eps / 8)
+    assert not rounded.meta["capped"]
+
+
+def test_what_adds_unseen_to_the_stream_is_told_in_half_precision_too() -> None:
+    model, inputs = build("llama").to(torch.bfloat16), tokens(1, 5)
+    direct_logit_attribution(model, inputs, answers=7)  # the parts are found
+    added = model.model.layers[1].register_forward_hook(lambda _m, _a, out: out + 3 * out.roll(1, -1))
+    with pytest.raises(SpecError, match="something else adds"):
+        direct_logit_attribution(model, inputs, answers=7)
+    added.remove()
 
 
 def test_what_cannot_be_taken_apart_is_refused() -> None:

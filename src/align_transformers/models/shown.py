@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,6 +57,26 @@ def scaled(act: Act, scale: float) -> Act:
         return None if new is None else tensor + (new - seen) / scale
 
     return on_scaled
+
+
+def shares_of(slot: Slot, z: Tensor) -> Tensor:
+    """Return the share of each head in what an output projection makes of some tokens, without a pass.
+
+    Args:
+        slot: of the shares; its module is called with the tokens alone.
+        z: `(tokens, heads * head_dim)` what goes into it.
+
+    Returns:
+        `(tokens, heads * width)`.
+    """
+    seen: list[Tensor] = []
+
+    def keep(shown: Any) -> Any:
+        seen.append(shown[0][0])
+        return shown
+
+    head_shares(replace(slot, leaf=(0, 0)), keep)(slot.module, ((z.unsqueeze(0),), {}), None)
+    return seen[0][0] * slot.scale
 
 
 def head_shares(slot: Slot, visit: Callable[[Any], Any]) -> Callable[[nn.Module, Any, Any], Any]:

@@ -17,7 +17,8 @@ from .._checked import checked
 from .._errors import SiteError, SpecError
 from .._version import library_version
 from ..engine import Planner, bind
-from ..models import evaluating, resolve
+from ..models import Slot, evaluating, resolve
+from ..models.shown import shares_of
 from ..plan import Logits, Plan, Read, Run
 from ..planners import execute
 from ..positions import Positions
@@ -87,38 +88,44 @@ def direct_logit_attribution(
         True
     """
     encoded = encode(prompts, tokenizer, model, columns)
+    named = encoded.answers if answers is None else answers
+    given = None if named is None else token_of_each(named, len(encoded), tokenizer)
+    others = None if against is None else token_of_each(against, len(encoded), tokenizer, what="against")
     parts = list(_addends(model, heads))
     depth = len(resolve(model).stacks[""])
     ends = Site("block_output", depth - 1), Site("final_norm_output")
     read_at = encoded.columns(at)
     places = Positions(tuple((column,) for column in read_at))
-    reads = {site: Read("clean", site, places) for site in (*(part.site for part in parts), *ends)}
+    reads = {site: Read("clean", site, places) for site in (*(part.read for part in parts), *ends)}
     plan = Plan((Run("clean", "prompts"),), ("clean",), Logits(None, (("prompts", read_at),)), tuple(reads.values()))
     with evaluating(model):
         outcome = execute(bind(model, plan, {"prompts": encoded.inputs}, {}), planner)
-        values = {site: outcome.values[read][:, 0].float() for site, read in reads.items()}
+        seen = {site: outcome.values[read][:, 0] for site, read in reads.items()}
+        values = {part.site: part.value(seen[part.read]).float() for part in parts}
+        values |= {site: seen[site].float() for site in ends}
         logits = outcome.outputs["clean"].float()
         norm = _FrozenNorm(resolve(model).slot(ends[1]).module, values[ends[0]], values[ends[1]])
-        end = _Unembedding(model, values[ends[1]], logits)
-    chosen = token_of_each(answers, len(encoded), tokenizer, encoded.answers or logits.argmax(-1).tolist())
-    others = None if against is None else token_of_each(against, len(encoded), tokenizer, what="against")
+    chosen = given or logits.argmax(-1).tolist()
+    end = _Unembedding(model, values[ends[1]], logits)
     rows = end.rows(chosen) - (0 if others is None else end.rows(others))
-    told = list(_shares(parts, values, norm, rows))
+    told, added = zip(*_told(parts, values), strict=True)
     constant = (norm.bias * rows).sum(-1) + end.constants(chosen) - (0 if others is None else end.constants(others))
-    told.append(({"component": "constant", "layer": None, "head": None}, constant))
+    told = (*told, {"component": "constant", "layer": None, "head": None})
+    shares = torch.cat([(torch.stack(added, 1) * norm.back(rows)[:, None]).sum(-1), constant[:, None]], 1)
     target = end.logits(chosen) - (0 if others is None else end.logits(others))
-    error = (sum(share for _, share in told) - target).abs()
-    largest = torch.stack([share.abs() for _, share in told]).amax(0).clamp(min=1)
-    if bool((error > _CLOSE * largest).any()):
+    error = (shares.sum(-1) - target).abs()
+    largest = shares.abs().amax(-1).clamp(min=1)
+    rounded = _rounding(outcome.outputs["clean"].dtype) * (norm(values[ends[0]]) * rows).abs().sum(-1)
+    if bool((error > _CLOSE * largest + rounded).any()):
         raise SpecError(
             f"the parts of {type(model).__name__} miss the logit by {float(error.max()):.2g}: something else adds to "
             "its residual stream"
         )
     return Table.from_rows(
         (
-            {**part, "prompt": prompt, "contribution": float(share[prompt])}
-            for prompt in range(len(encoded))
-            for part, share in told
+            {**part, "prompt": prompt, "contribution": share}
+            for prompt, of_prompt in enumerate(shares.tolist())
+            for part, share in zip(told, of_prompt, strict=True)
         ),
         meta={
             "study": "direct_logit_attribution",
@@ -137,10 +144,26 @@ def direct_logit_attribution(
 
 @dataclass(frozen=True)
 class _Addend:
-    """What adds to the residual stream at a site; `heads`, where it is told head by head."""
+    """What adds to the residual stream at a site.
+
+    Args:
+        site: where.
+        heads: how many there are, where it is told head by head.
+        projection: what makes the heads' shares of what they give: of the tokens that are told, not of all.
+    """
 
     site: Site
     heads: int = 0
+    projection: Slot | None = None
+
+    @property
+    def read(self) -> Site:
+        """Where it is read."""
+        return self.site if self.projection is None else Site("attention_value_output", self.site.layer)
+
+    def value(self, read: Tensor) -> Tensor:
+        """Return what is added, of what was read, `(prompts, channels)`."""
+        return read if self.projection is None else shares_of(self.projection, read)
 
 
 def _addends(model: nn.Module, heads: bool) -> Iterator[_Addend]:
@@ -158,26 +181,24 @@ def _addends(model: nn.Module, heads: bool) -> Iterator[_Addend]:
             yield _Addend(Site(name.replace("_output", "_contribution"), layer))
             by_head = Site("head_contribution", layer)
             if heads and name == "attention_output" and found.find(by_head) is not None:
-                yield _Addend(by_head, heads_at(by_head, found))
+                slot, z = found.slot(by_head), found.slot(Site("attention_value_output", layer))
+                alone = slot.leaf == (0, 0) and z.side == "input" and z.module is slot.module and z.channels is None
+                yield _Addend(by_head, heads_at(by_head, found), slot if alone else None)
 
 
-def _shares(
-    parts: Sequence[_Addend], values: Mapping[Site, Tensor], norm: _FrozenNorm, rows: Tensor
-) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Yield what each part adds to the logit of each prompt."""
+def _told(parts: Sequence[_Addend], values: Mapping[Site, Tensor]) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """Yield what is told, and what each part of that adds to the stream, `(prompts, width)`."""
     split = {part.site.layer for part in parts if part.heads}
     for part in parts:
         layer, name = part.site.layer, part.site.component
         value = values[part.site]
         if part.heads:
             each = value.unflatten(-1, (part.heads, -1))
-            for head in range(part.heads):
-                cell = {"component": name, "layer": layer, "head": head}
-                yield cell, (norm(each[:, head]) * rows).sum(-1)
+            yield from (({"component": name, "layer": layer, "head": n}, head) for n, head in enumerate(each.unbind(1)))
             rest = values[Site("attention_contribution", layer)] - each.sum(1)
-            yield {"component": "attention_bias", "layer": layer, "head": None}, (norm(rest) * rows).sum(-1)
+            yield {"component": "attention_bias", "layer": layer, "head": None}, rest
         elif name != "attention_contribution" or layer not in split:
-            yield {"component": name, "layer": layer, "head": None}, (norm(value) * rows).sum(-1)
+            yield {"component": name, "layer": layer, "head": None}, value
 
 
 class _FrozenNorm:
@@ -204,12 +225,13 @@ class _FrozenNorm:
         signs[1::2] = -1
         signs = signs - (signs.mean() if width % 2 else 0)
         shifted = call(before + before.abs().mean())
-        self._centred = bool((shifted - call(before)).abs().max() < 1e-3 * (1 + after.abs().max()))
+        near = (1e-3 + 2 * _rounding(weight.dtype)) * (1 + after.abs().max())
+        self._centred = bool((shifted - call(before)).abs().max() < near)
         self._weight = (call(signs[None]) - self.bias) / signs
         ready = self._through(before)
         self._scale = ((after - self.bias) * ready).sum(-1, keepdim=True) / (ready * ready).sum(-1, keepdim=True)
         missed = (self(before) + self.bias - after).abs().max()
-        if bool(missed > 1e-3 * (1 + after.abs().max())):
+        if bool(missed > near):
             raise SpecError(
                 f"{type(module).__name__} is not linear where its scale is frozen (off by {float(missed):.2g})"
             )
@@ -221,6 +243,11 @@ class _FrozenNorm:
         """Return what the frozen norm makes of a part, without its bias."""
         return self._through(value) * self._scale
 
+    def back(self, rows: Tensor) -> Tensor:
+        """Return what a part is multiplied with, so that the sum is that of what the norm makes of it and `rows`."""
+        weighed = rows * self._weight * self._scale
+        return weighed - weighed.mean(-1, keepdim=True) if self._centred else weighed
+
 
 class _Unembedding:
     """The rows of the unembedding, with what the model multiplies its logits with.
@@ -228,21 +255,23 @@ class _Unembedding:
     Args:
         model: the user's.
         normed: `(prompts, width)` what is unembedded.
-        logits: `(prompts, vocab)` of the model.
+        logits: `(prompts, vocab)` of the model: a sample of them tells what they are multiplied with, and the largest
+            and smallest ones whether they are capped.
     """
 
     def __init__(self, model: nn.Module, normed: Tensor, logits: Tensor) -> None:
         module = getattr(model, "get_output_embeddings", lambda: None)()
         if module is None or not hasattr(module, "weight"):
             raise SiteError(f"{type(model).__name__} names no layer that makes logits (get_output_embeddings)")
-        self._module, self._normed = module, normed
-        plain = module(normed.to(module.weight.dtype)).float()
-        self._factor = float((logits * plain).sum() / (plain * plain).sum())
-        off = (plain * self._factor - logits).abs().max()
-        self.capped = bool(off > 1e-3 * (1 + logits.abs().max()))
-        if self.capped:
-            self._factor = 1.0
-        self._all = plain * self._factor
+        self._module, self._normed, self._factor = module, normed, 1.0
+        ends = torch.cat([logits.argmax(-1), logits.argmin(-1)]).tolist()
+        some = sorted({*range(0, logits.shape[-1], 1 + logits.shape[-1] // 64), *ends})
+        plain, own = torch.stack([self.logits([token] * len(logits)) for token in some], -1), logits[:, some]
+        factor = float((own * plain).sum() / (plain * plain).sum())
+        off = (plain * factor - own).abs().max()
+        self.capped = bool(off > (1e-3 + 2 * _rounding(module.weight.dtype)) * (1 + logits.abs().max()))
+        if not self.capped:
+            self._factor = factor
 
     def rows(self, tokens: Sequence[int]) -> Tensor:
         """Return the row of a token for each prompt, `(prompts, width)`."""
@@ -256,4 +285,9 @@ class _Unembedding:
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """Return the logit of a token for each prompt."""
-        return self._all.gather(1, torch.tensor(list(tokens), device=self._all.device)[:, None])[:, 0]
+        return (self._normed * self.rows(tokens)).sum(-1) + self.constants(tokens)
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """Return by what share of themselves the model's numbers are rounded; 0 where that hardly counts, as in float32."""
+    return torch.finfo(dtype).eps if dtype in (torch.float16, torch.bfloat16) else 0.0

@@ -188,12 +188,11 @@ class _LensScorer(Scorer):
         answers = torch.tensor([self.answers[cell["prompt"]] for cell in found.cells], device=found.logits.device)
         logit = found.logits.gather(1, answers[:, None])
         ranks = (found.logits > logit).sum(-1).tolist()
-        every = found.logits.softmax(-1)
-        best = every.topk(min(self.top, every.shape[-1]))
-        told = zip(logit[:, 0].tolist(), every.gather(1, answers[:, None])[:, 0].tolist(), ranks, strict=True)
-        for (own, probability, rank), tokens, shares in zip(
-            told, best.indices.tolist(), best.values.tolist(), strict=True
-        ):
+        whole = found.logits.logsumexp(-1, keepdim=True)
+        best = found.logits.topk(min(self.top, found.logits.shape[-1]))
+        told = zip(logit[:, 0].tolist(), (logit - whole).exp()[:, 0].tolist(), ranks, strict=True)
+        top = best.indices.tolist(), (best.values - whole).exp().tolist()
+        for (own, probability, rank), tokens, shares in zip(told, *top, strict=True):
             row = {"probability": probability, "logit": own, "rank": rank}
             texts = [token_text(token, self.tokenizer) for token in tokens]
             yield {**row, "top_tokens": texts, "top_probabilities": shares} if self.top else row
