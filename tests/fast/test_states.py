@@ -67,6 +67,24 @@ def test_states_are_those_of_plain_hooks(family):
     assert kept.attended == {}
 
 
+@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_a_token_takes_is_the_same_for_any_number_of_rows(family, rows):
+    model, inputs = shared(family), prompts(family, (6,) * rows, "right", 1)
+    returned: list[int] = []
+
+    def note(_module: Any, _args: Any, output: Any) -> None:
+        tensor = output[0] if isinstance(output, tuple) else output
+        returned.append(tensor.numel() * 4)
+
+    handles = [module.register_forward_hook(note) for module in blocks(model)[1].modules()]
+    with torch.no_grad():
+        model(**inputs)
+    for handle in handles:
+        handle.remove()
+    assert keep(model, inputs, {(1, True)}, True).bytes == sum(returned) / inputs["input_ids"].numel()
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "gemma2", "gemma3"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_who_sees_whom_is_told_for_every_block(family, side):

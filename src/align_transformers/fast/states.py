@@ -158,7 +158,7 @@ class Recorder:
         leaf, tensor = find_leaf(output, call.output.leaf, call.output.path)
         states.samples[call.rank] = tensor
         if call.number == self._last:
-            states.bytes /= tensor.shape[:2].numel()
+            states.bytes = (states.bytes + tensor.nbytes) / tensor.shape[:2].numel()
         if self._blocks.closes(call) or (call.number, True) in self._places:
             states.outputs[call.number] = tensor
         if leaf:
