@@ -81,8 +81,8 @@ check: $(VENV)/.installed-dev ## lint, format, types, layers, sizes
 arch: $(VENV)/.installed-dev ## resolve and check a tiny model of every architecture, write docs/architectures.md
 	$(BIN)/python -W ignore -m tests.architectures.sweep $(ARGS)
 
-truth: $(VENV)/.installed-dev ## learn what is known to be true, print the numbers
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m tests.truth
+truth: $(VENV)/.installed-dev ## find again what is known to be true, print the numbers (a part: make truth ARGS="induction written")
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m tests.truth $(ARGS)
 
 bench: bench/venvs/ours/.installed bench/venvs/pyvene/.installed bench/venvs/nnsight/.installed bench/venvs/lens/.installed ## measure against the peers and the physical limit (half an hour), write bench/results.md
 	@HF_HUB_OFFLINE=1 bench/venvs/ours/bin/python bench/run.py $(ARGS)

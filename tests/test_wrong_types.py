@@ -169,6 +169,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
                                      "cache_dir": None}),
     "GRUConfig": (at.GRUConfig, {"h_dim": 4, "n_layer": 1, "include_bias": True,
                                  "pdrop": 0.0, "vocab_size": 4, "num_classes": 2}),
+    "TransformerConfig": (at.TransformerConfig, {"h_dim": 4, "n_head": 2, "n_layer": 1, "mlp_dim": 4, "n_outputs": None,
+                                                 "head_dim": None, "causal": True, "norm": True, "vocab_size": 4}),
     "MLPConfig": (at.MLPConfig, {"h_dim": 4, "n_layer": 1, "num_classes": 2,
                                  "activation": "relu", "include_bias": True, "pdrop": 0.0}),
     "Metric": (at.Metric, {"name": "m", "function": torch.sum, "tokens": None,
@@ -212,7 +214,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     **{name: (getattr(at, name), LOGITS) for name in ("cross_entropy", "iia", "label_difference")},
     "kl_divergence": (at.kl_divergence, {"logits": torch.zeros(2, 5), "target": torch.zeros(2, 5)}),
     **{name: (getattr(at, name), {"config": None})
-       for name in ("create_gru", "create_gru_classifier", "create_gru_lm", "create_mlp_classifier")},
+       for name in ("create_gru", "create_gru_classifier", "create_gru_lm", "create_mlp_classifier",
+                    "create_transformer_lm")},
     **{name: (getattr(at, name), {"bound": bound()}) for name in ("one_by_one", "planned")},
     # methods, and what is in the two public modules
     "forward": (lambda **k: face()(**k), {

@@ -111,6 +111,7 @@ from .table import Table
 from .zoo import (
     GRUConfig,
     MLPConfig,
+    TransformerConfig,
     create_blip,
     create_blip_itm,
     create_gpt2,
@@ -120,9 +121,11 @@ from .zoo import (
     create_gru,
     create_gru_classifier,
     create_gru_lm,
+    create_induction_lm,
     create_llama,
     create_mlp_classifier,
     create_smollm2,
+    create_transformer_lm,
 )
 
 __all__ = [
@@ -201,6 +204,7 @@ __all__ = [
     "SubtractionIntervention",
     "Table",
     "TrainableIntervention",
+    "TransformerConfig",
     "UnknownNameError",
     "VanillaIntervention",
     "ZeroIntervention",
@@ -223,9 +227,11 @@ __all__ = [
     "create_gru",
     "create_gru_classifier",
     "create_gru_lm",
+    "create_induction_lm",
     "create_llama",
     "create_mlp_classifier",
     "create_smollm2",
+    "create_transformer_lm",
     "cross_entropy",
     "describe",
     "direct_logit_attribution",

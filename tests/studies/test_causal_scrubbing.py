@@ -88,6 +88,43 @@ def test_scrubbed_losses_are_those_of_hooks(family: str, together: bool) -> None
     assert {len(row["unclaimed"]) for row in table.rows()} == {3}
 
 
+def test_a_claim_about_one_head_is_that_of_hooks() -> None:
+    model, ids = shared("gpt2"), tokens(4, 5)["input_ids"]
+    size = model.config.n_embd // model.config.n_head
+    claim = Claim(Site("head_output", 1), feature=list("aabb"), positions=[-1], heads=[1])
+    table = causal_scrubbing(model, {"input_ids": ids}, [claim], answers=LABELS, draws=3, seed=4)
+    heads, values = blocks(model)[1].attn.c_proj, {}
+
+    def logits(number: int, put: int | None) -> Tensor:
+        def edit(_module: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
+            values[number] = given[0].clone()
+            if put is not None:
+                given[0][0, -1, size : 2 * size] = values[put][0, -1, size : 2 * size]
+            return given
+
+        with torch.no_grad(), heads.register_forward_pre_hook(edit):
+            found: Tensor = model(input_ids=ids[number : number + 1]).logits[0, -1]
+        return found
+
+    for row in table.rows():
+        (own,), (rest,) = row["drawn"], row["unclaimed"]
+        logits(own, None)
+        by_hand = -float(logits(rest, own).log_softmax(-1)[LABELS[row["prompt"]]])
+        assert row["scrubbed"] == pytest.approx(by_hand, abs=2e-5)
+
+
+def test_a_claim_about_no_head_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"heads of .* names none"):
+        Claim(Site("head_output", 0), feature=[0], heads=[])
+
+
+@pytest.mark.parametrize("site", ["block_output", "head_output"])
+def test_heads_that_do_not_exist_are_refused(site: str) -> None:
+    claim = Claim(Site(site, 0), feature=[0, 1, 2, 3], heads=[99])
+    with pytest.raises((PositionError, SiteError)):
+        causal_scrubbing(shared("gpt2"), {"input_ids": tokens(4, 5)["input_ids"]}, [claim], answers=LABELS, draws=1)
+
+
 class Comparisons(nn.Module):
     """Logits that say how many of the first two of three digits are above 4."""
 

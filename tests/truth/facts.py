@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from . import capitals, equality, modular, planted, programs, swaps
+from types import MappingProxyType, ModuleType
 
-FACTS = [*swaps.FACTS, *equality.FACTS, *planted.FACTS, *modular.FACTS, *programs.FACTS, *capitals.FACTS]
-TABLES = [equality.table, programs.table, capitals.table]
-"""What the numbers are made of, as text."""
+from . import arithmetic, capitals, carried, equality, induction, modular, planted, programs, swaps, written
+
+SECTIONS: MappingProxyType[str, ModuleType] = MappingProxyType(
+    {module.__name__.rpartition(".")[2]: module for module in (
+        swaps, equality, planted, modular, programs, arithmetic, written, induction, capitals, carried,
+    )}
+)  # fmt: skip
+"""Modules with `FACTS`, and some with a `table` of what their numbers are made of; by name."""
+
+IN_TESTS = ("swaps", "arithmetic", "written", "induction")
+"""Those that train nothing and take a few seconds."""

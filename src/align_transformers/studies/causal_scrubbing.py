@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -48,9 +48,10 @@ class Claim:
             or a list for each; in all prompts as many tokens. `None`: everywhere.
         children: claims about sites that this one is computed from. Whatever else it is computed from is claimed not to
             matter. Without children the whole input is exchanged for one with the same feature.
+        heads: numbers of the site's heads that the claim is about, of a site that has heads; `None`: all of it.
 
     Raises:
-        SpecError: a child lies in a later layer.
+        SpecError: a child lies in a later layer, or `heads` names none.
 
     >>> Claim(Site("mlp_output", 1), feature=[0, 1], children=(Claim(Site("mlp_output", 0), feature=[0, 0]),)).count
     2
@@ -60,9 +61,12 @@ class Claim:
     feature: Sequence[Hashable]
     positions: Spots | None = None
     children: tuple[Claim, ...] = ()
+    heads: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "children", tuple(self.children))
+        if self.heads is not None and not self.heads:
+            raise SpecError(f"heads of {self.site} names none; None is all of it")
         for child in self.children:
             if None not in (child.site.layer, self.site.layer) and (child.site.layer or 0) > (self.site.layer or 0):
                 raise SpecError(f"{self.site} is not computed from {child.site}, which lies in a later layer")
@@ -263,7 +267,8 @@ class _Resampling:
         edits = [self._put(child, f"{name}.{n}", own, inside, found) for n, child in enumerate(claim.children)]
         run = Run(f"claim {name}", "data", tuple(edits), tuple(inside.tolist()))
         found.runs.append(run)
-        places = [self._places(claim, lines) for lines in (into, inside)]
+        heads = None if claim.heads is None else (tuple(claim.heads),) * len(like)
+        places = [replace(self._places(claim, lines), heads=heads) for lines in (into, inside)]
         return Edit(f"claim {name}", claim.site, "swap", places[0], source=Read(run.name, claim.site, places[1]))
 
     def _places(self, claim: Claim, lines: np.ndarray) -> Positions:

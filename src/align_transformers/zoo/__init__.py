@@ -1,4 +1,4 @@
-"""Ready-made models: language models and vision-language models of transformers, an MLP and a GRU of our own."""
+"""Ready-made models: language and vision-language models of transformers; an MLP, a GRU, a transformer of our own."""
 
 from .gru import (
     GRU_COMPONENTS,
@@ -23,6 +23,13 @@ from .language_models import (
     create_smollm2,
 )
 from .mlp_classifier import MLP_COMPONENTS, MLPConfig, MLPForClassification, MLPOutput, create_mlp_classifier, mlp_path
+from .transformer import (
+    TransformerConfig,
+    TransformerLMHeadModel,
+    TransformerOutput,
+    create_induction_lm,
+    create_transformer_lm,
+)
 
 __all__ = [
     "GRU_COMPONENTS",
@@ -35,6 +42,9 @@ __all__ = [
     "MLPConfig",
     "MLPForClassification",
     "MLPOutput",
+    "TransformerConfig",
+    "TransformerLMHeadModel",
+    "TransformerOutput",
     "create_blip",
     "create_blip_itm",
     "create_gpt2",
@@ -44,9 +54,11 @@ __all__ = [
     "create_gru",
     "create_gru_classifier",
     "create_gru_lm",
+    "create_induction_lm",
     "create_llama",
     "create_mlp_classifier",
     "create_smollm2",
+    "create_transformer_lm",
     "gru_path",
     "mlp_path",
 ]
