@@ -102,7 +102,7 @@ def _curve(table: Tabular, value: str) -> Curve:
             sums[key] = sums.get(key, 0.0) + row[value]
     rows = [{"component": k, "layer": n, "prompt": p, value: total} for (k, n, p), total in sums.items()]
     lines: list[Line] = []
-    for kind in dict.fromkeys(row["component"] for row in rows):
-        own = table.from_rows((row for row in rows if row["component"] == kind), meta={})
-        lines.append(line_of(str(kind), averaged(own, ["layer"], value, "prompt"), value))
+    for name in dict.fromkeys(kind for kind, _, _ in sums):
+        own = table.from_rows((row for row in rows if row["component"] == name), meta={})
+        lines.append(line_of(name, averaged(own, ["layer"], value, "prompt"), value))
     return Curve("layer by layer", "layer", "logits", tuple(lines))

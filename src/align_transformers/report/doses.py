@@ -11,7 +11,7 @@ from .panels import Curve, Line, Panel, Picture, Point
 from .tabular import Tabular
 from .words import cut, precise, visible, with_interval
 
-_COSTS = {"wrong_way": "share that moved wrongly", "perplexity": "perplexity", "distinct_2": "distinct bigrams"}
+_COSTS = {"wrong_way": "share that moved the wrong way", "perplexity": "perplexity", "distinct_2": "distinct bigrams"}
 
 
 def picture_of_doses(table: Tabular, value: str | None) -> Picture:

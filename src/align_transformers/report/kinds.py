@@ -113,8 +113,12 @@ def _grid(table: Tabular, value: str | None) -> Picture:
 
 
 def _is_one_pair(table: Tabular) -> bool:
-    """Whether there are layers and positions of one pair; what else lacks a column is told by `arrange`."""
+    """Whether there are layers and positions of one pair; what a table without layers lacks is told by `arrange`."""
     columns: Mapping[str, tuple[Any, ...]] = table.columns
+    if "layer" not in columns:
+        return True
+    if "position" not in columns or "base" not in table.meta:
+        return False
     several = any(len(set(columns.get(name, ()))) > 1 for name in ("pair", "direction", "head", "neuron"))
     placed = None not in columns.get("position", ()) and None not in columns.get("layer", ())
-    return "pair" not in columns or (not several and placed)
+    return not several and placed

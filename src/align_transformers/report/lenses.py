@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .._errors import SpecError
 from .layer_map import Row, averaged, layer_map, line_of, prompts_of, token_labels
@@ -35,13 +35,19 @@ def picture_of_lens(table: Tabular, value: str | None) -> Picture:
     maps: list[HeatMap] = []
     for name in table.components():
         rows = list(table.select(name).rows())
-        says = {
-            "details": _details,
-            "text": _top if "top_tokens" in table.columns else None,
-            "mark": lambda row: bool(row.get("top_tokens")) and row["top_tokens"][0] == answer,
-        }
-        title = name if len(table.components()) > 1 else ""
-        maps.append(layer_map(rows, asked, labels, lambda row: row["position"], scale, title=title, **says))
+        maps.append(
+            layer_map(
+                rows,
+                asked,
+                labels,
+                lambda row: row["position"],
+                scale,
+                title=name if len(table.components()) > 1 else "",
+                details=_details,
+                text=_top if "top_tokens" in table.columns else None,
+                mark=lambda row: bool(row.get("top_tokens")) and row["top_tokens"][0] == answer,
+            )
+        )
     end = [row for row in table.rows() if row["position"] == places[-1]]
     return Picture(
         f"What the model would say after each layer: {named}",
@@ -98,7 +104,7 @@ def _details(row: Row) -> list[str]:
     return [*lines, "", "the model would say", *(f"{share:6.1%}  {visible(token)}" for token, share in best)]
 
 
-def _findings(rows: list[Row], answer: str) -> tuple[str, ...]:
+def _findings(rows: Sequence[Row], answer: str) -> tuple[str, ...]:
     """Say from which layer on the answer is the most probable token at the last token."""
     lines = []
     for name in dict.fromkeys(row["component"] for row in rows):

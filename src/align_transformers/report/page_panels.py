@@ -102,8 +102,8 @@ def _colour_bar(scale: ColourScale) -> dict[str, Any]:
 
 def _outline(panel: HeatMap, graph: Any) -> list[Any]:
     """Return the line around the marked cells; none where there are no such cells."""
-    xs: list[float | None] = []
-    ys: list[float | None] = []
+    xs: list[float | int | None] = []
+    ys: list[float | int | None] = []
     for (x0, y0), (x1, y1) in panel.outline():
         xs += [x0, x1, None]
         ys += [y0, y1, None]

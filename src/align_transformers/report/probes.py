@@ -23,7 +23,8 @@ def picture_of_probes(table: Tabular, value: str | None) -> Picture:
         places.sort()
     panels: list[tuple[Panel, ...]] = []
     findings = []
-    for name in table.components() or [None]:
+    components: list[str | None] = [*table.components()]
+    for name in components or [None]:
         rows = list(table.select(name).rows())
         title = f"{name}: " if len(table.components()) > 1 else ""
         best = max(rows, key=lambda row: (row["accuracy"] or 0.0, row["layer"]))
