@@ -41,13 +41,13 @@ def paths(model, tokenizer) -> Table:
 def scrubbing(model, tokenizer) -> Table:
     prompts = [f"The capital of {country} is" for country in CITIES]
     features = {
-        "the country": list(CITIES),
-        "the continent": [CONTINENTS.get(country, "Europe") for country in CITIES],
-        "nothing": ["same"] * len(CITIES),
+        "by country": list(CITIES),
+        "by continent": [CONTINENTS.get(country, "Europe") for country in CITIES],
+        "all alike": ["same"] * len(CITIES),
     }
     return Table.concat(
         {
-            f"the last state tells {name}": at.causal_scrubbing(
+            name: at.causal_scrubbing(
                 model,
                 prompts,
                 [Claim(Site("block_output", 25), feature=feature, positions=[-1])],
@@ -114,7 +114,8 @@ def main() -> None:
     for study in STUDIES:
         if study.__name__ in chosen:
             start = time.monotonic()
-            path = save_figure(study(model, tokenizer), IMAGES / f"{study.__name__}.png")
+            value = "rank" if study is lens else None  # the answer's probability comes with the last layers alone
+            path = save_figure(study(model, tokenizer), IMAGES / f"{study.__name__}.png", value=value)
             print(f"{path}: {time.monotonic() - start:.0f} s", flush=True)
 
 

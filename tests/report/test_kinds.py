@@ -132,7 +132,7 @@ def test_hypotheses_are_bars_with_intervals_and_without_one_are_not_drawn():
     recovered, losses = panels(picture(both), Bars)
     found = [(bar.label, bar.value, bar.low, bar.high) for bar in recovered.bars]
     assert found == [("naive", 0.25, 0.25, 0.75), ("refined", 0.5, 0.25, 0.75)]
-    assert {bar.label: bar.value for bar in losses.bars}["refined: scrubbed"] == 2.25
+    assert {bar.label: bar.value for bar in losses.bars}["scrubbed: refined"] == 2.25
     with pytest.raises(SpecError, match="one resample has no interval"):
         picture(studies.scrubbing(low=None))
 
