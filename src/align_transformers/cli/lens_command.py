@@ -15,7 +15,7 @@ from .options import (
     ModelName,
     OutFolder,
     PositionNumbers,
-    Prompts,
+    PromptTexts,
     Quiet,
     names,
     numbers,
@@ -30,7 +30,7 @@ _VALUES = ("probability", "rank", "logit")
 
 
 def lens(
-    prompts: Prompts,
+    prompts: PromptTexts,
     model: ModelName = "smollm2-135m",
     answer: Annotated[
         str | None, typer.Option(help="The token to look for, with its leading space. Default: what the model says.")

@@ -33,7 +33,7 @@ TwoAnswers = Annotated[
 ]  # fmt: skip
 BasePrompt = Annotated[str, typer.Argument(metavar="BASE", help="The prompt whose run is edited.")]
 SourcePrompt = Annotated[str, typer.Argument(metavar="SOURCE", help="The prompt whose activations are put in.")]
-Prompts = Annotated[
+PromptTexts = Annotated[
     list[str], typer.Argument(metavar="PROMPT...", help="One or several; @file for those of a file, one a line.")
 ]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder for the .parquet, .png and .html that are written.")]

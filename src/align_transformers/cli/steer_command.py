@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._errors import SpecError
-from .options import AsJson, ModelName, OutFolder, Prompts, Quiet, doses, numbers, texts, two
+from .options import AsJson, ModelName, OutFolder, PromptTexts, Quiet, doses, numbers, texts, two
 from .running import Job
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def steer(
-    prompts: Prompts,
+    prompts: PromptTexts,
     toward: Annotated[list[str], typer.Option(help="A text to steer towards, or @file; may be given several times.")],
     away: Annotated[list[str], typer.Option(help="A text to steer away from, or @file; likewise.")],
     answers: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .panels import Bars, Curve, Line
+from .panels import Bars, Curve, CurveLine
 from .words import cut
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ COLOURS = ("#2171b5", "#d96c1e", "#1b9e77", "#7b5ea7", "#8c6d31")
 _MARKS = ("o", "s", "^", "D", "v")
 
 
-def style_of(line: Line, number: int) -> tuple[str, str]:
+def style_of(line: CurveLine, number: int) -> tuple[str, str]:
     """Return colour and mark of a line; a control is grey."""
     return (_CONTROL, "x") if line.control else (COLOURS[number % len(COLOURS)], _MARKS[number % len(_MARKS)])
 

@@ -11,7 +11,6 @@ from .tabular import Tabular
 from .words import precise, spoken, visible
 
 _SHARES = ((0.0, "0"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (1.0, "1"))
-_WORST = 1000  # ranks from here on have one colour
 
 
 def picture_of_lens(table: Tabular, value: str | None) -> Picture:
@@ -88,7 +87,7 @@ def _scale(table: Tabular, asked: str, named: str) -> ColourScale:
         return ColourScale(named, _SHARES)
     values = [value for value in table.columns[asked] if value is not None]
     if asked == "rank":
-        return rank_scale(named, min(_WORST, max(int(max(values, default=1)), 1)))
+        return rank_scale(named, max(int(max(values, default=1)), 1))
     if any(isinstance(value, str | tuple) for value in values):
         raise SpecError(f"{asked!r} holds no numbers: value is 'probability', 'rank' or 'logit'")
     return signed_scale(named, values)

@@ -127,7 +127,7 @@ class HeatMap:
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """A value with its 95 % interval, where it has one; `details` is what pointing at it shows."""
 
     x: float | int
@@ -138,11 +138,11 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Line:
+class CurveLine:
     """A line of a curve, with the band of its intervals; a `control` is grey and dashed."""
 
     name: str
-    points: tuple[Point, ...]
+    points: tuple[CurvePoint, ...]
     control: bool = False
 
 
@@ -153,7 +153,7 @@ class Curve:
     title: str
     x: str
     y: str
-    lines: tuple[Line, ...]
+    lines: tuple[CurveLine, ...]
     zero: bool = True
 
 
