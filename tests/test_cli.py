@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from align_transformers import cli
 from align_transformers._errors import SpecError
+from align_transformers.cli import running
+from align_transformers.cli.options import numbers
 from align_transformers.table import Table
 
 BASE, SOURCE = "w1 w2 w3 w4", "w1 w2 w9 w4"
@@ -128,7 +130,7 @@ def test_a_mistake_is_one_line_on_stderr_and_status_2(run, folder, tmp_path, arg
 
 def test_a_folder_that_cannot_be_written_is_said_before_the_work(run, folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
-    monkeypatch.setattr(cli, "_sweep", None)
+    monkeypatch.setattr(running, "_load", None)
     status, _, err = run("trace", BASE, SOURCE, "--model", folder, "--out", "file")
     assert status == 2
     assert "file" in err
@@ -197,7 +199,7 @@ def test_a_progress_bar_is_shown_on_stderr_while_it_runs(run, folder, monkeypatc
 @pytest.mark.parametrize("text", ["", "a", "1-", "5-2", "1,,2", "-3-4", "--2"])
 def test_senseless_numbers_are_refused(text):
     with pytest.raises(SpecError, match="--layers"):
-        cli.numbers(text, "--layers")
+        numbers(text, "--layers")
 
 
 def test_describe_prints_the_tree(run, folder):

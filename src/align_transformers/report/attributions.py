@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .layer_map import Row, averaged, interval_of, largest, layer_map, line_of, prompts_of, units
-from .panels import Bar, Bars, Curve, Labels, Line, Panel, Picture, signed_scale
+from .panels import Bar, Bars, Curve, CurveLine, Labels, Panel, Picture, signed_scale
 from .tabular import Tabular
 from .words import spoken
 
@@ -101,8 +101,8 @@ def _curve(table: Tabular, value: str) -> Curve:
             key = kind, row["layer"], row["prompt"]
             sums[key] = sums.get(key, 0.0) + row[value]
     rows = [{"component": k, "layer": n, "prompt": p, value: total} for (k, n, p), total in sums.items()]
-    lines: list[Line] = []
-    for kind in dict.fromkeys(row["component"] for row in rows):
-        own = table.from_rows((row for row in rows if row["component"] == kind), meta={})
-        lines.append(line_of(str(kind), averaged(own, ["layer"], value, "prompt"), value))
+    lines: list[CurveLine] = []
+    for name in dict.fromkeys(kind for kind, _, _ in sums):
+        own = table.from_rows((row for row in rows if row["component"] == name), meta={})
+        lines.append(line_of(name, averaged(own, ["layer"], value, "prompt"), value))
     return Curve("layer by layer", "layer", "logits", tuple(lines))

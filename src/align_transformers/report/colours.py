@@ -24,7 +24,7 @@ UNKNOWN: Colour = (128, 128, 128)
 FAINT = 0.05  # numbers closer to 0 than this are written faintly
 
 
-def shade(value: float | None, scale: Sequence[tuple[float, Colour]]) -> Colour:
+def shade(value: float | int | None, scale: Sequence[tuple[float, Colour]]) -> Colour:
     """Return the colour of a value, `(red, green, blue)` from 0 to 255; unknown values are grey.
 
     >>> shade(0.0, LIGHT), shade(1.0, LIGHT) == shade(7.5, LIGHT), shade(None, LIGHT)

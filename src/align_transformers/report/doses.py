@@ -7,11 +7,11 @@ from typing import Any
 
 from .._errors import SpecError
 from .layer_map import prompts_of
-from .panels import Curve, Line, Panel, Picture, Point
+from .panels import Curve, CurveLine, CurvePoint, Panel, Picture
 from .tabular import Tabular
 from .words import cut, precise, visible, with_interval
 
-_COSTS = {"wrong_way": "share that moved wrongly", "perplexity": "perplexity", "distinct_2": "distinct bigrams"}
+_COSTS = {"wrong_way": "share that moved the wrong way", "perplexity": "perplexity", "distinct_2": "distinct bigrams"}
 
 
 def picture_of_doses(table: Tabular, value: str | None) -> Picture:
@@ -68,13 +68,13 @@ def _ends(value: str) -> tuple[str, str]:
     return ("low", "high") if value == "effect" else (f"{value}_low", f"{value}_high")
 
 
-def _line(name: str, curve: Sequence[Mapping[str, Any]], value: str, *, control: bool = False) -> Line:
+def _line(name: str, curve: Sequence[Mapping[str, Any]], value: str, *, control: bool = False) -> CurveLine:
     low, high = _ends(value)
     points = tuple(
-        Point(one["dose"], one[value], one.get(low), one.get(high), (f"n = {one['n']}",) if "n" in one else ())
+        CurvePoint(one["dose"], one[value], one.get(low), one.get(high), (f"n = {one['n']}",) if "n" in one else ())
         for one in sorted(curve, key=lambda one: float(one["dose"]))
     )
-    return Line(name, points, control)
+    return CurveLine(name, points, control)
 
 
 def _samples(table: Tabular) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .panels import Bars, Curve, Line
+from .panels import Bars, Curve, CurveLine
 from .words import cut
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ COLOURS = ("#2171b5", "#d96c1e", "#1b9e77", "#7b5ea7", "#8c6d31")
 _MARKS = ("o", "s", "^", "D", "v")
 
 
-def style_of(line: Line, number: int) -> tuple[str, str]:
+def style_of(line: CurveLine, number: int) -> tuple[str, str]:
     """Return colour and mark of a line; a control is grey."""
     return (_CONTROL, "x") if line.control else (COLOURS[number % len(COLOURS)], _MARKS[number % len(_MARKS)])
 
@@ -25,14 +25,14 @@ def draw_curve(axes: Axes, curve: Curve) -> None:
     """Draw lines with the bands of their intervals."""
     for number, line in enumerate(curve.lines):
         colour, mark = style_of(line, number)
-        known = [point for point in line.points if point.y is not None]
+        known = [(point.x, point.y) for point in line.points if point.y is not None]
         dashes = "--" if line.control else "-"
-        xs, ys = [point.x for point in known], [point.y for point in known]
+        xs, ys = [x for x, _ in known], [y for _, y in known]
         axes.plot(xs, ys, dashes, color=colour, marker=mark, markersize=3, linewidth=1.4, label=line.name)
-        banded = [point for point in known if point.low is not None and point.high is not None]
-        if banded:
-            lows, highs = [point.low for point in banded], [point.high for point in banded]
-            axes.fill_between([point.x for point in banded], lows, highs, color=colour, alpha=0.18, linewidth=0)
+        band = [(p.x, p.low, p.high) for p in line.points if p.low is not None and p.high is not None]
+        if band:
+            xs, lows, highs = ([point[n] for point in band] for n in range(3))
+            axes.fill_between(xs, lows, highs, color=colour, alpha=0.18, linewidth=0)
     _frame(axes, curve.x, curve.y)
     if curve.zero:
         axes.axhline(0, color=_FAINT, linewidth=0.6)

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from .._errors import SpecError, UnknownNameError, near_misses
-from .attention import picture_of_attention
+from .attention_maps import picture_of_attention
 from .attributions import picture_of_attribution
 from .averages import picture_of_averages
 from .doses import picture_of_doses
+from .interchange import drawings_of, picture_of_pair
 from .lenses import picture_of_lens
-from .pair import drawings_of, picture_of_pair
 from .pair_summary import facts_of_pair, summary_of_pair
 from .panels import Picture
 from .paths import picture_of_paths
@@ -21,9 +21,9 @@ from .restorations import picture_of_restorations
 from .scrubbing import picture_of_scrubbing
 from .tabular import Tabular
 
-Maker = Callable[[Tabular, str | None], Picture]
+PictureMaker = Callable[[Tabular, str | None], Picture]
 
-_MAKERS: Mapping[str, Maker] = {
+_MAKERS: Mapping[str, PictureMaker] = {
     "grid": lambda table, value: _grid(table, value),
     "causal_tracing": picture_of_restorations,
     "path_patching": picture_of_paths,
@@ -113,8 +113,12 @@ def _grid(table: Tabular, value: str | None) -> Picture:
 
 
 def _is_one_pair(table: Tabular) -> bool:
-    """Whether there are layers and positions of one pair; what else lacks a column is told by `arrange`."""
+    """Whether there are layers and positions of one pair; what a table without layers lacks is told by `arrange`."""
     columns: Mapping[str, tuple[Any, ...]] = table.columns
+    if "layer" not in columns:
+        return True
+    if "position" not in columns or "base" not in table.meta:
+        return False
     several = any(len(set(columns.get(name, ()))) > 1 for name in ("pair", "direction", "head", "neuron"))
     placed = None not in columns.get("position", ()) and None not in columns.get("layer", ())
-    return "pair" not in columns or (not several and placed)
+    return not several and placed

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .._errors import SpecError
-from .panels import ColourScale, HeatMap, Labels, Line, Point, Square, layer_labels
+from .panels import ColourScale, CurveLine, CurvePoint, HeatMap, Labels, Square, layer_labels
 from .tabular import Tabular
 from .words import number, spoken, visible, with_interval
 
@@ -101,14 +101,16 @@ def units(table: Tabular, unit: str) -> int:
     return len(set(table.columns.get(unit, (0,))))
 
 
-def line_of(name: str, rows: Iterable[Row], value: str, x: str = "layer", *, control: bool = False) -> Line:
+def line_of(name: str, rows: Iterable[Row], value: str, x: str = "layer", *, control: bool = False) -> CurveLine:
     """Return a line of a curve over the layers; the band is `low` to `high`."""
     points = [
-        Point(row[x], row[value], row.get("low"), row.get("high"), (f"n = {row['count']}",) if "count" in row else ())
+        CurvePoint(
+            row[x], row[value], row.get("low"), row.get("high"), (f"n = {row['count']}",) if "count" in row else ()
+        )
         for row in sorted(rows, key=lambda row: row[x])
         if row[x] is not None
     ]
-    return Line(name, tuple(points), control)
+    return CurveLine(name, tuple(points), control)
 
 
 def largest(rows: Iterable[Row], value: str, most: int = 5) -> list[Row]:

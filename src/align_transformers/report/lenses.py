@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .._errors import SpecError
 from .layer_map import Row, averaged, layer_map, line_of, prompts_of, token_labels
@@ -11,7 +11,6 @@ from .tabular import Tabular
 from .words import precise, spoken, visible
 
 _SHARES = ((0.0, "0"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (1.0, "1"))
-_WORST = 1000  # ranks from here on have one colour
 
 
 def picture_of_lens(table: Tabular, value: str | None) -> Picture:
@@ -35,13 +34,19 @@ def picture_of_lens(table: Tabular, value: str | None) -> Picture:
     maps: list[HeatMap] = []
     for name in table.components():
         rows = list(table.select(name).rows())
-        says = {
-            "details": _details,
-            "text": _top if "top_tokens" in table.columns else None,
-            "mark": lambda row: bool(row.get("top_tokens")) and row["top_tokens"][0] == answer,
-        }
-        title = name if len(table.components()) > 1 else ""
-        maps.append(layer_map(rows, asked, labels, lambda row: row["position"], scale, title=title, **says))
+        maps.append(
+            layer_map(
+                rows,
+                asked,
+                labels,
+                lambda row: row["position"],
+                scale,
+                title=name if len(table.components()) > 1 else "",
+                details=_details,
+                text=_top if "top_tokens" in table.columns else None,
+                mark=lambda row: bool(row.get("top_tokens")) and row["top_tokens"][0] == answer,
+            )
+        )
     end = [row for row in table.rows() if row["position"] == places[-1]]
     return Picture(
         f"What the model would say after each layer: {named}",
@@ -82,7 +87,7 @@ def _scale(table: Tabular, asked: str, named: str) -> ColourScale:
         return ColourScale(named, _SHARES)
     values = [value for value in table.columns[asked] if value is not None]
     if asked == "rank":
-        return rank_scale(named, min(_WORST, max(int(max(values, default=1)), 1)))
+        return rank_scale(named, max(int(max(values, default=1)), 1))
     if any(isinstance(value, str | tuple) for value in values):
         raise SpecError(f"{asked!r} holds no numbers: value is 'probability', 'rank' or 'logit'")
     return signed_scale(named, values)
@@ -98,7 +103,7 @@ def _details(row: Row) -> list[str]:
     return [*lines, "", "the model would say", *(f"{share:6.1%}  {visible(token)}" for token, share in best)]
 
 
-def _findings(rows: list[Row], answer: str) -> tuple[str, ...]:
+def _findings(rows: Sequence[Row], answer: str) -> tuple[str, ...]:
     """Say from which layer on the answer is the most probable token at the last token."""
     lines = []
     for name in dict.fromkeys(row["component"] for row in rows):

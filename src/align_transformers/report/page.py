@@ -97,10 +97,15 @@ def save_page(
         MissingExtraError: plotly is not installed.
         OSError: the folder cannot be written to.
     """
-    return write_atomically(path, _html(picture(table, value, component=component)).encode())
+    return write_atomically(path, page_of(picture(table, value, component=component)).encode())
 
 
-def _html(drawn: Picture) -> str:
+def page_of(drawn: Picture) -> str:
+    """Return a picture as a page.
+
+    Raises:
+        MissingExtraError: plotly is not installed.
+    """
     names = {id(panel): f"panel-{n}" for n, panel in enumerate(panel for row in drawn.panels for panel in row)}
     prompts = [
         f"<div><span>{escape(name)}</span> {escape(text)}{f' <b>→ {escape(answer)}</b>' * bool(answer)}</div>"

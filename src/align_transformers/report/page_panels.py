@@ -8,7 +8,7 @@ from typing import Any
 
 from .colours import LIGHT, Colour, css, shade
 from .figure_charts import style_of
-from .panels import Bars, ColourScale, Curve, HeatMap, Line, Panel
+from .panels import Bars, ColourScale, Curve, CurveLine, HeatMap, Panel
 from .words import cut, with_interval
 
 _FONT = {"size": 13, "color": "#1c1c1c", "family": "system-ui, 'DejaVu Sans', sans-serif"}
@@ -102,8 +102,8 @@ def _colour_bar(scale: ColourScale) -> dict[str, Any]:
 
 def _outline(panel: HeatMap, graph: Any) -> list[Any]:
     """Return the line around the marked cells; none where there are no such cells."""
-    xs: list[float | None] = []
-    ys: list[float | None] = []
+    xs: list[float | int | None] = []
+    ys: list[float | int | None] = []
     for (x0, y0), (x1, y1) in panel.outline():
         xs += [x0, x1, None]
         ys += [y0, y1, None]
@@ -123,7 +123,7 @@ def _curve(panel: Curve, graph: Any) -> Any:
     return figure
 
 
-def _line_traces(panel: Curve, line: Line, number: int, graph: Any) -> list[Any]:
+def _line_traces(panel: Curve, line: CurveLine, number: int, graph: Any) -> list[Any]:
     """Return the band of a line, if it has one, and the line."""
     colour, mark = style_of(line, number)
     known = [point for point in line.points if point.y is not None]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from .pair import Drawing
+from .interchange import Drawing
 from .words import number, visible
 
 

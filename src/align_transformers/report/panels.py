@@ -46,8 +46,8 @@ class Square:
         marked: it is inside the outline.
     """
 
-    value: float | None
-    place: float | None
+    value: float | int | None
+    place: float | int | None
     text: str
     details: tuple[str, ...] = ()
     marked: bool = False
@@ -72,11 +72,11 @@ class ColourScale:
 
     name: str
     ticks: tuple[tuple[float, str], ...] = ((-1.0, "-1"), (-0.5, "-0.5"), (0.0, "0"), (0.5, "0.5"), (1.0, "1"))
-    whole: float = 1.0
-    worst: float | None = None
-    begin: float = 0.0
+    whole: float | int = 1.0
+    worst: float | int | None = None
+    begin: float | int = 0.0
 
-    def at(self, value: float | None) -> float | None:
+    def at(self, value: float | int | None) -> float | int | None:
         """Return the place of a value, within -1 and 1.
 
         >>> ColourScale("", whole=4.0).at(-2), ColourScale("", worst=99).at(9), ColourScale("").at(7)
@@ -127,22 +127,22 @@ class HeatMap:
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """A value with its 95 % interval, where it has one; `details` is what pointing at it shows."""
 
-    x: float
-    y: float | None
-    low: float | None = None
-    high: float | None = None
+    x: float | int
+    y: float | int | None
+    low: float | int | None = None
+    high: float | int | None = None
     details: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Line:
+class CurveLine:
     """A line of a curve, with the band of its intervals; a `control` is grey and dashed."""
 
     name: str
-    points: tuple[Point, ...]
+    points: tuple[CurvePoint, ...]
     control: bool = False
 
 
@@ -153,7 +153,7 @@ class Curve:
     title: str
     x: str
     y: str
-    lines: tuple[Line, ...]
+    lines: tuple[CurveLine, ...]
     zero: bool = True
 
 
@@ -162,9 +162,9 @@ class Bar:
     """One bar of a chart, with its 95 % interval, where it has one."""
 
     label: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
+    value: float | int | None
+    low: float | int | None = None
+    high: float | int | None = None
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class Picture:
         return tuple(panel for row in self.panels for panel in row if isinstance(panel, HeatMap))
 
 
-def signed_scale(name: str, values: Iterable[float | None]) -> ColourScale:
+def signed_scale(name: str, values: Iterable[float | int | None]) -> ColourScale:
     """Return a scale that is centred at 0 and reaches as far as the values, in a round number.
 
     >>> signed_scale("effect", [0.3, -1.7, None]).ticks
@@ -234,7 +234,7 @@ def rank_scale(name: str, worst: int) -> ColourScale:
     return ColourScale(name, tuple((empty.at(step) or 0.0, str(step)) for step in steps), worst=worst)
 
 
-def rounded_up(value: float) -> float:
+def rounded_up(value: float | int) -> float:
     """Return the next of 1, 1.5, 2, 3, 4, 6, 8, 10, 15, ... (and 0.8, 0.6, ...) that is not below `value`; 1 for 0.
 
     >>> [rounded_up(value) for value in (0.0, 0.05, 1.7, 20, 21)]

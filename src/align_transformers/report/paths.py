@@ -81,8 +81,8 @@ def _caption(table: Tabular, value: str, pairs: int) -> str:
         "none": "nothing is held",
     }.get(str(table.meta.get("freeze")), "")
     over = f"Means over {pairs} pairs; intervals: bootstrap over pairs. " if pairs > 1 else ""
+    what = f"{value.capitalize()} on {table.meta.get('metric', 'the metric')}, 0 = as in the base's run. "
     return (
         f"{table.meta['model']}: the sender's output is that of the source's run, {frozen}, and only the receivers get "
-        f"what comes of it. {value} on {table.meta.get('metric', 'the metric')}, 0 = as in the base's run. {over}"
-        "Deepest layer on top."
+        f"what comes of it. {what}{over}Deepest layer on top."
     )

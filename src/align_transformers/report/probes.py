@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .layer_map import Row, layer_map, line_of
-from .panels import ColourScale, Curve, HeatMap, Labels, Line, Panel, Picture, signed_scale
+from .panels import ColourScale, Curve, CurveLine, HeatMap, Labels, Panel, Picture, signed_scale
 from .tabular import Tabular
 from .words import visible, with_interval
 
@@ -23,7 +23,8 @@ def picture_of_probes(table: Tabular, value: str | None) -> Picture:
         places.sort()
     panels: list[tuple[Panel, ...]] = []
     findings = []
-    for name in table.components() or [None]:
+    components: list[str | None] = [*table.components()]
+    for name in components or [None]:
         rows = list(table.select(name).rows())
         title = f"{name}: " if len(table.components()) > 1 else ""
         best = max(rows, key=lambda row: (row["accuracy"] or 0.0, row["layer"]))
@@ -102,7 +103,7 @@ def _accuracies(rows: Sequence[Row], title: str, at: str) -> Curve:
 
 def _effects(rows: Sequence[Row], title: str, at: str) -> Curve:
     known = {name: name.removesuffix("_effect").replace("_", " ") for name in _EFFECTS if rows and name in rows[0]}
-    lines: list[Line] = [
+    lines: list[CurveLine] = [
         line_of(words, _with_interval(rows, name), name, control=name.startswith("random"))
         for name, words in known.items()
     ]

@@ -52,7 +52,7 @@ def picture_of_restorations(table: Tabular, value: str | None) -> Picture:
     )
 
 
-def _of_one(table: Tabular, prompt: int, value: str, column: str) -> tuple[list[Row], tuple[Labels, Sequence[Any]]]:
+def _of_one(table: Tabular, prompt: int, value: str, column: str) -> tuple[Sequence[Row], tuple[Labels, Sequence[Any]]]:
     """Return rows and columns of one prompt; the interval is over the draws of the noise."""
     noisy, draws = table.meta.get("noise") is not None, table.meta.get("draws", 1)
     if noisy and draws < 2:
@@ -75,7 +75,7 @@ def _named(table: Tabular) -> tuple[Labels, Sequence[Any]]:
     return Labels("place", tuple((str(name),) for name in names), tuple(range(len(names)))), names
 
 
-def _of_several(table: Tabular, value: str, column: str) -> tuple[list[Row], tuple[Labels, Sequence[Any]]]:
+def _of_several(table: Tabular, value: str, column: str) -> tuple[Sequence[Row], tuple[Labels, Sequence[Any]]]:
     """Return means over prompts by place, or what a token is to the subject; the interval is over prompts."""
     rows = averaged(table, ["component", "layer", column], value, "prompt")
     if column == "place":

@@ -28,7 +28,7 @@ def picture_of_scrubbing(table: Tabular, value: str | None) -> Picture:
     losses: list[Bar] = []
     for column in columns:
         for row in averaged(table, [by] if by else [], column, "draw"):
-            named = column if by is None else f"{row[by]}: {column}"
+            named = column if by is None else f"{column}: {row[by]}"
             losses.append(Bar(named, row[column], row["low"], row["high"]))
     first = next(iter(hypotheses.values()))
     return Picture(

@@ -25,7 +25,7 @@ def spoken(answer: str) -> str:
     return visible(answer.strip()).replace(_MARKS[" "], " ") if answer.strip() else visible(answer)
 
 
-def number(value: float | None, width: int = 5) -> str:
+def number(value: float | int | None, width: int = 5) -> str:
     """Return a number in at most `width` characters, two decimals where they fit; unknown is a dash.
 
     >>> number(0.984), number(-0.004), number(123.456), number(-1e9), number(None)
@@ -42,7 +42,7 @@ def number(value: float | None, width: int = 5) -> str:
     return ">9999" if value > 0 else "<-999"
 
 
-def precise(value: float | None) -> str:
+def precise(value: float | int | None) -> str:
     """Return a number with three digits that tell, for prose and details.
 
     >>> precise(0.01234), precise(-12.3456), precise(None), precise(1e-20)
@@ -51,7 +51,7 @@ def precise(value: float | None) -> str:
     return "-" if value is None else f"{value + 0.0:.3g}"
 
 
-def with_interval(value: float | None, low: float | None, high: float | None) -> str:
+def with_interval(value: float | int | None, low: float | int | None, high: float | int | None) -> str:
     """Return a number and its 95 % interval, where it has one.
 
     >>> with_interval(0.5, 0.25, 0.75), with_interval(0.5, None, None)

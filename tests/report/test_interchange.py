@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from align_transformers._errors import SpecError
 from align_transformers.report import facts, in_terminal, save_figure, save_page, summary
 from align_transformers.report.colours import DARK, LIGHT, ink, shade
-from align_transformers.report.pair import arrange
+from align_transformers.report.interchange import arrange
 from align_transformers.report.words import visible
 from align_transformers.table import Table
 

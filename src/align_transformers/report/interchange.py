@@ -18,7 +18,7 @@ _OF_A_PAIR = tuple(
 
 
 @dataclass(frozen=True)
-class Swap:
+class SwapCell:
     """One swap: where it was made and what came of it (fields as the table's columns; None = not known)."""
 
     layer: int
@@ -48,7 +48,7 @@ class Drawing:
     positions: tuple[int, ...]
     tokens: Mapping[int, tuple[str, str]]
     raw_tokens: Mapping[int, str]
-    cells: Mapping[tuple[int, int], Swap]
+    cells: Mapping[tuple[int, int], SwapCell]
     meta: Mapping[str, object]
 
     @property
@@ -128,7 +128,7 @@ class Drawing:
         names = tuple(tuple(dict.fromkeys(self.tokens[position])) for position in self.positions)
         return HeatMap(title, layer_labels(self.layers), Labels("token", names, self.positions), squares, scale)
 
-    def _details(self, cell: Swap) -> tuple[str, ...]:
+    def _details(self, cell: SwapCell) -> tuple[str, ...]:
         lines = [
             self.label(cell.position, " → "),
             f"layer {cell.layer}, position {cell.position}",
@@ -160,7 +160,7 @@ def arrange(table: Tabular, component: str | None = None) -> Drawing:
     if len(chosen.components()) != 1:
         raise SpecError(f"choose one component to draw, component=...; the table has {chosen.components()}")
     meta = _meta_of_pair(chosen)
-    cells: dict[tuple[int, int], Swap] = {}
+    cells: dict[tuple[int, int], SwapCell] = {}
     tokens: dict[int, tuple[str, str]] = {}
     raw: dict[int, str] = {}
     for row in chosen.rows():
@@ -179,7 +179,7 @@ def arrange(table: Tabular, component: str | None = None) -> Drawing:
         probabilities: tuple[float, ...] = row.get("top_probabilities", ())
         flips = len(best) > 0 and best[0] == meta.get("source_answer")
         top = tuple(zip(best, probabilities, strict=True))
-        cells[layer, position] = Swap(layer, position, row["effect"], row["recovered"], flips, top)
+        cells[layer, position] = SwapCell(layer, position, row["effect"], row["recovered"], flips, top)
         raw[position] = row["token"]
         tokens[position] = (visible(row["token"]), visible(row["source_token"]))
     layers, positions = ({key[i] for key in cells} for i in (0, 1))

@@ -1,0 +1,60 @@
+"""The command line: `align-transformers trace BASE SOURCE`, `align-transformers lens PROMPT`, ..., one file a command.
+
+Nothing heavy is imported before there is something to do, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .._errors import AlignError
+from .._version import library_version
+from .attend_command import attend
+from .describe_command import describe
+from .lens_command import lens
+from .paths_command import paths
+from .probe_command import probe
+from .steer_command import steer
+from .trace_command import trace
+
+MISTAKE = 2  # exit status where the user asked for something that cannot be done
+
+app = typer.Typer(
+    name="align-transformers",
+    help="Interventions on the internals of neural networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+for _command in (trace, paths, lens, attend, steer, probe, describe):
+    app.command(no_args_is_help=True)(_command)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends it with status 2 and one line on stderr."""
+    try:
+        app()
+    except (AlignError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"align-transformers: error: {message}", file=sys.stderr)
+        sys.exit(MISTAKE)
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        print(f"align-transformers {library_version()}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Interventions on the internals of neural networks: what happens if this activation had been another one?"""

@@ -1,0 +1,123 @@
+"""How every command goes: a bar while it runs, then the files, then the picture or one JSON object."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from .._bar import bar
+from .._files import write_atomically
+
+if TYPE_CHECKING:
+    from ..report import Picture
+    from ..table import Table
+
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command's work and where its results go.
+
+    Args:
+        name: of the command, and of the files.
+        out: the folder for these.
+        as_json: print one JSON object.
+        quiet: print nothing.
+        value: which number is drawn; default: the study's main one.
+    """
+
+    name: str
+    out: Path
+    as_json: bool
+    quiet: bool
+    value: str | None = None
+
+    def run(self, model: str, study: Callable[..., Table], doing: str = "running") -> None:
+        """Load a model, carry a study out, and write and show its table.
+
+        Files are written one by one, each in one step: who interrupts leaves no half of one.
+
+        Args:
+            model: name or folder.
+            study: called with the model, and `tokenizer` and `progress` as studies take them.
+            doing: what the bar says meanwhile.
+
+        Raises:
+            AlignError: the user asked for something that cannot be done.
+            OSError: the folder cannot be written to.
+        """
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with self._progress(doing) as (say, advance):
+                say(f"loading {model}")
+                loaded, tokenizer = _load(model)
+                table = study(loaded, tokenizer=tokenizer, progress=advance)
+                say("writing the files")
+                files = {"table": str(table.save(self.out / f"{self.name}.parquet"))}  # it may have no picture
+                drawn = _picture(table, self.value)
+                files |= self._write(drawn)
+            if self.as_json:
+                print(json.dumps(described(table, files, self.value)))
+            elif not self.quiet:
+                _show(drawn, files)
+        except KeyboardInterrupt as stopped:
+            print("align-transformers: interrupted", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from stopped
+
+    def _write(self, drawn: Picture) -> dict[str, str]:
+        from ..report import figure_of, image_of, page_of
+
+        made = {"figure": ("png", image_of(figure_of(drawn))), "page": ("html", page_of(drawn).encode())}
+        return {
+            kind: str(write_atomically(self.out / f"{self.name}.{ending}", content))
+            for kind, (ending, content) in made.items()
+        }
+
+    @contextmanager
+    def _progress(self, doing: str) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+        """Show what is being done, and how long it will take, on stderr; nothing is left of it afterwards."""
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        hidden = self.quiet or self.as_json or not console.is_terminal
+        with bar(self.name, console, hidden=hidden, transient=True) as advance:
+            yield lambda what: advance(None, None, what), lambda done, total: advance(done, total, doing)
+
+
+def described(table: Table, files: dict[str, str], value: str | None = None) -> dict[str, Any]:
+    """Return what `--json` prints: the table, the main findings, and the files."""
+    from ..report import facts
+
+    return {**table.to_dict(), "summary": facts(table, value=value), "files": files}
+
+
+def _picture(table: Table, value: str | None) -> Picture:
+    from ..report import picture
+
+    return picture(table, value)
+
+
+def _show(drawn: Picture, files: dict[str, str]) -> None:
+    from rich.console import Console
+
+    from ..report import Shown
+
+    console = Console()
+    console.print(Shown(drawn))
+    console.print()
+    console.print("\n".join(drawn.findings), markup=False, highlight=False)
+    console.print(f"Written: {', '.join(files.values())}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _load(model: str) -> tuple[Any, Any]:
+    from ..models.load import load_model
+
+    return load_model(model)
