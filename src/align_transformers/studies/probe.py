@@ -147,7 +147,7 @@ def probe(
     if folds < 2 or draws < 1 or seed < 0:
         raise SpecError(f"probes need folds >= 2, draws >= 1, seed >= 0; found {folds}, {draws} and {seed}")
     given = (_column(encoded, name, of) for name, of in (("labels", labels), ("groups", groups), ("types", types)))
-    known = LabelledPrompts.of(*given, _texts(encoded))
+    known = LabelledPrompts.of(*given, texts=_texts(encoded))
     places = places_probed(model, encoded, components, layers, positions)
     drawn = [ProbeDraw.of(known, folds, seed, number) for number in range(draws)]
     own = encoded.answers if answers is None and metric is None else answers

@@ -29,7 +29,7 @@ from ._layers import sites_of
 from ._places import WhichPlaces, columns_of
 from ._prompts import Prompts, Which, encode
 from ._samples import Continuation, Sample, Steered
-from ._scoring import metrics_for, model_name, name_of
+from ._scoring import MetricsByName, metrics_for, model_name, name_of
 
 TextMetric = Annotated[
     Callable[[Sequence[str]], Sequence[float]], "A function from the continuations to one number each"
