@@ -27,7 +27,7 @@ from ._prompts import Prompts
 FittedBy = Literal["mean", "pca", "probe"]
 Pairing = tuple[int, int] | None
 """How many positive and negative prompts there are."""
-Given = FittedBy | Tensor
+DirectionGiven = FittedBy | Tensor
 """How a direction is fitted, a direction, or a basis of what it lies in."""
 _DRAWS = 1000
 
@@ -167,7 +167,7 @@ class MeanReader:
         return {site: torch.stack(each) for site, each in found.items()}
 
 
-def given_directions(given: Any, model: nn.Module, sites: Sequence[Site], pairs: Pairing) -> dict[Site, Given]:
+def given_directions(given: Any, model: nn.Module, sites: Sequence[Site], pairs: Pairing) -> dict[Site, DirectionGiven]:
     """Return for each site what its direction is made of, before anything is run.
 
     Args:
@@ -179,7 +179,7 @@ def given_directions(given: Any, model: nn.Module, sites: Sequence[Site], pairs:
     Raises:
         SpecError: what is given is no direction there, or has nothing to be fitted to.
     """
-    found: dict[Site, Given] = {}
+    found: dict[Site, DirectionGiven] = {}
     for site in sites:
         one = given
         if isinstance(given, Mapping):
@@ -201,7 +201,7 @@ def given_directions(given: Any, model: nn.Module, sites: Sequence[Site], pairs:
 
 
 def fitted_directions(
-    given: Mapping[Site, Given], norms: Mapping[Site, float], contrasts: Mapping[Site, Contrast]
+    given: Mapping[Site, DirectionGiven], norms: Mapping[Site, float], contrasts: Mapping[Site, Contrast]
 ) -> list[SteeringVector]:
     """Return the direction at each site.
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from .._checked import checked
 from .._errors import SiteError, SpecError
 from .._version import library_version
-from ..engine import Planner, bind
+from ..engine import Outcome, Planner, bind
 from ..models import Slot, evaluating, resolve
 from ..models.shown import shares_of
 from ..plan import Logits, Plan, Read, Run
@@ -26,7 +26,7 @@ from ..sites import Site
 from ..table import Table
 from ._data import Prompt
 from ._nodes import heads_at, writers
-from ._prompts import ReadAt, encode, token_text
+from ._prompts import Prompts, ReadAt, encode, token_text
 from ._scoring import model_name, token_of_each
 
 _CLOSE = 1e-4
@@ -94,13 +94,8 @@ def direct_logit_attribution(
     parts = list(_addends(model, heads))
     depth = len(resolve(model).stacks[""])
     ends = Site("block_output", depth - 1), Site("final_norm_output")
-    read_at = encoded.columns(at)
-    places = Positions(tuple((column,) for column in read_at))
-    reads = {site: Read("clean", site, places) for site in (*(part.read for part in parts), *ends)}
-    plan = Plan((Run("clean", "prompts"),), ("clean",), Logits(None, (("prompts", read_at),)), tuple(reads.values()))
+    outcome, seen = _clean(model, encoded, [*(part.read for part in parts), *ends], encoded.columns(at), planner)
     with evaluating(model):
-        outcome = execute(bind(model, plan, {"prompts": encoded.inputs}, {}), planner)
-        seen = {site: outcome.values[read][:, 0] for site, read in reads.items()}
         values = {part.site: part.value(seen[part.read]).float() for part in parts}
         values |= {site: seen[site].float() for site in ends}
         logits = outcome.outputs["clean"].float()
@@ -140,6 +135,19 @@ def direct_logit_attribution(
             "version": library_version(),
         },
     )
+
+
+def _clean(
+    model: nn.Module, prompts: Prompts, sites: Sequence[Site], columns: Sequence[int], planner: Planner | None
+) -> tuple[Outcome, dict[Site, Tensor]]:
+    """Run the prompts, and return what came of it and what each site holds at a column of each, `(prompts, width)`."""
+    places = Positions(tuple((column,) for column in columns))
+    reads = {site: Read("clean", site, places) for site in sites}
+    logits = Logits(None, (("prompts", tuple(columns)),))
+    plan = Plan((Run("clean", "prompts"),), ("clean",), logits, tuple(reads.values()))
+    with evaluating(model):
+        outcome = execute(bind(model, plan, {"prompts": prompts.inputs}, {}), planner)
+    return outcome, {site: outcome.values[read][:, 0] for site, read in reads.items()}
 
 
 @dataclass(frozen=True)
