@@ -115,10 +115,9 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
                    "store": None, "progress": None, "planner": at.one_by_one}),
     "probe": (at.probe, {
         "model": model(), "prompts": tokens(4, 3), "labels": [0, 1, 0, 1], "components": ["mlp_output"],
-        "layers": [2], "positions": [1], "groups": None, "types": None, "columns": None,
-        "estimator": "difference_of_means",
-        "erasure": "direction", "folds": 2, "draws": 1, "answers": [4, 5, 4, 5], "metric": None, "at": -1, "seed": 0,
-        "tokenizer": None, "store": None, "progress": None, "planner": at.one_by_one}),
+        "layers": [2], "positions": [1], "groups": None, "types": None, "estimator": "difference_of_means",
+        "columns": None, "erasure": "direction", "folds": 2, "draws": 1, "answers": [4, 5, 4, 5], "metric": None,
+        "at": -1, "seed": 0, "tokenizer": None, "store": None, "progress": None, "planner": at.one_by_one}),
     "causal_scrubbing": (at.causal_scrubbing, {
         "model": model(), "prompts": tokens(2, 3), "hypothesis": [at.Claim(at.Site("mlp_output", 0), [0, 0])],
         "answers": 4, "metric": None, "draws": 1, "seed": 0, "together": False, "tokenizer": None, "columns": None,

@@ -9,9 +9,10 @@ import pytest
 import torch
 from tests.fast.families import blocks, shared
 from tests.helpers import hooked, padded_tokens, placed, tokens
-from transformers import GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from align_transformers import Metric, PositionError, SpecError, UnknownNameError, one_by_one, probe
+from align_transformers import Metric, PositionError, SpecError, UnknownNameError, last_token, one_by_one, probe
 from align_transformers.studies._probe_draws import LabelledPrompts, ProbeDraw, mean_over_groups
 from align_transformers.studies._probe_fits import NearestMean, estimator_of, fit_place
 
@@ -179,6 +180,42 @@ def test_an_encoder_is_probed_for_what_the_decoder_says() -> None:
     assert table.columns["swap_effect"][0] == pytest.approx(effect, abs=2e-4)
 
 
+@torch.no_grad()
+def test_places_are_found_by_text_and_labels_by_column() -> None:
+    model = shared("llama")
+    spoken = ["?", "the", "capital", "of", "Spain", "Italy", "is", "my", "friend", "says", "well", "Madrid", "Rome"]
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(spoken)}, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    begins = ["the capital of {}", "my friend says the capital of {}", "well {}", "says my friend of {}"]
+    rows = [
+        {"base": begin.format(country) + " is", "base_answer": answer, "country": country, "begin": begin}
+        for begin in begins
+        for country, answer in (("Spain", "Madrid"), ("Italy", "Rome"))
+    ]
+    places = {"country": last_token("{country}"), "last": -1}
+    table = probe(
+        model, rows, "country", tokenizer=PreTrainedTokenizerFast(tokenizer_object=made), groups="begin",
+        components=["block_input"], layers=[0], positions=places, folds=2, draws=1,
+    )  # fmt: skip
+    effects = []
+    for row in rows:
+        ids = torch.tensor([[spoken.index(word) for word in row["base"].split()]])
+        own, other = ("Spain", "Madrid"), ("Italy", "Rome")
+        if row["country"] == "Italy":
+            own, other = other, own
+        swapped = ids.clone()  # an embedding that becomes the other's is the other word
+        swapped[ids == spoken.index(own[0])] = spoken.index(other[0])
+        tokens_of = spoken.index(other[1]), spoken.index(own[1])
+        before, after = (model(input_ids=one).logits[0, -1] for one in (ids, swapped))
+        effects.append(float((after - before)[tokens_of[0]] - (after - before)[tokens_of[1]]))
+    first, last = table.rows()
+    assert (first["place"], first["position"], last["place"], last["position"]) == ("country", None, "last", -1)
+    assert first["swap_effect"] == pytest.approx(np.mean(effects), abs=2e-4)
+    assert (first["accuracy"], first["n"], last["cosine"]) == (1.0, 4, None)
+    assert abs(last["swap_effect"]) < 1e-5
+    assert table.meta["labels"] == {"Italy": 4, "Spain": 4}
+
+
 # --- planted: what is readable, and what is used ----------------------------------------------------------------------
 
 
@@ -256,6 +293,13 @@ def test_folds_keep_groups_together_and_partners_are_of_another_label_in_the_sam
     again = ProbeDraw.of(known(labels, groups), 4, seed=0, number=0)
     assert (draw.partners == again.partners).all()
     assert (draw.partners != ProbeDraw.of(known(labels, groups), 4, seed=0, number=1).partners).any()
+
+
+def test_every_probe_learns_every_class_where_types_are_on_both_sides() -> None:
+    labels, types = [n % 2 for n in range(8)], [n // 2 for n in range(8)]  # dealt by type, a fold may get one class
+    for number in range(20):
+        for train, _ in ProbeDraw.of(known(labels, types), 2, 0, number).seen:
+            assert set(np.array(labels)[train]) == {0, 1}
 
 
 def test_a_type_has_one_control_label_and_they_are_as_frequent_as_the_labels() -> None:
@@ -381,6 +425,11 @@ def test_what_makes_no_sense_is_refused_before_any_pass() -> None:
     refused(SpecError, "4 answers for 6 prompts", answers=[1, 2, 3, 4])
     refused(PositionError, "3 tokens", positions=[3])
     refused(SpecError, "components names nothing", components=[])
+    refused(SpecError, "labels='kind' is no column", labels="kind")
+    refused(SpecError, "position is chosen", positions=[])
+    refused(SpecError, "unequal lengths", positions=[[0], [0], [1], [1], [0, 1], [0]])
+    refused(SpecError, "name each", positions={"one": [0, 1]})
+    refused(SpecError, "name each", positions=[[0, 1], [1, 0], [0, 1], [0, 1], [0, 1], [0, 1]])
     twice = {name: torch.cat([value, value]) for name, value in tokens(3, 3).items()}
     with pytest.raises(SpecError, match="prompts 0 and 3 are equal"):
         probe(model, twice, labels, groups=list(range(6)), folds=2)

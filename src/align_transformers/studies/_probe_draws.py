@@ -140,7 +140,7 @@ class ProbeDraw:
         for fold, (_, test) in enumerate(by_group):
             tested_in[test] = fold
         repeated = np.bincount(prompts.types).max() > 1
-        seen = _spread(prompts.types, folds, random) if repeated else by_group
+        seen = _spread(prompts, folds, random) if repeated else by_group
         partners = np.empty(len(prompts), int)
         for _, test in by_group:
             for prompt in test:
@@ -172,13 +172,17 @@ def _held_out(prompts: LabelledPrompts, folds: int, random: np.random.Generator)
     return found
 
 
-def _spread(types: np.ndarray, folds: int, random: np.random.Generator) -> tuple[Fold, ...]:
-    """Return folds over which the prompts of each type are spread."""
-    order = random.permutation(len(types))
-    order = order[np.argsort(types[order], kind="stable")]
-    fold_of = np.empty(len(types), int)
-    fold_of[order] = np.arange(len(types)) % folds
-    return tuple((np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(folds))
+def _spread(prompts: LabelledPrompts, folds: int, random: np.random.Generator) -> tuple[Fold, ...]:
+    """Return folds over which the prompts of each type are spread, with every class to be learned in each."""
+    for _ in range(_TRIES):
+        order = random.permutation(len(prompts))
+        order = order[np.argsort(prompts.types[order], kind="stable")]
+        fold_of = np.empty(len(prompts), int)
+        fold_of[order] = np.arange(len(prompts)) % folds
+        found = tuple((np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(folds))
+        if all(len(set(prompts.labels[train])) == len(prompts.classes) for train, _ in found):
+            return found
+    raise SpecError(f"{len(prompts)} prompts are too few to spread types and labels over {folds} folds: give more")
 
 
 def _control(prompts: LabelledPrompts, folds: Sequence[Fold], random: np.random.Generator) -> np.ndarray:

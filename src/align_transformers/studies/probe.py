@@ -146,8 +146,8 @@ def probe(
         raise SpecError("give answers= or metric=, not both")
     if folds < 2 or draws < 1 or seed < 0:
         raise SpecError(f"probes need folds >= 2, draws >= 1, seed >= 0; found {folds}, {draws} and {seed}")
-    given = (_column(encoded, name, of) for name, of in (("labels", labels), ("groups", groups), ("types", types)))
-    known = LabelledPrompts.of(*given, texts=_texts(encoded))
+    of = {name: _column(encoded, name, of) for name, of in (("labels", labels), ("groups", groups), ("types", types))}
+    known = LabelledPrompts.of(**of, texts=_texts(encoded))
     places = places_probed(model, encoded, components, layers, positions)
     drawn = [ProbeDraw.of(known, folds, seed, number) for number in range(draws)]
     own = encoded.answers if answers is None and metric is None else answers
@@ -175,8 +175,8 @@ def probe(
         cells = sweep.table(
             model, store=store, planner=planner, progress=lambda done, _: tell(len(places) + done, total)
         )
-    of = estimator if isinstance(estimator, str) else str(asked)
-    facts = {"estimator": of, "erasure": erasure, "folds": folds, "draws": draws, "seed": seed}
+    kind = estimator if isinstance(estimator, str) else str(asked)
+    facts = {"estimator": kind, "erasure": erasure, "folds": folds, "draws": draws, "seed": seed}
     passes += Counter(cells.meta["passes"])
     meta = {**cells.meta, **_facts(model, encoded, places, known), **facts, "passes": dict(passes)}
     return Table.from_rows(_rows(cells, fits, known, seed), meta=meta)
