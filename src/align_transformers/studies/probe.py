@@ -9,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,18 +21,16 @@ from .._checked import checked
 from .._errors import SpecError
 from .._version import library_version
 from ..engine import Planner, bind
-from ..interventions import Intervention, SubspaceIntervention, VanillaIntervention
 from ..metrics import Metrics
 from ..models import evaluating
-from ..operations import Swap, Zero
-from ..plan import Edit, Plan, Read, Run
+from ..plan import Plan, Read, Run
 from ..planners import execute
 from ..table import Table
-from ._cell_run import CellRun
 from ._data import Prompt
 from ._places import WhichPlaces
 from ._probe_draws import LabelledPrompts, ProbeDraw, mean_over_groups
-from ._probe_fits import KINDS, Erasure, FittedDirections, PlaceFit, estimator_of, fit_place
+from ._probe_edits import PlaceDirections
+from ._probe_fits import Erasure, estimator_of
 from ._probe_places import ProbedPlace, places_probed
 from ._probe_scoring import ProbeScoring, answers_of
 from ._prompts import Prompts, ReadAt, Which, encode
@@ -161,17 +158,12 @@ def probe(
         states, passes = _states(model, encoded, places, planner)
         fits = []
         for number, (place, x) in enumerate(zip(places, states, strict=True), start=1):
-            fits.append(_PlaceDirections.of(place, x, known, drawn, asked, erasure))
+            fits.append(PlaceDirections.of(place, x, known, drawn, asked, erasure))
             tell(number, total)
-        sweep = Sweep(
-            "probe",
-            {"prompts": encoded.inputs},
-            (Run("clean", "prompts"),),
-            tuple(run for fit in fits for run in fit.runs(drawn)),
-            {name: one for fit in fits for name, one in fit.interventions().items()} | {"whole": VanillaIntervention()},
-            scoring,
-            wanted,
-        )
+        runs = tuple(run for fit in fits for run in fit.runs(drawn))
+        made = {name: one for fit in fits for name, one in fit.interventions().items()}
+        clean = (Run("clean", "prompts"),)
+        sweep = Sweep("probe", {"prompts": encoded.inputs}, clean, runs, made, scoring, wanted)
         cells = sweep.table(
             model, store=store, planner=planner, progress=lambda done, _: tell(len(places) + done, total)
         )
@@ -233,78 +225,10 @@ def _states(
     return states, Counter(passed.way for passed in outcome.passes)
 
 
-# --- what is edited ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _PlaceDirections:
-    """The probes of a place, and the edits along their directions.
-
-    Args:
-        place: where.
-        fits: of each draw.
-        origin: mean of the states.
-    """
-
-    place: ProbedPlace
-    fits: tuple[PlaceFit, ...]
-    origin: np.ndarray
-
-    @classmethod
-    def of(
-        cls,
-        place: ProbedPlace,
-        x: np.ndarray,
-        prompts: LabelledPrompts,
-        draws: Sequence[ProbeDraw],
-        estimator: Any,
-        erasure: Erasure,
-    ) -> _PlaceDirections:
-        """Fit the probes of all draws."""
-        return cls(place, tuple(fit_place(x, prompts, draw, estimator, erasure) for draw in draws), x.mean(0))
-
-    def interventions(self) -> dict[str, Intervention]:
-        """Return the swap and the erasure in this place's directions; members go by kind, draw and fold."""
-        stacks = [
-            np.stack([fold for kind in KINDS for fit in self.fits for fold in getattr(fit, side)[kind]])
-            for side in ("into", "back")
-        ]
-        held = FittedDirections(*(torch.from_numpy(one).float() for one in (*stacks, self.origin)))
-        return {
-            f"swap {self.place}": SubspaceIntervention(Swap(), held),
-            f"erase {self.place}": SubspaceIntervention(Zero(), held),
-        }
-
-    def runs(self, draws: Sequence[ProbeDraw]) -> Iterator[CellRun]:
-        """Yield the runs: each prompt in each draw is a cell."""
-        yield self._run("swap", KINDS[:3], draws)
-        yield self._run("whole", ("whole_swap",), draws)
-        yield self._run("erase", KINDS[3:], draws)
-
-    def _run(self, what: str, kinds: Sequence[str], draws: Sequence[ProbeDraw]) -> CellRun:
-        place, site = self.place, self.place.site
-        count, folds = len(draws[0].partners), len(draws[0].folds)
-        lines = [(kind, draw, prompt) for kind in kinds for draw in range(len(draws)) for prompt in range(count)]
-        cells, partners, members = [], [], []
-        for kind, draw, prompt in lines:
-            partners.append(int(draws[draw].partners[prompt]))
-            cells.append({**place.cell, "kind": kind, "draw": draw, "prompt": prompt, "partner": partners[-1]})
-            if kind in KINDS:
-                group = (KINDS.index(kind) * len(draws) + draw) * folds
-                members.append((group + int(draws[draw].tested_in[prompt]),))
-        prompts = tuple(prompt for *_, prompt in lines)
-        name, here = f"{what} {place}", place.at(prompts)
-        source = None if what == "erase" else Read("clean", site, place.at(partners), tuple(partners))
-        edit = Edit(name, site, "whole" if what == "whole" else name, here, tuple(members) or None, source)
-        return CellRun(Run(name, "prompts", (edit,), prompts), tuple(cells))
-
-
 # --- what comes of it -------------------------------------------------------------------------------------------------
 
 
-def _rows(
-    cells: Table, fits: Sequence[_PlaceDirections], known: LabelledPrompts, seed: int
-) -> Iterator[dict[str, Any]]:
+def _rows(cells: Table, fits: Sequence[PlaceDirections], known: LabelledPrompts, seed: int) -> Iterator[dict[str, Any]]:
     """Yield the table's rows: means over prompts and draws, with intervals over groups."""
     effects: dict[tuple[Any, ...], np.ndarray] = {}
     for row in cells.rows():
