@@ -14,7 +14,9 @@ import pytest
 import torch
 from tests.fast.families import blocks, shared
 from tests.helpers import FAMILIES, HIDDEN, VOCAB, new_model, padded_tokens, tokens
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from align_transformers import (
     AdditionIntervention,
@@ -26,6 +28,7 @@ from align_transformers import (
     Table,
     VanillaIntervention,
     accuracy,
+    at,
     kl_to_clean,
     logit_difference,
     one_by_one,
@@ -126,13 +129,15 @@ def rows(table: Table, **where: Any) -> list[dict[str, Any]]:
 # --- texts and metrics ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prompts", ["left padded", "right padded", "even"])
+@pytest.mark.parametrize("prompts", ["left padded", "right padded", "padded on both sides", "even"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_texts_metrics_and_perplexities_are_those_of_hooks_in_generate(family: str, prompts: str) -> None:
     model = shared(family)
     lengths = (5, 5, 5) if prompts == "even" else (5, 3, 4)
     inputs = padded_tokens(lengths, prompts.partition(" ")[0], seed=4)
+    if prompts == "padded on both sides":
+        inputs = {name: torch.stack([value[0], value[1].roll(1), value[2]]) for name, value in inputs.items()}
     real = [ids[mask.bool()] for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
     table = steer(model, inputs, METRIC, layers=[LAYER], **FITTED, doses=[-1, 0.5, 2], max_new_tokens=NEW)
     vector, norm = unit(mean_difference(model)), norm_of(model, real)
@@ -189,6 +194,25 @@ def test_which_tokens_are_steered(options: dict[str, Any], chosen: Sequence[int]
             assert row["metric"] == pytest.approx(float(logits[7] - logits[3]), abs=1e-4)
 
 
+def test_places_may_be_named_by_the_text_and_for_each_prompt() -> None:
+    model, inputs = shared("llama"), padded_tokens((5, 3), "left", seed=4)
+    options = {"layers": [LAYER], "doses": [1], "max_new_tokens": 0, **FITTED}
+    word = str(int(inputs["input_ids"][1, -2]))
+    made = Tokenizer(models.WordLevel({str(number): number for number in range(VOCAB)}, unk_token="0"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    table = steer(model, inputs, METRIC, positions=[["last"], [at(word)]], tokenizer=tokenizer, **options)
+    real = [ids[mask.bool()] for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+    vector = norm_of(model, real) * unit(mean_difference(model))
+    for row in rows(table, dose=1.0):
+        ids = real[row["prompt"]]
+        logits = last_logits(model, ids, vector, [len(ids) - (1, 2)[row["prompt"]]])
+        assert row["metric"] == pytest.approx(float(logits[7] - logits[3]), abs=1e-4)
+    assert "Anchor" in table.meta["positions"]
+    with pytest.raises(PositionError, match="prompt 1 has none of the positions"):
+        steer(model, padded_tokens((5, 3), "right"), METRIC, positions=[4], **options)
+
+
 def test_layers_are_steered_one_by_one_and_both_planners_agree() -> None:
     model, inputs = shared("gpt2"), tokens(2, 5, 4)
     options = {"layers": "all", "doses": [1], "max_new_tokens": 0, **FITTED}
@@ -236,13 +260,22 @@ def test_a_function_of_the_texts_is_a_metric() -> None:
 
 def test_a_metric_may_compare_with_the_unsteered_prompt() -> None:
     model, inputs = shared("gpt2"), tokens(2, 5, 4)
-    table = steer(model, inputs, kl_to_clean(), layers=[LAYER], **FITTED, doses=[1], max_new_tokens=0)
-    vector = norm_of(model, inputs["input_ids"]) * unit(mean_difference(model))
+    table = steer(
+        model, inputs, kl_to_clean(), layers=[LAYER], **FITTED, doses=[1], max_new_tokens=0, control=True, seed=3
+    )
+    norm, drawn = (
+        norm_of(model, inputs["input_ids"]),
+        torch.randn(2, HIDDEN, generator=torch.Generator().manual_seed(3)),
+    )
+
+    def divergence(ids: Tensor, vector: Tensor) -> float:
+        new, old = last_logits(model, ids, norm * vector, range(1, 5)), last_logits(model, ids, 0 * vector, [])
+        return abs(float((old.softmax(-1) * (old.log_softmax(-1) - new.log_softmax(-1))).sum()))
+
     for row in rows(table, dose=1.0):
         ids = inputs["input_ids"][row["prompt"]]
-        new, old = last_logits(model, ids, vector, range(1, 5)), last_logits(model, ids, 0 * vector, [])
-        wanted = (old.softmax(-1) * (old.log_softmax(-1) - new.log_softmax(-1))).sum()
-        assert abs(row["effect"]) == pytest.approx(float(wanted), abs=1e-4)
+        assert abs(row["effect"]) == pytest.approx(divergence(ids, unit(mean_difference(model))), abs=1e-4)
+        assert abs(row["control_effect"]) == pytest.approx(divergence(ids, unit(drawn[row["prompt"]])), abs=1e-4)
 
 
 # --- directions -------------------------------------------------------------------------------------------------------
@@ -477,7 +510,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_run(
 
 
 def test_positions_that_are_not_there_are_refused() -> None:
-    with pytest.raises(PositionError, match="prompt 0 has 5 tokens"):
+    with pytest.raises(PositionError, match="prompt 0: position 5 does not exist"):
         steer(shared("gpt2"), tokens(2, 5, 4), METRIC, layers=[LAYER], **FITTED, positions=[5])
     with pytest.raises(SpecError, match="padded on the left"):
         steer(shared("gpt2"), padded_tokens((5, 3), "left"), METRIC, layers=[LAYER], **FITTED, positions=[1])
