@@ -398,6 +398,8 @@ def test_senders_together_and_parts_of_a_store(tmp_path: Any) -> None:
         ({"receivers": "a0.h1<q>"}, SpecError, "no sender comes before"),
         ({"receivers": "input"}, SpecError, "the embeddings read nothing"),
         ({"through": ["b1"]}, SpecError, "cannot be passed through"),
+        ({"through": ["a1.h0<q>"], "receivers": "a1.h1<v>"}, SpecError, "a1.h0<q> comes behind a1.h1<v>"),
+        ({"through": ["m2", "m1"]}, SpecError, "m2 comes behind m1"),
         ({"receivers": "m2", "receiver_positions": [9]}, PositionError, "5 tokens"),
     ],
 )
@@ -482,6 +484,44 @@ def test_senders_before_and_behind_a_receiver_are_sent_together() -> None:
     expected = difference(hand.logits(base, [*hand.put(carried)]))
     found = metrics(patched("llama", base, source, "m2", senders=[("a0.h1", "m2")], freeze="all"))
     assert found["a0.h1+m2"] == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize("freeze", ["attention", "all"])
+def test_a_key_of_one_head_is_put_in_beside_the_blocks_own_input(freeze: Any) -> None:
+    base, source = pair(14)
+    hand = ByHand("llama", base, source)
+    carried = hand.read([("block", 2, None), ("k", 2, 0)], hand.sent(("a", 0, 1), freeze))
+    seen: dict[Any, Tensor] = {}
+    hand.logits(base, [(hand.at[2].after_heads, "input", keep(seen, "z")), *hand.put(carried)])
+    channels = hand.at[2].head(1)  # of two that read key 0
+    block = hand.put({("block", 2, None): carried["block", 2, None]})
+    edits = [*block, (hand.at[2].after_heads, "input", put_into(channels, seen["z"][..., channels]))]
+    options: dict[str, Any] = {"senders": ["a0.h1"], "freeze": freeze, "per_query_head": True}
+    for receivers in (["b2", "a2.h1<k>"], ["a2.h1<k>", "b2"]):
+        found = metrics(patched("llama", base, source, receivers, **options))
+        assert found["a0.h1"] == pytest.approx(difference(hand.logits(base, edits)), abs=2e-5)
+
+
+def test_pairs_of_several_lengths_are_those_of_each_and_have_intervals() -> None:
+    model, lengths = model_of("llama"), (4, 2, 3)
+    base, source = (padded_tokens(lengths, "left", seed=seed) for seed in (3, 4))
+    for inputs in (base, source):
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    for freeze, receivers in itertools.product(("all", "attention"), ("logits", "m2", "a2.h1<k>")):
+        options: dict[str, Any] = {"senders": ["a0.h1", "m0"], "freeze": freeze, "answers": ANSWERS}
+        table = path_patching(model, base, source, receivers, **options)
+        assert len(table) == 2 * len(lengths)
+        for number, length in enumerate(lengths):
+            alone = [{"input_ids": side["input_ids"][number : number + 1, -length:]} for side in (base, source)]
+            single = path_patching(model, *alone, receivers, planner=one_by_one, **options)
+            own = [row["metric"] for row in table.rows() if row["pair"] == number]
+            assert own == pytest.approx(single.columns["metric"], abs=3e-5)
+        means = table.mean(("sender", "layer", "head"), value="effect")
+        for row in means.rows():
+            effects = [one["effect"] for one in table.rows() if one["sender"] == row["sender"]]
+            assert row["count"] == len(lengths)
+            assert row["effect"] == pytest.approx(sum(effects) / len(effects))
+            assert row["low"] <= row["effect"] <= row["high"]
 
 
 def test_two_stacks_are_refused() -> None:

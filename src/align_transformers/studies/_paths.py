@@ -166,19 +166,19 @@ class _Runs:
     def arrived(self, number: int, hop: Sequence[Node], carried: Mapping[Node, str]) -> _Sent:
         """Return what puts what was carried into the inputs of a hop's nodes; what they do is free."""
         edits: list[Edit] = []
+        put: dict[str, Node] = {}
         for node in sorted(hop, key=lambda node: node.reads_at):
             label = f"{self.name} hop {number} {node}"
             if node.kind == "logits":
                 edits.append(self._into_logits(label, carried[node]))
             elif self._is_shared(node):
                 same = [one for one in hop if (one.kind, one.layer, one.head) == (node.kind, node.layer, node.head)]
-                before = [
-                    replace(e, name=f"{label}: {e.name}") for e in edits if (e.site.layer or 0) < (node.layer or 0)
-                ]
+                before = [replace(e, name=f"{label}: {e.name}") for e in edits if put[e.name].reads_at < node.reads_at]
                 own = self.add(label, (*before, *(self._input(f"{label}: {one}", one, carried[one]) for one in same)))
                 edits.append(self._output(f"{label} output", replace(node, reads=""), own))
             else:
                 edits.append(self._input(label, node, carried[node]))
+            put[edits[-1].name] = node
         return _Sent(tuple(edits), tuple(hop))
 
     def passed_on(self, number: int, hop: Sequence[Node], carried: Mapping[Node, str]) -> _Sent:

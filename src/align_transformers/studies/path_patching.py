@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, final
 
 from torch import nn
@@ -97,11 +98,13 @@ def path_patching(
     Returns:
         A `Table`, one row a sender (and position, and pair): `sender` (its name), `component`, `layer`, `head`, then
         `metric`, `effect` (minus the base's metric) and `recovered` (as a share of the source's minus the base's).
-        `table.pivot("effect", index="layer", columns="head")` is the map by layer and head.
+        `table.pivot("effect", index="layer", columns="head")` is the map by layer and head. Of several pairs,
+        `table.mean(("sender", "layer", "head"), value="effect")` has the mean with `low` and `high`, its 95 % bootstrap
+        interval over the pairs, and `count`.
 
     Raises:
-        SpecError: no node of that name, none of the senders comes before a receiver, several stacks, or another
-            argument makes no sense.
+        SpecError: no node of that name, none of the senders comes before a receiver, a node on the way behind the next
+            one, several stacks (as of an encoder-decoder), or another argument makes no sense.
         PositionError: a layer, head or position does not exist, or lengths differ without `last`.
         SiteError: what is to be frozen is not known.
 
@@ -119,7 +122,7 @@ def path_patching(
     pairs = pair_up(base, source, tokenizer, model, columns, positions, last, align)
     hops = [receivers_of(hop, found, per_query_head=per_query_head, what="through") for hop in through]
     ends = receivers_of(receivers, found, per_query_head=per_query_head, what="receivers")
-    _check_hops(hops, freeze)
+    _check_hops(hops, ends, freeze)
     paths = Paths(found, pairs, [*hops, ends], freeze, _columns(pairs, receiver_positions), per_query_head)
     given = metrics_for(metric, metrics, len(pairs), "pairs")
     named = answers_for(answers, pairs, given)
@@ -143,7 +146,12 @@ def path_patching(
     return sweep.table(model, store=store, progress=progress, planner=planner)
 
 
-def _check_hops(hops: Sequence[Sequence[Node]], freeze: Freeze) -> None:
+def _check_hops(hops: Sequence[Sequence[Node]], ends: Sequence[Node], freeze: Freeze) -> None:
+    """Refuse a way that leads nowhere."""
+    for one, other in pairwise([*hops, ends]):
+        if min(node.writes_at for node in one) >= max(node.reads_at for node in other):
+            names = [" and ".join(map(str, nodes)) for nodes in (one, other)]
+            raise SpecError(f"through: {names[0]} comes behind {names[1]}, so there is no path from one to the other")
     for node in (node for hop in hops for node in hop):
         if node.kind == "logits" or (node.kind == "block" and freeze != "none"):
             why = (
