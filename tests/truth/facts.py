@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from types import MappingProxyType, ModuleType
 
-from . import arithmetic, capitals, carried, equality, induction, modular, planted, programs, swaps, written
+from . import arithmetic, capitals, carried, directions, equality, induction, modular, planted, programs, swaps, written
 
 SECTIONS: MappingProxyType[str, ModuleType] = MappingProxyType(
     {module.__name__.rpartition(".")[2]: module for module in (
-        swaps, equality, planted, modular, programs, arithmetic, written, induction, capitals, carried,
+        swaps, equality, planted, modular, programs, arithmetic, written, directions, induction, capitals, carried,
     )}
 )  # fmt: skip
 """Modules with `FACTS`, and some with a `table` of what their numbers are made of; by name."""
 
-IN_TESTS = ("swaps", "arithmetic", "written", "induction")
+IN_TESTS = ("swaps", "arithmetic", "written", "directions", "induction")
 """Those that train nothing and take a few seconds."""

@@ -17,6 +17,7 @@ from align_transformers import (
     Site,
     Table,
     accuracy,
+    attention_patterns,
     causal_scrubbing,
     direct_logit_attribution,
     grid,
@@ -26,7 +27,7 @@ from align_transformers import (
 from align_transformers.zoo import TransformerLMHeadModel, create_induction_lm
 
 from .fact import Fact
-from .repeats import HALF, INDUCTION, LENGTH, PREVIOUS, SIZES, repeats, top_1
+from .repeats import HALF, INDUCTION, LENGTH, PREVIOUS, SIZES, before, behind, held_out, repeats, top_1
 
 TEXTS = 128
 SENDS, READS = f"a0.h{PREVIOUS}", f"a1.h{INDUCTION}"
@@ -148,6 +149,29 @@ def ranks() -> list[float]:
     return [sum(row["rank"] == 0 for row in rows if row["layer"] == layer) / TEXTS for layer in range(SIZES.n_layer)]
 
 
+@cache
+def looks() -> tuple[list[float], list[float]]:
+    """Return what each head gives, the mean over queries of some texts.
+
+    Of the first layer to the token before, in the first half: there the keys are that the induction head looks at. Of
+    the second to those behind earlier occurrences of the token, in the second half.
+    """
+    tokens = held_out(8)
+    table = attention_patterns(model(), {"input_ids": tokens})
+    shares = torch.zeros(SIZES.n_layer, SIZES.n_head, len(tokens), LENGTH, LENGTH)
+    places = [torch.tensor(table.columns[name]) for name in ("layer", "head", "prompt", "query", "key")]
+    shares[tuple(places)] = torch.tensor(table.columns["attention"], dtype=torch.float32)
+    first, second = (
+        (shares[layer] * mask)[:, :, queries].sum(-1).mean((1, 2)).tolist()
+        for layer, mask, queries in ((0, before(tokens), slice(1, HALF)), (1, behind(tokens), slice(HALF, None)))
+    )
+    return first, second
+
+
+def _most(shares: list[float], but: int) -> float:
+    return max(share for head, share in enumerate(shares) if head != but)
+
+
 def table() -> str:
     """Return the paths and hypotheses as text."""
     found = {receiver: path(receiver) for receiver in RECEIVERS}
@@ -180,6 +204,10 @@ def _apart() -> float:
 
 FACTS = [
     Fact("induction: top-1 in the second half, texts not trained on", lambda: top_1(model()), 0.98, 1.0),
+    Fact("induction, attention_patterns: a0.h3, to the token before", lambda: looks()[0][PREVIOUS], 0.8, 1.0),
+    Fact("induction, attention_patterns: other heads, at most", lambda: _most(looks()[0], PREVIOUS), 0.0, 0.05),
+    Fact("induction, attention_patterns: a1.h0, to what comes next", lambda: looks()[1][INDUCTION], 0.9, 1.0),
+    Fact("induction, attention_patterns: other heads of it, at most", lambda: _most(looks()[1], INDUCTION), 0.0, 0.05),
     Fact(f"induction, path_patching: top-1 without {SENDS} -> {READS}<k>", lambda: path(RECEIVERS[1])[SENDS], 0.0, 0.2),
     Fact(f"induction, path_patching: without any other -> {READS}<k>", lambda: _worst(RECEIVERS[1], SENDS), 0.95, 1.0),
     Fact(f"induction, path_patching: without {SENDS} -> {READS}<q>", lambda: path(RECEIVERS[0])[SENDS], 0.95, 1.0),
