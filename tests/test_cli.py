@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from align_transformers import cli
 from align_transformers._errors import SpecError
 from align_transformers.cli import running
-from align_transformers.cli.options import numbers
+from align_transformers.cli.options import numbers, texts
 from align_transformers.table import Table
 
 BASE, SOURCE = "w1 w2 w3 w4", "w1 w2 w9 w4"
@@ -231,6 +231,131 @@ def test_describe_of_an_unknown_model_is_one_line_and_status_2(run, model, said)
     assert (status, out) == (2, "")
     assert said in err
     assert err.count("\n") == 1
+
+
+PROMPT = "w1 w2 w3 w4"
+COMMANDS = {
+    "trace --noise": ["trace", PROMPT, "--noise", "3", "--subject", "w2 w3", "--draws", "3"],
+    "paths": ["paths", BASE, SOURCE, "--answers", "w4,w5"],
+    "lens": ["lens", PROMPT],
+    "attend": ["attend", PROMPT, "--layers", "0"],
+    "steer": ["steer", PROMPT, "w5 w6", "--toward", "w1 w7", "--away", "w1 w8", "--answers", "w4,w5", "--layers", "1",
+              "--tokens", "2"],
+    "probe": ["probe", "data.csv", "--layers", "1", "--folds", "2", "--draws", "1"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Labelled prompts for `probe`, beside which results are written."""
+    lines = [f"w{n % 3 + 1} w{n + 4},{'ab'[n % 2]}" for n in range(12)]
+    (tmp_path / "data.csv").write_text("\n".join(["prompt,label", *lines]))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_prints_a_picture_and_writes_three_files(run, folder, data, name):
+    command = COMMANDS[name][0]
+    status, out, err = run(*COMMANDS[name], "--model", folder, "--out", "results")
+    assert (status, err) == (0, "")
+    table = Table.load(data / "results" / f"{command}.parquet")
+    assert len(table)
+    assert (data / "results" / f"{command}.png").read_bytes().startswith(b"\x89PNG")
+    assert "<!DOCTYPE html>" in (data / "results" / f"{command}.html").read_text()[:20]
+    assert sorted(path.suffix for path in (data / "results").iterdir()) == [".html", ".parquet", ".png"]
+    from align_transformers.report import picture
+
+    drawn = picture(table)
+    assert out.startswith(drawn.title[:60])
+    assert drawn.findings[0][:60] in out
+    assert f"results/{command}.png" in out
+
+
+def test_commands_ask_studies_what_was_said(run, folder):
+    status, out, _ = run(
+        "lens", PROMPT, "--model", folder, "--answer", "w5", "--value", "rank", "--layers", "1", "--json"
+    )
+    found = json.loads(out)
+    assert status == 0
+    assert found["meta"]["answers"] == ["w5"]
+    assert {row["layer"] for row in found["rows"]} == {1}
+    assert found["summary"]["findings"]
+    assert set(found["files"]) == {"table", "figure", "page"}
+    _, out, _ = run(
+        "paths", BASE, SOURCE, "--model", folder, "--to", "m2", "--freeze", "all", "--answers", "w4,w5", "--json"
+    )
+    assert (json.loads(out)["meta"]["receivers"], json.loads(out)["meta"]["freeze"]) == (["m2"], "all")
+    _, out, _ = run("attend", PROMPT, "--model", folder, "--layers", "1", "--heads", "0,2", "--json")
+    assert {(row["layer"], row["head"]) for row in json.loads(out)["rows"]} == {(1, 0), (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trace", PROMPT], "trace takes BASE and SOURCE; with one prompt, --noise and --subject are needed"),
+        (["trace", PROMPT, "--noise", "3"], "--noise corrupts --subject in one prompt"),
+        (["trace", PROMPT, "w1", "--noise", "3", "--subject", "w2"], "and no SOURCE, --answers or --last"),
+        (["trace", BASE, SOURCE, "--subject", "w2"], "--subject is what --noise corrupts: give --noise"),
+        (["trace", PROMPT, "--noise", "3", "--subject", "w9"], "w9"),
+        (["trace", PROMPT, "--noise", "3", "--subject", "w2", "--draws", "1"], "one draw of the noise has no interval"),
+        (["paths", BASE, SOURCE, "--freeze", "some", "--answers", "w4,w5"], "freeze"),
+        (["paths", BASE, SOURCE, "--to", "m9", "--answers", "w4,w5"], "m9"),
+        (["paths", BASE, SOURCE, "--answers", "w4"], "--answers 'w4': give two tokens"),
+        (["lens", PROMPT, "--value", "rnk"], "--value 'rnk': did you mean 'rank'"),
+        (["lens", "@none.txt"], "none.txt"),
+        (["attend", PROMPT, "--heads", "x"], "--heads 'x': give numbers and ranges"),
+        (["steer", PROMPT, "--toward", "w1", "--away", "w2", "--answers", "w3,w4", "--layers", "1", "--doses", "a"],
+         "--doses 'a': give numbers with commas between them"),
+        (["steer", PROMPT, "--toward", "w1", "--away", "w2", "--answers", "w3,w4", "--layers", "all"],
+         "--layers names the layers that are steered"),
+        (["probe", "none.csv"], "none.csv"),
+    ],
+)  # fmt: skip
+def test_mistakes_with_other_commands_are_one_line_and_status_2(run, folder, arguments, said):
+    status, out, err = run(*arguments, "--model", folder)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_table_without_a_picture_is_kept(run, folder, tmp_path):
+    status, _, _ = run("trace", PROMPT, "--noise", "3", "--subject", "w2", "--draws", "1", "--model", folder)
+    assert status == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.parquet"]
+
+
+def test_a_csv_without_labels_is_refused(run, folder, tmp_path):
+    (tmp_path / "data.csv").write_text("text,label\nw1,a")
+    status, _, err = run("probe", "data.csv", "--model", folder)
+    assert status == 2
+    assert "has the columns ['text', 'label']; it needs a first line with prompt, label (and group)" in err
+
+
+@pytest.mark.parametrize("stage", ["the study", "the files"])
+def test_an_interrupt_is_status_130_and_leaves_no_half_of_a_file(run, folder, tmp_path, monkeypatch, stage):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    if stage == "the study":
+        monkeypatch.setattr(running, "_load", interrupt)
+    else:
+        monkeypatch.setattr("os.replace", interrupt)
+    status, out, err = run("lens", PROMPT, "--model", folder)
+    assert (status, out, err) == (130, "", "align-transformers: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_of_a_file_are_its_lines(tmp_path):
+    (tmp_path / "some.txt").write_text("one\n\ntwo \n")
+    assert texts(["zero", f"@{tmp_path / 'some.txt'}"], "PROMPT") == ["zero", "one", "two "]
+
+
+@pytest.mark.parametrize("name", ["trace", "paths", "lens", "attend", "steer", "probe", "describe"])
+def test_help_of_every_command_has_examples(run, name):
+    status, out, _ = run(name, "--help")
+    assert status == 0
+    assert "Examples" in out
+    assert f"align-transformers {name}" in " ".join(out.split())
 
 
 @pytest.mark.slow

@@ -33,10 +33,9 @@ def picture_of_doses(table: Tabular, value: str | None) -> Picture:
             name = f"{names[layer]}, " * (len(layers) > 1) + "random direction"
             lines.append(_line(name, points[layer], "control_effect", control=True))
     costs = [(name, words) for name, words in _COSTS.items() if curve[-1].get(name) is not None and name != asked]
+    short = {layer: name * (len(layers) > 1) for layer, name in names.items()}
     below: tuple[Panel, ...] = tuple(
-        Curve(
-            "", "dose", words, tuple(_line(names[n] * (len(layers) > 1), points[n], name) for n in layers), zero=False
-        )
+        Curve("", "dose", words, tuple(_line(short[n], points[n], name) for n in layers), False, name == "wrong_way")
         for name, words in costs
     )
     metric = str(table.meta.get("metric", "the metric"))

@@ -34,10 +34,12 @@ def draw_curve(axes: Axes, curve: Curve) -> None:
             xs, lows, highs = ([point[n] for point in band] for n in range(3))
             axes.fill_between(xs, lows, highs, color=colour, alpha=0.18, linewidth=0)
     _frame(axes, curve.x, curve.y)
+    if curve.share:
+        axes.set_ylim(-0.03, 1.03)
     if curve.zero:
         axes.axhline(0, color=_FAINT, linewidth=0.6)
     if len(curve.lines) > 1:
-        legend = axes.legend(fontsize=7.5, frameon=False)
+        legend = axes.legend(fontsize=7.5, framealpha=0.8, edgecolor="none")
         for text in legend.get_texts():
             text.set_parse_math(False)
             text.set_color(_INK)

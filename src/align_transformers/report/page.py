@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -38,8 +39,8 @@ ul { padding-left: 1.2rem; }
 .prompts { margin: .75rem 0; }
 .prompts span { display: inline-block; min-width: 4.5rem; color: var(--faint); }
 .faint, dl { color: var(--faint); font-size: .875rem; }
-.row { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; }
-.panel { flex: 1 1 20rem; }
+.row { display: grid; grid-template-columns: repeat(var(--panels), minmax(0, 1fr)); gap: 1rem; margin: 1rem 0; }
+@media (max-width: 60rem) { .row { grid-template-columns: minmax(0, 1fr); } }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; border-top: 1px solid var(--line);
   padding-top: .75rem; }
 dd { margin: 0; }
@@ -122,8 +123,7 @@ def page_of(drawn: Picture) -> str:
         prompts="\n".join(prompts),
         caption=escape(drawn.intro or drawn.caption),
         panels="\n".join(
-            f'<div class="row">{"".join(_panel(panel, names[id(panel)], panel is first) for panel in row)}</div>'
-            for row in drawn.panels
+            f'<div class="row" style="--panels: {len(row)}">{_row(row, names, first)}</div>' for row in drawn.panels
         ),
         findings=f"<ul>{findings}</ul>" if findings else "",
         facts="".join(f"<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items()),
@@ -136,11 +136,15 @@ def _script_safe(data: Any) -> str:
     return json.dumps(data).replace("<", "\\u003c")
 
 
+def _row(row: Sequence[Panel], names: Mapping[int, str], first: Panel) -> str:
+    return "".join(_panel(panel, names[id(panel)], panel is first) for panel in row)
+
+
 def _panel(panel: Panel, name: str, first: bool) -> str:
     """Return one panel as a `<div>` with its data; the first one brings plotly's script."""
     title = f"<h2>{escape(panel.title)}</h2>" if panel.title else ""
     config = {"displaylogo": False, "displayModeBar": False, "responsive": True, "plotlyServerURL": ""}
     figure = graph_of(panel, optional("plotly.graph_objects", extra="report"))
     html = figure.to_html(full_html=False, include_plotlyjs=first, include_mathjax=False, div_id=name, config=config)
-    limit = f"max-width: {width_of(panel)}px; " if isinstance(panel, HeatMap) else ""
-    return f'<div class="panel" style="{limit}min-width: min(100%, 22rem)">{title}{html}</div>'
+    limit = f' style="max-width: {width_of(panel)}px"' if isinstance(panel, HeatMap) else ""
+    return f"<div{limit}>{title}{html}</div>"

@@ -119,6 +119,8 @@ def _curve(panel: Curve, graph: Any) -> Any:
     grid = {"showgrid": False, "showline": True, "linecolor": "#888888", "automargin": True}
     figure.update_xaxes(title={"text": escape(panel.x)}, zeroline=False, **grid)
     figure.update_yaxes(title={"text": escape(panel.y)}, zeroline=panel.zero, zerolinecolor="#999999", **grid)
+    if panel.share:
+        figure.update_yaxes(range=[-0.03, 1.03])
     figure.update_layout(showlegend=len(panel.lines) > 1, legend={"orientation": "h", "y": 1.15})
     return figure
 

@@ -148,13 +148,14 @@ class CurveLine:
 
 @dataclass(frozen=True)
 class Curve:
-    """Lines over one axis; `x` and `y` say what is along the axes. `zero`: a line is drawn at 0."""
+    """Lines over one axis; `x` and `y` say what is along the axes. `zero`: a line is drawn at 0. `share`: from 0 to 1."""
 
     title: str
     x: str
     y: str
     lines: tuple[CurveLine, ...]
     zero: bool = True
+    share: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .layer_map import Row, layer_map, line_of
+from .layer_map import Row, layer_map, line_of, prompts_of
 from .panels import ColourScale, Curve, CurveLine, HeatMap, Labels, Panel, Picture, signed_scale
 from .tabular import Tabular
 from .words import visible, with_interval
@@ -20,7 +20,7 @@ def picture_of_probes(table: Tabular, value: str | None) -> Picture:
     column = next((name for name in ("place", "position") if name in table.columns), None)
     places = list(dict.fromkeys(table.columns[column])) if column else [None]
     if all(isinstance(place, int) for place in places):
-        places.sort()
+        places.sort(key=lambda place: (place < 0, place))  # those from the end come last
     panels: list[tuple[Panel, ...]] = []
     findings = []
     components: list[str | None] = [*table.components()]
@@ -38,7 +38,7 @@ def picture_of_probes(table: Tabular, value: str | None) -> Picture:
     return Picture(
         "What a probe reads, and what the model makes of it",
         tuple(panels),
-        prompts=tuple((str(n), str(t), "") for n, t in enumerate(list(table.meta.get("prompts", ()))[:2])),
+        prompts=prompts_of({"prompts": table.meta.get("prompts", ())}, most=2),
         about=f"probes of {', '.join(table.components())} of {table.meta['model']}",
         caption=(
             f"{table.meta['model']}. Accuracy: cross-validated; control: on labels drawn at random for each type "
