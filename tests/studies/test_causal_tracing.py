@@ -10,6 +10,7 @@ import torch
 from tests.fast.families import blocks, shared
 from tests.helpers import VOCAB, padded_tokens, tokens
 from torch import Tensor
+from transformers import MarianConfig, MarianMTModel
 
 from align_transformers import PositionError, SpecError, one_by_one
 from align_transformers.studies import causal_tracing
@@ -231,3 +232,23 @@ def test_what_makes_no_sense_is_refused_before_a_pass():
         with pytest.raises(SpecError, match="3 answers for 2 prompts"):
             causal_tracing(model, inputs, [1], answers=[1, 2, 3])
     assert int(inputs["input_ids"].max()) < VOCAB
+
+
+def test_a_model_that_takes_its_own_embeddings_for_something_else_is_refused():
+    # Marian multiplies what it looks up for tokens, and takes embeddings as they are: without noise the runs differ.
+    small = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "pad_token_id": 0, "vocab_size": VOCAB}
+    heads = {f"{side}_attention_heads": 2 for side in ("encoder", "decoder")}
+    layers = {f"{side}_layers": 1 for side in ("encoder", "decoder")}
+    config = MarianConfig(**small, **heads, **layers, scale_embedding=True, decoder_start_token_id=0, init_std=0.5)
+    model, inputs = MarianMTModel(config).eval(), tokens(1, 5, 1)
+    options: dict[str, Any] = {"components": ["encoder.block_output"], "draws": 1}
+    with pytest.raises(SpecError, match="other logits of its own embeddings"):
+        causal_tracing(model, inputs, [1], noise=0.0, **options)
+    assert causal_tracing(model, inputs, [1], counterfactual=tokens(1, 5, 2), **options).meta["draws"] == 1
+
+
+def test_other_prompts_padded_on_the_other_side_are_refused():
+    # Their columns are not those of the prompts: the token at the column of a prompt's first may be their last.
+    one, other = (padded_tokens((5, 3), side, seed=3) for side in ("left", "right"))
+    with pytest.raises(SpecError, match="padded on the side"):
+        causal_tracing(shared("llama"), one, [-2], positions=[-3], counterfactual=other)

@@ -78,3 +78,5 @@ def test_parts_of_a_block_are_read_alike_and_others_are_refused() -> None:
 def test_the_decoder_of_an_encoder_decoder_is_read() -> None:
     table = logit_lens(shared("t5"), tokens(1, 4), components=["decoder.block_output"], layers=[-1])
     assert table.columns["rank"] == (0,)
+    with pytest.raises(SpecError, match="behind no unembedding"):
+        logit_lens(shared("t5"), tokens(1, 4), components=["encoder.block_output"], layers=[-1])

@@ -64,9 +64,42 @@ def noisy(
     return {**rest, "inputs_embeds": rows}, deviation
 
 
+def check_embeddings(model: nn.Module, prompts: Prompts) -> None:
+    """Refuse a model that makes something else of its own embeddings than of the tokens, such as one that scales these.
+
+    Args:
+        model: in eval mode.
+        prompts: the first is run, in both ways.
+
+    Raises:
+        SpecError: the logits differ.
+    """
+    count = len(prompts)
+    one = {
+        name: value[:1] if isinstance(value, Tensor) and value.shape[:1] == (count,) else value
+        for name, value in prompts.inputs.items()
+    }
+    with torch.no_grad():
+        rest = {name: value for name, value in one.items() if name != "input_ids"}
+        embedded = model.get_input_embeddings()(one["input_ids"])  # type: ignore[operator]
+        logits, own = model(**one).logits, model(**rest, inputs_embeds=embedded).logits
+    off = float((own - logits).abs().max())
+    if not off <= 1e-3 * float(logits.abs().max()):
+        raise SpecError(
+            f"{type(model).__name__} makes other logits of its own embeddings than of the tokens (off by {off:.2g}): "
+            "it scales or masks them only where it is given tokens. Give counterfactual prompts"
+        )
+
+
 def counterfactual_inputs(others: Prompts, prompts: Prompts) -> Inputs:
     """Return other prompts in the place of the noisy ones."""
     lengths = [[len(ids) for of in each.sequences.values() for ids in of.ids] for each in (prompts, others)]
     if lengths[0] != lengths[1]:
         raise SpecError(f"counterfactual prompts have the prompts' numbers of tokens, {lengths[0]}; found {lengths[1]}")
+    starts = [[of.starts for of in each.sequences.values()] for each in (prompts, others)]
+    if starts[0] != starts[1]:
+        raise SpecError(
+            "counterfactual prompts are padded on the side on which the prompts are, so that columns answer to each "
+            f"other: these begin at the columns {starts[0]}, those at {starts[1]}"
+        )
     return others.inputs

@@ -19,14 +19,14 @@ from .._errors import SpecError
 from .._version import library_version
 from ..engine import Planner
 from ..interventions import VanillaIntervention
-from ..models import resolve
+from ..models import evaluating, resolve
 from ..plan import Edit, Logits, Read, Run
 from ..positions import Positions
 from ..sites import Site
 from ..table import Table
 from ._cell_run import CellRun
 from ._cells import layers_near, width_of
-from ._corruption import Subject, counterfactual_inputs, noisy, subjects_of
+from ._corruption import Subject, check_embeddings, counterfactual_inputs, noisy, subjects_of
 from ._data import Prompt
 from ._places import Placed, WhichPlaces, places_of
 from ._prompts import Prompts, Which, encode, indices, token_text
@@ -110,8 +110,8 @@ def causal_tracing(
         value="indirect_effect")` has the average over prompts with its interval over these.
 
     Raises:
-        SpecError: the model cannot be given embeddings, counterfactual prompts do not answer to the prompts, a severed
-            component is restored, or another argument makes no sense.
+        SpecError: the model cannot be given embeddings, or makes something else of them than of tokens; counterfactual
+            prompts do not answer to the prompts, a severed component is restored, or another argument makes no sense.
         PositionError: the subject is not found, or a position or layer does not exist.
         SiteError: the model has no such component.
 
@@ -146,6 +146,9 @@ def causal_tracing(
         _AnswerScoring(clean.answers if answers is None else answers, len(clean), draws, tokenizer),
         Logits(),
     )
+    if counterfactual is None:
+        with evaluating(model):
+            check_embeddings(model, clean)
     cells = sweep.table(model, store=store, progress=progress, planner=planner)
     said = {
         "prompts": list(clean.texts),
@@ -154,15 +157,8 @@ def causal_tracing(
     }
     asked = {"window": widths, "severed": list(severed), "severed_at": severed_at if severed else None}
     drawn = {"noise": deviation, "draws": draws, "seed": seed if deviation is not None else None}
-    meta = {
-        **cells.meta,
-        "study": "causal_tracing",
-        "model": model_name(model),
-        **said,
-        **asked,
-        **drawn,
-        "version": library_version(),
-    }
+    facts = {"study": "causal_tracing", "model": model_name(model), "version": library_version()}
+    meta = {**cells.meta, **facts, **said, **asked, **drawn}
     return _averaged(cells, meta)
 
 

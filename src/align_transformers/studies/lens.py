@@ -120,6 +120,8 @@ def _runs(
         stack = Site(name, 0).stack
         if stack not in found.stacks:
             found.slot(Site(name, 0))  # which says why
+        if stack == "encoder":
+            raise SpecError(f"{name} is behind no unembedding: a lens reads the decoder, 'decoder.block_output'")
         depth = len(found.stacks[stack])
         end = Site(f"{stack}.block_output" if stack else "block_output", depth - 1)
         tokens, width = prompts.tokens(stack), find_slot(model, end).width
