@@ -389,3 +389,18 @@ def test_places_are_of_tables_that_know_their_pairs(table):
     for wrong in ("first", [1], [1, "first"], [1, 2, 3]):
         with untyped(), pytest.raises(SpecError, match="anchor"):
             known.relative_to(wrong)
+
+
+def test_a_mean_and_its_interval_are_over_units_where_these_have_several_rows():
+    # Four prompts with ten equal tokens each know no more than four numbers; an uneven one weighs as much as others.
+    effects = (0.0, 1.0, 0.5, 0.9)
+    rows = [{"role": "further", "prompt": n, "effect": effects[n]} for n in range(4) for _ in range(10 if n else 30)]
+    (row,) = Table.from_rows(rows, meta={}).mean(["role"], value="effect", unit="prompt").rows()
+    alone = [{"role": "further", "prompt": n, "effect": effect} for n, effect in enumerate(effects)]
+    (plain,) = Table.from_rows(alone, meta={}).mean(["role"], value="effect").rows()
+    for name in ("count", "effect", "low", "high"):
+        assert row[name] == pytest.approx(plain[name]), name
+    (narrow,) = Table.from_rows(rows, meta={}).mean(["role"], value="effect").rows()
+    assert narrow["high"] - narrow["low"] < 0.6 * (row["high"] - row["low"])
+    with pytest.raises(UnknownNameError, match="pair"):
+        Table.from_rows(rows, meta={}).mean(["role"], value="effect", unit="pair")

@@ -107,7 +107,8 @@ def causal_tracing(
         mean probability over the draws), `indirect_effect` with `low` and `high` (95 % bootstrap interval over the
         draws; none for one draw), `draws`. `meta` has for each prompt `clean`, `corrupted`, `total_effect` and the
         answer, and the noise's standard deviation. `table.mean(("component", "layer", "role"),
-        value="indirect_effect")` has the average over prompts with its interval over these.
+        value="indirect_effect", unit="prompt")` has the average over prompts with its interval over these: a role may
+        have several tokens in a prompt, which are no independent ones.
 
     Raises:
         SpecError: the model cannot be given embeddings, or makes something else of them than of tokens; counterfactual

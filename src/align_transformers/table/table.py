@@ -293,6 +293,7 @@ class Table(Drawable):
         by: Iterable[str] = ("direction", "component", "layer", "position"),
         *,
         value: str = "recovered",
+        unit: str | None = None,
         level: float = 0.95,
         draws: int = 2000,
         seed: int = 0,
@@ -306,13 +307,15 @@ class Table(Drawable):
         Args:
             by: the columns that tell groups apart, such as `("layer", "head")`; those that the table lacks are refused.
             value: the column of numbers; rows without one are left out.
+            unit: the column of what is independent, such as `prompt`, where it has several rows in a group: the mean of
+                each is taken first, and these are counted and resampled. Default: every row is one.
             level: of the interval, between 0 and 1.
             draws: how often rows are resampled.
             seed: of the draws.
 
         Returns:
-            A table with the columns of `by`, `count` (rows with a number), the mean under the column's own name, `low`
-            and `high`; groups in the order in which they first appear.
+            A table with the columns of `by`, `count` (rows or units with a number), the mean under the column's own
+            name, `low` and `high`; groups in the order in which they first appear.
 
         Raises:
             UnknownNameError: no such column.
@@ -324,23 +327,23 @@ class Table(Drawable):
         (3, 0.5, True)
         """
         names = [by] if isinstance(by, str) else list(by)
-        for column in (*names, value):
+        for column in (*names, value, *([] if unit is None else [unit])):
             self._know(column)
         if not 0 < level < 1 or draws < 1:
             raise SpecError(f"an interval needs a level between 0 and 1 and draws from 1; found {level} and {draws}")
-        groups: dict[tuple[Any, ...], list[float]] = {}
-        for row in self.rows():
+        columns = [*names, "count", value, "low", "high"]
+        groups: dict[tuple[Any, ...], dict[Any, list[float]]] = {}
+        for number, row in enumerate(self.rows()):
             if isinstance(row[value], str | tuple):
                 raise SpecError(f"column {value!r} holds {row[value]!r}, of which there is no mean")
-            listed = groups.setdefault(tuple(row[name] for name in names), [])
+            units = groups.setdefault(tuple(row[name] for name in names), {})
             if row[value] is not None:
-                listed.append(float(row[value]))
+                units.setdefault(number if unit is None else row[unit], []).append(float(row[value]))
         rows = []
-        for key, found in groups.items():
+        for key, units in groups.items():
+            found = [sum(of_unit) / len(of_unit) for of_unit in units.values()]
             middle, low, high = mean_of(found, level, draws, seed)
-            of_group = {"count": len(found), value: middle, "low": low, "high": high}
-            rows.append({**dict(zip(names, key, strict=True)), **of_group})
-        columns = [*names, "count", value, "low", "high"]
+            rows.append(dict(zip(columns, (*key, len(found), middle, low, high), strict=True)))
         return Table.from_rows(rows, meta={**self.meta, "mean_of": value, "level": level}, columns=columns)
 
     @checked
