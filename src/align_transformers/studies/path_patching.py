@@ -116,7 +116,15 @@ def path_patching(
     hops = [receivers_of(hop, found, per_query_head=per_query_head, what="through") for hop in through]
     ends = receivers_of(receivers, found, per_query_head=per_query_head, what="receivers")
     _check_hops(hops, ends, freeze)
-    paths = Paths(found, pairs, [*hops, ends], freeze, _columns(pairs, receiver_positions), per_query_head)
+    paths = Paths(
+        found,
+        pairs,
+        [*hops, ends],
+        freeze,
+        _columns(pairs, receiver_positions),
+        pairs.base.tokens("").columns(at),
+        per_query_head,
+    )
     named = answers_for(answers, len(pairs))
     wanted = metrics_for(metric, metrics, len(pairs), "pairs") or answers_metric(named, tokenizer)
     scoring = Scoring(model_name(model), pairs, wanted, named, 0, tokenizer, None)
