@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,27 @@ def load(name: str) -> Compiled:
         model(inputs)
     error = (seen[0] - streams).abs().max().item()
     return Compiled(PROGRAMS[name], model, facts["vocabulary"], facts["labels"], facts["outputs"], error)
+
+
+@cache
+def hidden(name: str, seed: int = 0) -> tuple[Compiled, Tensor]:
+    """Return a program whose coordinates are hidden behind a random rotation, and that: its columns are the labels'."""
+    here = load(name)
+    width = len(here.labels)
+    rotation = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed))).Q
+    model = TransformerLMHeadModel(here.model.config).eval().requires_grad_(False)
+    model.load_state_dict(here.model.state_dict())
+    for embedding in (model.tokens, model.positions):
+        embedding.weight.copy_(embedding.weight @ rotation.T)
+    for block in model.blocks:
+        attention, mlp = block.attention, block.mlp
+        for reads in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.up):
+            reads.weight.copy_(reads.weight @ rotation.T)
+        for writes in (attention.o_proj, mlp.down):
+            writes.weight.copy_(rotation @ writes.weight)
+            writes.bias.copy_(rotation @ writes.bias)
+    model.unembedding.weight.copy_(model.unembedding.weight @ rotation.T)
+    return replace(here, model=model), rotation
 
 
 def wrong(name: str) -> int:

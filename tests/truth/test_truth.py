@@ -13,23 +13,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.truth.__main__ import main
 from tests.truth.facts import IN_TESTS, SECTIONS
 
 ROOT = Path(__file__).parents[2]
 FACTS = [fact for name in IN_TESTS for fact in SECTIONS[name].FACTS]
 
 
-def run(*asked: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    command = [sys.executable, "-W", "ignore", "-m", "tests.truth", *asked]
-    environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="session")
 def found() -> dict[str, float]:
     """Return what was found of each fact, by name."""
-    done = run("--json", *IN_TESTS)
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    command = [sys.executable, "-W", "ignore", "-m", "tests.truth", "--json", *IN_TESTS]
+    environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     numbers: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return numbers
@@ -48,7 +45,6 @@ def test_facts_have_names_of_their_own():
     assert len(names) == len(set(names))
 
 
-def test_a_section_that_is_not_there_is_said_with_those_that_are():
-    done = run("nothing")
-    assert done.returncode == 2
-    assert "there is no section nothing; there are swaps" in done.stderr
+def test_a_section_that_is_not_there_is_said_with_those_that_are(capsys):
+    assert main(["nothing"]) == 2
+    assert "there is no section nothing; there are swaps" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from align_transformers import (
     path_patching,
 )
 
-from .compiled import PROGRAMS, Compiled, load, texts, wrong
+from .compiled import PROGRAMS, Compiled, hidden, load, texts, wrong
 from .fact import Fact
 
 EXACT = 1e-5
@@ -75,7 +75,15 @@ def _answers(here: Compiled) -> Any:
 
 def by_grid(name: str) -> Verdict:
     """Swap every component at every layer and token."""
-    here = load(name)
+    return _swapped(load(name))
+
+
+def by_hidden_grid(name: str) -> Verdict:
+    """Swap every component at every layer and token of the program whose coordinates are hidden behind a rotation."""
+    return _swapped(hidden(name)[0])
+
+
+def _swapped(here: Compiled) -> Verdict:
     base, source = _inputs(here, *here.program.example)
     table = grid(
         here.model, base, source, components=COMPONENTS, metric=_metric(here), answers=_answers(here), tokenizer=None
@@ -235,6 +243,7 @@ def coordinates() -> Verdict:
 
 STUDIES: dict[str, tuple[Callable[[str], Verdict], tuple[str, ...]]] = {
     "grid": (by_grid, tuple(PROGRAMS)),
+    "grid, rotated": (by_hidden_grid, tuple(PROGRAMS)),
     "causal_tracing": (by_tracing, CATEGORICAL),
     "path_patching, every edge": (by_paths, tuple(PROGRAMS)),
     "logit_lens": (by_lens, CATEGORICAL),
