@@ -103,7 +103,7 @@ def test_last_compares_unequal_prompts(run, folder):
     [
         ([BASE, SOURCE, "--component", "blok_output"], "unknown component 'blok_output'; did you mean 'block_output'"),
         ([BASE, "w1 w2"], "the base has 4 tokens, the source 2"),
-        ([BASE, "w1 w2"], "reword one of the prompts, or compare the last N tokens"),
+        ([BASE, "w1 w2"], "or compare the last N tokens, aligned from the end"),
         ([BASE, SOURCE, "--positions", "7"], "position 7 does not exist: the base has 4 tokens"),
         ([BASE, SOURCE, "--layers", "0-3"], "layer 3 does not exist: LlamaForCausalLM has 3 layers (0 to 2)"),
         ([BASE, SOURCE, "--layers", "0..3"], "--layers '0..3': give numbers and ranges"),

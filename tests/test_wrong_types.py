@@ -233,6 +233,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Table": (at.Table.from_rows, {"rows": [{"layer": 0}], "meta": {}, "columns": None}),
     "pivot": (lambda **k: table().pivot(**k), {"value": "recovered", "component": None}),
     "select": (lambda **k: table().select(**k), {"component": None, "where": None}),
+    "plot": (lambda **k: table().plot(**k), {"value": "recovered", "component": None}),
     "concat": (at.Table.concat, {"tables": [table()], "name": "table"}),
     "relative_to": (lambda **k: table().relative_to(**k), {"anchor": [0, 0]}),
     "mean": (lambda **k: table().mean(**k), {"by": ["layer"], "value": "recovered"}),

@@ -103,6 +103,15 @@ def test_several_prompts_are_averaged_by_role_with_the_interval_over_prompts():
     assert (line.points[1].low, line.points[1].high) == (0.75, 1.0)
 
 
+def test_several_tokens_of_a_role_are_one_number_of_a_prompt():
+    rows = [
+        {**row, "role": row["role"].replace("first subject token", studies.ROLES[1])}
+        for row in studies.tracing(3).rows()
+    ]
+    panel = picture(Table.from_rows(rows, meta=studies.tracing(3).meta)).maps[0]
+    assert "n = 3" in square(panel, "0", "middle subject tokens").details[1]
+
+
 def test_named_places_are_columns():
     rows = [{**row, "place": f"p{row['position']}", "role": None} for row in studies.tracing().rows()]
     panel = picture(Table.from_rows(rows, meta=studies.tracing().meta)).maps[0]
@@ -222,7 +231,8 @@ def test_doses_have_a_band_and_a_control():
         (0, 0, -0.5, 0.5),
         (1, 2, 1.5, 2.5),
     ]
-    assert (control.control, [point.high for point in control.points]) == (True, [0.1] * 3)
+    assert control.control
+    assert [(point.low, point.high) for point in control.points] == [(-0.1, 0.1)] * 3
     assert [curve.y for curve in costs] == ["share that moved the wrong way", "perplexity", "distinct bigrams"]
     assert any("text at 1.0" in line for line in picture(studies.steer()).findings)
     several = panels(picture(studies.steer((3, 5))), Curve)[0]

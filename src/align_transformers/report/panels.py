@@ -148,7 +148,7 @@ class CurveLine:
 
 @dataclass(frozen=True)
 class Curve:
-    """Lines over one axis; `x` and `y` say what is along the axes. `zero`: a line is drawn at 0. `share`: from 0 to 1."""
+    """Lines over one axis; `x` and `y` say what is along the axes. `zero`: a line at 0. `share`: from 0 to 1."""
 
     title: str
     x: str

@@ -18,7 +18,7 @@ _SHARES = ((0.0, "0"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (1.0, "1"))
 def picture_of_probes(table: Tabular, value: str | None) -> Picture:
     """Return accuracies and causal effects, by layer and place as maps, and at the best place as curves."""
     column = next((name for name in ("place", "position") if name in table.columns), None)
-    places = list(dict.fromkeys(table.columns[column])) if column else [None]
+    places: list[Any] = list(dict.fromkeys(table.columns[column])) if column else [None]
     if all(isinstance(place, int) for place in places):
         places.sort(key=lambda place: (place < 0, place))  # those from the end come last
     panels: list[tuple[Panel, ...]] = []
