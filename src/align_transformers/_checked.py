@@ -148,6 +148,8 @@ def is_of(value: Any, hint: Any) -> bool:
     >>> is_of([1, 2], Sequence[int]), is_of("ab", Sequence[str]), is_of(True, int), is_of(1, float | None)
     (True, False, False, True)
     """
+    if hint is Any or type(value) is hint:
+        return True
     origin, inside = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return is_of(value, inside[0])
@@ -158,7 +160,7 @@ def is_of(value: Any, hint: Any) -> bool:
     if hint is None or hint is NoneType:
         return value is None
     kind = origin or hint
-    if hint is Any or not isinstance(kind, type):
+    if not isinstance(kind, type):
         return True
     if kind in (int, float):
         return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)

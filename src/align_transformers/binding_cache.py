@@ -135,7 +135,10 @@ def _words(call: Call, original: bool) -> Hashable | None:
 
 def _frozen(value: Any) -> Hashable:
     """Return nested containers and arrays as tuples of what cannot change."""
-    if value is None or type(value) in (int, str) or isinstance(value, Location):
+    kind = type(value)
+    if kind is list or kind is tuple:  # first: most of what a call names
+        return tuple(map(_frozen, value))
+    if value is None or kind is int or kind is str or isinstance(value, Location):
         return value
     if isinstance(value, FoundPlaces):
         return "found", value.shifts, tuple(map(tuple, value))

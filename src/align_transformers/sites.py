@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from numbers import Integral
 from operator import index
 from types import MappingProxyType
@@ -189,7 +190,7 @@ class Site:
                 raise SpecError(f"{self.component!r} {what}; found layer={self.layer} beside it")
             object.__setattr__(self, "layer", None)  # it says again what the path says
 
-    @property
+    @cached_property
     def name(self) -> str | None:
         """The component's canonical name (without a stack's name and without `head_`), or `None` for a path."""
         last = self.component.rpartition(".")[2]
@@ -211,7 +212,7 @@ class Site:
         """The name of the stack in front of the component's; empty for the only or the main stack."""
         return self.component.rpartition(".")[0] if self.name else ""
 
-    @property
+    @cached_property
     def sequence(self) -> str:
         """The stack whose sequence positions count here; keys and values of cross-attention are of another one."""
         known = self.definition

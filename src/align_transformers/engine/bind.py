@@ -63,6 +63,11 @@ class BoundEdit:
     lines: range | None = None
     pure: bool = False
 
+    @property
+    def named(self) -> bool:
+        """Whether positions are named, by what is written or by what is read for it."""
+        return self.places.index is not None or (self.read is not None and self.read.read.positions.rows is not None)
+
 
 @dataclass(frozen=True, eq=False)
 class Bound:

@@ -118,10 +118,9 @@ def edit_tap(record: Record, edit: BoundEdit) -> Tap:
 
 def _edit(record: Record, edit: BoundEdit, tensor: Tensor, call: int, owned: bool) -> Tensor | None:
     """Return the new activation, or `None` if the edit only looks, or wrote into one that is `owned`."""
-    named = edit.places.index is not None or (edit.read is not None and edit.read.read.positions.rows is not None)
     if record.window.prompt is not None:
         new = _edit_window(record, edit, tensor, call)
-    elif tensor.ndim == 2 and counts_steps(edit.slot, tensor, named):
+    elif tensor.ndim == 2 and counts_steps(edit.slot, tensor, edit.named):
         return _edit_step(record, edit, tensor, call)
     else:
         new = _apply(record, edit, record.placed(edit.places, tensor, edit.edit.site), tensor, call, owned=owned)

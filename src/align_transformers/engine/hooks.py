@@ -108,10 +108,12 @@ def tapped(taps: Sequence[Tap]) -> Iterator[Callable[[], None]]:
         for key in groups.keys() - new.keys():
             stack.enter_context(line.visits[key].after(groups[key]))
         inside: dict[int, dict[str, Visit]] = {}
+        ends: list[Callable[[], None]] = []
+        stack.callback(_end, ends)
         for visit in new.values():
             slot = visit.taps[0].slot
             if slot.via == "module":
-                stack.callback(visit.hold())
+                ends.append(visit.hold())
             elif slot.via == "router_output":
                 stack.enter_context(inside_router(slot.module, visit))
             elif slot.via == "head_contribution":
@@ -171,6 +173,11 @@ def _joined(standing: dict[int, dict[str, Visit]], new: Mapping[int, Mapping[str
     finally:
         standing.clear()
         standing.update(before)
+
+
+def _end(held: Sequence[Callable[[], None]]) -> None:
+    for end in reversed(held):
+        end()
 
 
 def _restart(visits: Sequence[_ModuleVisit]) -> None:

@@ -125,14 +125,15 @@ class Tally:
             new: the same after; `None` if nothing was written. What it has at padding does not count.
             real: broadcastable to `old`, False at padding; `None` if all are real.
         """
+        size = old.numel()
         self.fired += 1
-        self.touched = self.touched or bool(old.shape[1:].numel())
+        self.touched = self.touched or size > 0 or bool(old.shape[1:].numel())
         if new is None:
             self._settled.append(_counted(old, new, real))
             return
         before, after = old.detach() if old.requires_grad else old, new.detach() if new.requires_grad else new
         self._pending.append((before, after, real))
-        self._held += old.numel()
+        self._held += size
         if self._held > _HELD:
             self._settle()
 

@@ -56,7 +56,7 @@ class Places:
 
     def fitted(self, activation: Tensor) -> Places:
         """Return the same places on the activation's device, with channels for heads whose size only it tells."""
-        places = self if activation.device.type == "cpu" else self.to(activation.device)
+        places = self if activation.is_cpu else self.to(activation.device)
         if not places.unsized or places.channels is None:
             return places
         size = activation.shape[-1] // places.unsized
@@ -140,7 +140,7 @@ class Places:
         if self.column is not None:
             if not owned:
                 return activation.slice_scatter(new, 1, self.column, self.column + 1)
-            activation[:, self.column : self.column + 1] = new
+            activation.narrow(1, self.column, 1).copy_(new)
             return activation
         rows, index = self.rows.expand_as(self.index), self.index
         if self.real is not None:
@@ -177,7 +177,7 @@ class Places:
 
     def _at_positions(self, activation: Tensor) -> Tensor:
         if self.column is not None:
-            return activation[:, self.column : self.column + 1]
+            return activation.narrow(1, self.column, 1)
         if self.index is None:
             return activation if self.rows is None else activation[self.rows[:, 0]]
         return activation[self.rows, self.index]

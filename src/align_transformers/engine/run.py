@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from operator import attrgetter
+from functools import cache, cached_property, partial
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
@@ -134,7 +134,7 @@ def run_step(results: Results, step: Step, forward: Forward | None) -> tuple[Rep
     record = Record(results.values, tokens=results.tokens(step))
     this = step.way.prepare(bound, step, record)
     if step.way.name == "full":
-        record.leading = partial(leading_columns, bound.model, this.inputs)
+        record.leading = cache(partial(leading_columns, bound.model, this.inputs))
     names = [*this.joined, *(edit.edit.name for edit in this.edits)]
     reads = [bound.reads[read] for read in step.reads]
     record.tallies.update({name: Tally() for name in names})
@@ -270,7 +270,7 @@ class Results:
 
 
 def _in_order(parts: Mapping[int, Any]) -> list[tuple[int, Any]]:
-    return sorted(parts.items(), key=lambda part: part[0])
+    return sorted(parts.items(), key=itemgetter(0)) if len(parts) > 1 else list(parts.items())
 
 
 def _value(calls: list[Tensor]) -> Tensor:

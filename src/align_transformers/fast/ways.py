@@ -178,8 +178,9 @@ def _lean(bound: Bound, inputs: Inputs, step: Step) -> Inputs:
     """Return an input with which the model makes no cache and no loss where nobody wants them."""
     if bound.generates or (step.wanted and bound.plan.logits is None):
         return inputs
-    if not isinstance(inputs, Tensor) and not labels_are_input(bound, inputs) and not _loss_is_seen(bound, step):
-        inputs = {name: value for name, value in inputs.items() if name != "labels"}
+    given = {} if isinstance(inputs, Tensor) else inputs
+    if "labels" in given and not labels_are_input(bound, given) and not _loss_is_seen(bound, step):
+        inputs = {name: value for name, value in given.items() if name != "labels"}
     return without_cache(bound.model, inputs)
 
 
