@@ -119,6 +119,8 @@ def test_activations_are_taken_where_a_text_stands(side, words):
         [values] = grab(model, alone(text), locus(model, "mlp_output", 1))
         wanted.append(values[0, places])
     assert torch.allclose(rows, torch.cat(wanted), atol=1e-4)
+    told = where(words, BASES + SOURCES, "they speak")
+    assert torch.equal(activations(model, batches, site, told), rows)
     each = activations(model, batches, site, [["last"], [at("Spain"), -1], [-2], ["last"]], tokenizer=words)
     last = activations(model, batches, site)
     assert torch.allclose(each[[0, 2, 4]], last[[0, 1, 3]], atol=1e-5)

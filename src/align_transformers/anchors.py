@@ -105,6 +105,10 @@ class Anchor:
         return found[number - 1 if number > 0 else number]
 
 
+class TokenNumber(int):
+    """The number of a token that nobody could have meant as a column of a padded batch."""
+
+
 class FoundPlaces(list[list[int]]):
     """For each prompt where in it a piece of text stands: what `where` tells.
 
@@ -119,7 +123,8 @@ class FoundPlaces(list[list[int]]):
 
     def tokens(self) -> list[list[int]]:
         """Return the numbers of the tokens, from 0."""
-        return [[one - shift for one in row] for row, shift in zip(self, self.shifts or [0] * len(self), strict=True)]
+        shifts = self.shifts or [0] * len(self)
+        return [[TokenNumber(one - shift) for one in row] for row, shift in zip(self, shifts, strict=True)]
 
     def columns(self, starts: Sequence[int]) -> list[list[int]]:
         """Return the columns in a batch.

@@ -298,6 +298,13 @@ def test_tokens_are_read_back_under_any_padding(side, words):
     for column in ("place", "position", "token", "pair"):
         assert found.columns[column] == wanted.columns[column]
     assert found.columns["metric"] == pytest.approx(wanted.columns["metric"], abs=1e-4)
+    told = [
+        where(words, DATA["base"], "capital", **mask) for mask in ({}, {"attention_mask": sides[0]["attention_mask"]})
+    ]
+    by_text, *by_number = (
+        logit_lens(model, sides[0], positions=places, tokenizer=words, layers=[1]) for places in (at("capital"), *told)
+    )
+    assert by_number == [by_text, by_text]
     with pytest.raises(SpecError, match=r"base 0: where a piece of text stands.*give tokenizer="):
         grid(model, *sides, positions=at("capital"), answers=(1, 2))
 

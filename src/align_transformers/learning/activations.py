@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .._checked import checked
 from .._errors import PositionError, SpecError
-from ..anchors import Offsets, Spots, TextTeller, read_back, spots_of_each, tokens_at
+from ..anchors import Offsets, Spots, TextTeller, TokenNumber, read_back, spots_of_each, tokens_at
 from ..engine import Inputs, Planner, batch_size, real_spans
 from ..interventions import PCARotatedSpaceIntervention
 from ..models.padding import check_counted, with_positions
@@ -131,7 +131,8 @@ def _activations(
     check_tokens(model, inputs, "the data")
     spans = real_spans(inputs, site.sequence)
     first, each = spots
-    check_counted(spans or [], [one for row in each if row != "all" for one in row if isinstance(one, int)])
+    numbers = [one for row in each if row != "all" for one in row if isinstance(one, int)]
+    check_counted(spans or [], [one for one in numbers if not isinstance(one, TokenNumber)])
     given, inputs = inputs, with_positions(model, inputs)
     if spans is None:
         values = capture(model, inputs, site, Positions(), planner)

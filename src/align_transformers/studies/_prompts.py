@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._errors import PositionError, SpecError
-from ..anchors import Anchor, Offsets, Spot, offsets_of, read_back, tokens_at
+from ..anchors import Anchor, Offsets, Spot, TokenNumber, offsets_of, read_back, tokens_at
 from ..engine import real_spans
 from ..models.devices import input_device
 from ..models.padding import check_counted, left_padding, with_positions
@@ -93,7 +93,7 @@ class Prompts:
             SpecError: a number may be meant as a column, or where a text stands cannot be told.
         """
         tokens, fields = self.tokens(stack), self.fields[number] if self.fields else None
-        if isinstance(spot, int):
+        if isinstance(spot, int) and not isinstance(spot, TokenNumber):
             tokens.check_counted([spot])
         try:
             return tokens_at(
