@@ -27,7 +27,6 @@ from ..plan import Edit, Logits, Read, Run
 from ..positions import Positions
 from ..sites import Site
 from ..table import Table
-from ..table.values import mean_of
 from ._cell_run import CellRun
 from ._data import Prompt
 from ._places import places_of
@@ -51,7 +50,7 @@ class Claim:
         heads: numbers of the site's heads that the claim is about, of a site that has heads; `None`: all of it.
 
     Raises:
-        SpecError: a child lies in a later layer, or `heads` names none.
+        SpecError: a child lies behind it, or `heads` names none.
 
     >>> Claim(Site("mlp_output", 1), feature=[0, 1], children=(Claim(Site("mlp_output", 0), feature=[0, 0]),)).count
     2
@@ -68,13 +67,20 @@ class Claim:
         if self.heads is not None and not self.heads:
             raise SpecError(f"heads of {self.site} names none; None is all of it")
         for child in self.children:
-            if None not in (child.site.layer, self.site.layer) and (child.site.layer or 0) > (self.site.layer or 0):
-                raise SpecError(f"{self.site} is not computed from {child.site}, which lies in a later layer")
+            if _depth(child.site) > _depth(self.site) and child.site.stack == self.site.stack:
+                raise SpecError(f"{self.site} is not computed from {child.site}, which lies behind it")
 
     @property
     def count(self) -> int:
         """How many claims there are with it and below it."""
         return 1 + sum(child.count for child in self.children)
+
+
+def _depth(site: Site) -> tuple[int, int]:
+    """Return what says of sites of one stack which lies behind which, as far as their names tell."""
+    if site.layer is None or site.definition is None:
+        return (-1, 0)  # a path, or an end of the model: not known
+    return site.layer, ("input", "inside", "output").index(site.definition.point)
 
 
 @checked
@@ -122,8 +128,9 @@ def causal_scrubbing(
     Returns:
         A `Table`, one row a prompt and draw: the losses `scrubbed`, `random` and `model`; `drawn`, the prompt that each
         claim drew, claims before those below them; `unclaimed`, those that all else was computed of, of the logits
-        first, then of each claim with claims below it. `meta` has `recovered` with `low` and `high` (95 % bootstrap
-        interval over the draws), and `itself`: for each claim how often it drew the very prompt that it was to be like.
+        first, then of each claim with claims below it; `random_prompt`, the one of `random`. `meta` has `recovered`, a
+        ratio of means over all rows, with `low` and `high` (95 % bootstrap interval over the draws), and `itself`: for
+        each claim how often it drew the very prompt that it was to be like; `random_itself`: how often `random` did.
 
     Raises:
         SpecError: a feature has not one value for each prompt, neither answers nor a metric are given, a claim without
@@ -247,8 +254,11 @@ class _Resampling:
             {"kind": "scrubbed", **cell, "drawn": tuple(own), "unclaimed": tuple(rest)}
             for cell, (own, rest) in zip(cells, drawn, strict=True)
         )
-        plain = tuple({"kind": "random", **cell, "drawn": (), "unclaimed": ()} for cell in cells)
         examples = tuple(self._any(asked).tolist())
+        plain = tuple(
+            {"kind": "random", **cell, "drawn": (), "unclaimed": (one,)}
+            for cell, one in zip(cells, examples, strict=True)
+        )
         runs = (
             CellRun(Run("scrubbed", "data", tuple(edits), tuple(others.tolist())), scrubbed, tuple(found.runs)),
             CellRun(Run("random", "data", (), examples), plain),
@@ -354,19 +364,36 @@ def _compared(cells: Table, facts: Mapping[str, Any]) -> Table:
     rows = [
         {
             **{name: row[name] for name in ("prompt", "draw", "drawn", "unclaimed")},
+            "random_prompt": other["unclaimed"][0],
             "scrubbed": row["loss"],
             "random": other["loss"],
             "model": whole[row["prompt"]],
         }
         for row, other in zip(kinds["scrubbed"], kinds["random"], strict=True)
     ]
-    each = []
-    for draw in range(facts["draws"]):
-        scrubbed, random, model = (
-            np.mean([r[n] for r in rows if r["draw"] == draw]) for n in ("scrubbed", "random", "model")
-        )
-        if model != random:
-            each.append(float((scrubbed - random) / (model - random)))
-    recovered, low, high = mean_of(each, 0.95, 1000, facts["seed"])
+    recovered, low, high = _recovered(rows, facts["draws"], facts["seed"])
+    by_chance = float(np.mean([row["random_prompt"] == row["prompt"] for row in rows]))
     said = {"study": "causal_scrubbing", "version": library_version(), "passes": cells.meta["passes"], **facts}
-    return Table.from_rows(rows, meta={**said, "recovered": recovered, "low": low, "high": high})
+    ends = {"recovered": recovered, "low": low, "high": high, "random_itself": by_chance}
+    return Table.from_rows(rows, meta={**said, **ends})
+
+
+def _recovered(
+    rows: Sequence[Mapping[str, Any]], draws: int, seed: int
+) -> tuple[float | None, float | None, float | None]:
+    """Return the share of the loss that is recovered, a ratio of means over prompts and draws, and its interval.
+
+    Draws are resampled for the interval; there is none for one. Nothing where the model does as a random prompt does.
+    """
+    parts = np.zeros((draws, 2))
+    for row in rows:
+        parts[row["draw"]] += row["scrubbed"] - row["random"], row["model"] - row["random"]
+    above, below = parts.sum(0)
+    if not below:
+        return None, None, None
+    if draws == 1:
+        return float(above / below), None, None
+    drawn = parts[np.random.default_rng(seed).integers(draws, size=(1000, draws))].sum(1)
+    known = drawn[drawn[:, 1] != 0]
+    low, high = np.quantile(known[:, 0] / known[:, 1], [0.025, 0.975])
+    return float(above / below), float(low), float(high)
