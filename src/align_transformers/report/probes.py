@@ -42,8 +42,8 @@ def picture_of_probes(table: Tabular, value: str | None) -> Picture:
         about=f"probes of {', '.join(table.components())} of {table.meta['model']}",
         caption=(
             f"{table.meta['model']}. Accuracy: cross-validated; control: on labels drawn at random for each type "
-            "(selectivity is what lies between). Causal effect: of swapping, and of erasing, the probe's direction; of "
-            "swapping the whole state, and of a random direction. "
+            "(selectivity: by how much labels are read better than these, of types that were seen). Causal effect: of "
+            "swapping and of erasing the probe's direction; of swapping the whole state; of as large a move anywhere. "
             "Bands: 95 % intervals. A state that can be read is not one that is used."
         ),
         findings=tuple(findings),
