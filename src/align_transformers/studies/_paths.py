@@ -14,7 +14,7 @@ from ..positions import EVERYWHERE, Positions
 from ..sites import Site
 from ._cell_run import CellRun
 from ._nodes import Node, carries, group_size, kv_head, others
-from ._pairs import PairPlace, Pairs
+from ._pairs import PairPlace, Pairs, Place
 
 Freeze = Literal["attention", "all", "none"]
 
@@ -38,6 +38,7 @@ class Paths:
         hops: what is on the way, the receivers last.
         freeze: what does not pass anything on.
         columns: of each pair, where hops and receivers get something; `None`: everywhere.
+        ends: the column of each pair whose logits are measured.
         per_query_head: keys and values are put in for one head of those that share them.
     """
 
@@ -46,6 +47,7 @@ class Paths:
     hops: Sequence[tuple[Node, ...]]
     freeze: Freeze
     columns: Sequence[tuple[int, ...]] | None
+    ends: Sequence[int]
     per_query_head: bool
 
     def runs(self, senders: Sequence[tuple[Node, ...]]) -> Iterator[CellRun]:
@@ -69,15 +71,33 @@ class Paths:
     def _run(self, lines: Sequence[Sending]) -> CellRun:
         """Return the run whose logits are measured, with those that lead to it."""
         runs = _Runs(self, lines, "+".join(map(str, lines[0].senders)))
-        sent = runs.sent()
+        sent = runs.sent(self.reads(self.hops[0]))
         for number, hop in enumerate(self.hops):
-            stream = _Stream(runs, number, sent)
+            stream = _Stream(runs, number, sent, hop)
             if [node.kind for node in hop] == ["logits"]:
                 return runs.cells(stream.towards(hop))
-            carried = stream.read(hop)
+            carried = stream.read()
             through = number + 1 < len(self.hops) and self.freeze != "none"
             sent = runs.passed_on(number, hop, carried) if through else runs.arrived(number, hop, carried)
         return runs.cells(sent.edits)
+
+    def reads(self, hop: Sequence[Node]) -> Sequence[tuple[int, ...]] | None:
+        """Return the columns of each pair that nodes read, where no other column matters to them; `None`: all.
+
+        With attention frozen nothing passes from one token to another: what is sent and frozen elsewhere is not seen.
+        """
+        at_end = [(column,) for column in self.ends]
+        apart = all(
+            block.flags.get("mixer") in ("softmax", "none") and block.flags.get("mlp") in ("dense", "experts", "none")
+            for block in self.found.stacks[""]
+        )
+        if self.freeze == "none" or not apart:
+            return None
+        if all(node.kind == "logits" for node in hop):
+            return at_end
+        if self.columns is None or all(node.kind != "logits" for node in hop):
+            return self.columns
+        return [tuple(sorted({*one, *other})) for one, other in zip(self.columns, at_end, strict=True)]
 
     @property
     def depth(self) -> int:
@@ -134,11 +154,19 @@ class _Runs:
         run = Run(self.name, "base", tuple(edits), self.pairs)
         return CellRun(run, tuple(map(self._cell, self.lines)), tuple(self.made))
 
-    def sent(self) -> _Sent:
-        """Return what puts into the base's run what the senders give in the source's."""
+    def sent(self, reads: Sequence[tuple[int, ...]] | None) -> _Sent:
+        """Return what puts into the base's run what the senders give in the source's.
+
+        Args:
+            reads: the columns of each pair that matter; `None`: all.
+        """
         starts = [side.starts for side in (self.paths.pairs.base.tokens(""), self.paths.pairs.source.tokens(""))]
+        some = [line.place.places if reads is None else _within(line, starts[0], reads) for line in self.lines]
         into, out_of = (
-            tuple(tuple(of[line.pair] + place[side] for place in line.place.places) for line in self.lines)
+            tuple(
+                tuple(of[line.pair] + place[side] for place in places)
+                for line, places in zip(self.lines, some, strict=True)
+            )
             for side, of in enumerate(starts)
         )
         edits = []
@@ -149,15 +177,17 @@ class _Runs:
             edits.append(Edit(f"{self.name} send {number}", node.site, "swap", Positions(into, heads), source=read))
         return _Sent(tuple(edits), self.lines[0].senders, Positions(into))
 
-    def frozen(self, name: str, after: float, before: float) -> Iterator[Edit]:
-        """Yield the edits that hold all that writes between two places at its base value."""
+    def frozen(self, name: str, after: float, before: float, hop: Sequence[Node]) -> Iterator[Edit]:
+        """Yield the edits that hold all that writes between two places at its base value, as far as nodes see it."""
         if self.paths.freeze == "none":
             return
+        reads = self.paths.reads(hop)
+        at = EVERYWHERE if reads is None else Positions(tuple(reads[pair] for pair in self.pairs))
         for layer, block in enumerate(self.paths.found.stacks[""]):
-            for site, at in others(block, layer, self.paths.freeze == "all"):
-                if after < at < before:
-                    read = Read("base", site, EVERYWHERE, self.pairs)
-                    yield Edit(f"{self.name} freeze {name} {site}", site, "swap", EVERYWHERE, source=read)
+            for site, when in others(block, layer, self.paths.freeze == "all"):
+                if after < when < before:
+                    read = Read("base", site, at, self.pairs)
+                    yield Edit(f"{self.name} freeze {name} {site}", site, "swap", at, source=read)
 
     def without_base(self, name: str, site: Site, at: Positions) -> Edit:
         """Return the edit that leaves of the stream at a place what was sent along it, and takes off the base's."""
@@ -247,16 +277,18 @@ class _Stream:
         runs: that lead there.
         number: of the hop.
         sent: what was.
+        hop: the nodes.
     """
 
     runs: _Runs
     number: int
     sent: _Sent
+    hop: Sequence[Node]
 
-    def read(self, hop: Sequence[Node]) -> dict[Node, str]:
+    def read(self) -> dict[Node, str]:
         """Return for each node the run in which it gets what was sent: where one is made by itself, one for a layer."""
         groups: dict[int | None, list[Node]] = {}
-        for node in hop:
+        for node in self.hop:
             groups.setdefault(self._layer(node) if self._leaps(node) else None, []).append(node)
         found: dict[Node, str] = {}
         for layer, nodes in groups.items():
@@ -271,19 +303,19 @@ class _Stream:
         """Return the edits with which nodes get what was sent: all of one layer, or all that it is carried to."""
         until, name = max(node.reads_at for node in nodes), f"{self.number}"
         if not self._leaps(nodes[0]):
-            return (*self.runs.frozen(name, self.sent.begins, until), *self.sent.edits)
+            return (*self.runs.frozen(name, self.sent.begins, until, self.hop), *self.sent.edits)
         layer = self._layer(nodes[0])
         name += f" {layer}"
         site = Site("block_output", layer - 1)
         leap = Edit(f"{self.runs.name} leap {name}", site, "add", self.sent.at, source=self._change)
-        return (leap, *self.runs.frozen(name, float(layer), until))
+        return (leap, *self.runs.frozen(name, float(layer), until, self.hop))
 
     @cached_property
     def _change(self) -> Read:
         """What was sent changes of the stream, behind the last block that it was written in."""
         layer, at = self.sent.layer, self.sent.at
         site = Site("block_input", 0) if layer < 0 else Site("block_output", layer)
-        frozen = self.runs.frozen(f"{self.number} change", self.sent.begins, layer + 1.0)
+        frozen = self.runs.frozen(f"{self.number} change", self.sent.begins, layer + 1.0, self.hop)
         sent = (replace(edit, name=f"{edit.name} for a leap") for edit in self.sent.edits)
         off = self.runs.without_base(f"change {self.number}", site, at)
         return Read(self.runs.add(f"change {self.number}", (*frozen, *sent, off)), site, at)
@@ -296,3 +328,8 @@ class _Stream:
 
     def _layer(self, node: Node) -> int:
         return self.runs.paths.depth if node.layer is None else node.layer
+
+
+def _within(line: Sending, starts: Sequence[int], reads: Sequence[tuple[int, ...]]) -> tuple[Place, ...]:
+    """Return the places of a line that matter; all, where none does."""
+    return tuple(p for p in line.place.places if starts[line.pair] + p[0] in reads[line.pair]) or line.place.places

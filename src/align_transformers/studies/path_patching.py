@@ -123,7 +123,8 @@ def path_patching(
     hops = [receivers_of(hop, found, per_query_head=per_query_head, what="through") for hop in through]
     ends = receivers_of(receivers, found, per_query_head=per_query_head, what="receivers")
     _check_hops(hops, ends, freeze)
-    paths = Paths(found, pairs, [*hops, ends], freeze, _columns(pairs, receiver_positions), per_query_head)
+    columns_put, ends_read = _columns(pairs, receiver_positions), pairs.base.columns(at)
+    paths = Paths(found, pairs, [*hops, ends], freeze, columns_put, ends_read, per_query_head)
     given = metrics_for(metric, metrics, len(pairs), "pairs")
     named = answers_for(answers, pairs, given)
     wanted = given or answers_metric(named, tokenizer)
