@@ -502,6 +502,36 @@ def test_a_key_of_one_head_is_put_in_beside_the_blocks_own_input(freeze: Any) ->
         assert found["a0.h1"] == pytest.approx(difference(hand.logits(base, edits)), abs=2e-5)
 
 
+@pytest.mark.parametrize("freeze", ["attention", "all", "none"])
+@pytest.mark.parametrize("family", ["llama", "neox"])
+def test_tokens_that_are_not_read_may_be_left_out_and_no_others(family: str, freeze: Any) -> None:
+    base, source = pair(15)
+    hand, columns = ByHand(family, base, source), [1, 3]
+    for receiver in (("q", 2, 1), ("mlp", 2, None), ("block", 2, None)):
+        whole = hand.read([receiver], hand.sent(("a", 0, 1), freeze))[receiver]
+        module, channels, side = hand.at[2].reader(receiver[0], receiver[2])
+
+        def put(old: Tensor, channels: slice = channels, whole: Tensor = whole) -> Tensor:
+            new = old.clone()
+            new[:, columns, channels] = whole[:, columns]
+            return new
+
+        options: dict[str, Any] = {"senders": ["a0.h1"], "freeze": freeze, "receiver_positions": columns}
+        found = metrics(patched(family, base, source, name_of(receiver), **options))
+        assert found["a0.h1"] == pytest.approx(difference(hand.logits(base, [(module, side, put)])), abs=2e-5)
+    for place in (1, LENGTH - 1):  # sent at one token: the others keep the base's
+        kept = [hand.z["source"][n].clone() for n in range(LAYERS)]
+        for n in range(LAYERS):
+            others = [p for p in range(LENGTH) if p != place]
+            kept[n][:, others] = hand.z["base"][n][:, others]
+        plain, hand.z["source"] = hand.z["source"], kept
+        if freeze != "none":  # else hooks would put in more than was sent
+            expected = difference(hand.logits(base, hand.sent(("a", 0, 1), freeze)))
+            table = patched(family, base, source, senders=["a0.h1"], freeze=freeze, positions=[place])
+            assert table.columns["metric"][0] == pytest.approx(expected, abs=2e-5)
+        hand.z["source"] = plain
+
+
 def test_pairs_of_several_lengths_are_those_of_each_and_have_intervals() -> None:
     model, lengths = model_of("llama"), (4, 2, 3)
     base, source = (padded_tokens(lengths, "left", seed=seed) for seed in (3, 4))
