@@ -24,6 +24,9 @@ position. The models named *wide* have 4 layers of width 1,024 and random weight
 position of 200, and the others do a sample of the cells. Values in bfloat16 may differ by four times what batching
 alone changes.
 
+A *study* is measured against the loop that a careful person writes with hooks: what all cells share is computed once,
+every cell is a pass of its own, logits are those of the last token; where it says so on a sample of the cells.
+
 *Before* and (in brackets) are the figures of commit 8a9b573, `bench/previous.json`. That may have been another machine:
 compare ratios.
 """
