@@ -123,13 +123,8 @@ def path_patching(
     hops = [receivers_of(hop, found, per_query_head=per_query_head, what="through") for hop in through]
     ends = receivers_of(receivers, found, per_query_head=per_query_head, what="receivers")
     _check_hops(hops, ends, freeze)
-<<<<<<< HEAD
-    columns_at = _columns(pairs, receiver_positions)
-    paths = Paths(found, pairs, [*hops, ends], freeze, columns_at, pairs.base.columns(at), per_query_head)
-=======
     columns_put, ends_read = _columns(pairs, receiver_positions), pairs.base.columns(at)
     paths = Paths(found, pairs, [*hops, ends], freeze, columns_put, ends_read, per_query_head)
->>>>>>> 1e2dfd6a101b2bca04da03d98935237c837df1a6
     given = metrics_for(metric, metrics, len(pairs), "pairs")
     named = answers_for(answers, pairs, given)
     wanted = given or answers_metric(named, tokenizer)
