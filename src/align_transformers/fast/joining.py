@@ -66,8 +66,8 @@ def copies_of(bound: Bound, part: Part, batch: int, edits: Sequence[BoundEdit] =
     if not tails:
         return Copies(examples, (0,) * len(examples))
     lines = range(len(examples)) if part.lines is None else part.lines
-    columns = bound.columns(part.run)
-    read = [None] * len(lines) if columns is None else columns[lines.start : lines.stop].tolist()
+    columns = columns_of(bound, part)
+    read = [None] * len(lines) if columns is None else columns.tolist()
     starts = []
     for line, column in zip(lines, read, strict=True):
         first = [] if column is None else [column]
@@ -76,6 +76,12 @@ def copies_of(bound: Bound, part: Part, batch: int, edits: Sequence[BoundEdit] =
             first += rows[line if len(rows) > 1 else 0]
         starts.append(min(first, default=0))
     return Copies(examples, tuple(starts))
+
+
+def columns_of(bound: Bound, part: Part) -> Tensor | None:
+    """Return the column at which the logits of each copy of a part are read; `None` if that is not known."""
+    columns = bound.columns(part.run)
+    return columns if columns is None or part.lines is None else columns[part.lines.start : part.lines.stop]
 
 
 def joining(
@@ -127,13 +133,9 @@ def joining(
 
 def _read_at(bound: Bound, parts: Sequence[Part], layout: Layout) -> tuple[Tensor, Tensor] | None:
     """Return the row and the column at which each copy is read; `None` where whole outputs are wanted."""
-    columns = []
-    for part in parts:
-        known = bound.columns(part.run)
-        if known is None:
-            return None
-        columns.append(known if part.lines is None else known[part.lines.start : part.lines.stop])
-    return layout.ends(torch.cat(columns))
+    columns = [columns_of(bound, part) for part in parts]
+    known = [one for one in columns if one is not None]
+    return layout.ends(torch.cat(known)) if len(known) == len(columns) else None
 
 
 def _can_be_shortened(origin: Origin, edits: Sequence[BoundEdit], layout: Layout) -> bool:

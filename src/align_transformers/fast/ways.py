@@ -21,7 +21,7 @@ from ..engine.step import Pass, Step, Way
 from ..models.arguments import without_cache
 from ..sites import Site
 from .depth import OUTPUT, Blocks, Depth
-from .joining import Origin, copies_of, joining, tails_of
+from .joining import Origin, columns_of, copies_of, joining, tails_of
 from .reasons import SETTINGS, is_by_example, labels_are_input, why_whole
 from .schedule import Stage
 from .states import Recorder, States, is_causal
@@ -161,10 +161,9 @@ class Full(PlannedWay):
         run, lines = part.run, part.lines
         inputs = examples_of(own_caches(bound.inputs[run.input]), part.examples)
         edits = [bound.edits[edit.name] for edit in run.edits]
-        columns = bound.columns(run)
+        columns = columns_of(bound, part)
         if lines is not None:
             edits = [replace(edit, places=edit.places.of(lines), lines=lines) for edit in edits]
-            columns = None if columns is None else columns[lines.start : lines.stop]
         at = None if columns is None else (torch.arange(len(columns)), columns)
         tokens = token_axis(inputs)
         shape = batch_size(inputs), 0 if tokens is None else int(tokens.shape[1])
