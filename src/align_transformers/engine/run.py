@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._errors import NeverFiredError, PlanError
 from ..models.added_columns import leading_columns
+from ..models.recomputing import computed_once
 from ..models.scope import scope
 from ..models.sequence import Inputs, logits_stack, token_axis
 from ..plan import Read, Run
@@ -143,6 +144,7 @@ def run_step(results: Results, step: Step, forward: Forward | None) -> tuple[Rep
         stack.enter_context(scope())
         for context in this.around:
             stack.enter_context(context)
+        stack.enter_context(computed_once(bound.model, (tap.slot.module for tap in taps)))
         restart = stack.enter_context(tapped(taps))
         for context in this.within:
             stack.enter_context(context)
