@@ -15,10 +15,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tests import `tests.helpers`, however pytest was started.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jaxtyping import install_import_hook
+from tests import checks
 
-# Before the package is imported: from here on each of its functions checks its arguments and its result.
-_checked = install_import_hook("align_transformers", "beartype.beartype")
+# Before the package is imported: from here on its functions check their arguments and their results.
+checks.install("align_transformers")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

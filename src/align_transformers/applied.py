@@ -35,6 +35,7 @@ from .models.calls import (
     tokens_given,
 )
 from .models.detours import detour
+from .models.recomputing import computed_once
 from .models.scope import Scope, acting, scope
 from .plan import Edit
 from .positions import read_steps
@@ -173,6 +174,7 @@ class AppliedEdits:
         try:
             with ExitStack() as stack:
                 stack.enter_context(scope(Scope(of=tuple(edits._scope for edits in waiting), holder=way)))
+                stack.enter_context(computed_once(model, (tap.slot.module for tap in taps)))
                 restart = stack.enter_context(tapped(taps))
                 for call in calls if way == _GENERATE else ():
                     stack.enter_context(clocked(call.record, model, call.inputs, restart))

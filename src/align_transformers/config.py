@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import FrozenInstanceError, dataclass, fields
 from operator import index
+from types import SimpleNamespace
 from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor
@@ -230,6 +231,43 @@ class IntervenableConfig:
                     f"representations {origin} and {number} share intervention_link_key={one.intervention_link_key!r}, "
                     "so their intervention, partition, low_rank_dimension and source_representation must be the same"
                 )
+
+
+class ModelsConfig(IntervenableConfig):
+    """The configuration of an `IntervenableModel`: its fields are frozen; all else is asked and set at the model's.
+
+    What trains or logs a model reads `config.hidden_size` or `config.to_dict()`, and a `Trainer` sets
+    `config.use_cache`, as at the configuration of any model.
+
+    >>> from types import SimpleNamespace
+    >>> config = ModelsConfig.at(IntervenableConfig(representations={"layer": 0}), SimpleNamespace(hidden_size=8))
+    >>> config.hidden_size, config.mode
+    (8, 'parallel')
+    """
+
+    @classmethod
+    def at(cls, config: IntervenableConfig, models: Any) -> ModelsConfig:
+        """Return a configuration that is one with that of the model.
+
+        Args:
+            config: of the interventions.
+            models: the model's own; `None` where it has none, then what is set is kept here.
+        """
+        made = cls(**{one.name: getattr(config, one.name) for one in fields(config)})
+        object.__setattr__(made, "_models", SimpleNamespace() if models is None else models)
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the model's configuration has under a name that is none of ours."""
+        if name.startswith("__") or "_models" not in vars(self):
+            raise AttributeError(f"IntervenableConfig has no {name!r}")
+        return getattr(vars(self)["_models"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set something in the model's configuration; fields of ours are frozen."""
+        if name in {one.name for one in fields(self)} or "_models" not in vars(self):
+            raise FrozenInstanceError(f"cannot assign to {name!r}: a configuration of interventions stays as it is")
+        setattr(vars(self)["_models"], name, value)
 
 
 def _is_representations(given: Any) -> bool:

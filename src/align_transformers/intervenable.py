@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, overload
@@ -15,9 +15,10 @@ from . import engine, planners, storage
 from ._checked import checked
 from ._errors import SpecError
 from .applied import applied
+from .around import AroundModel
 from .binding_cache import BindingCache
 from .compose import Call, Timing, compose
-from .config import IntervenableConfig
+from .config import IntervenableConfig, ModelsConfig
 from .engine import Bound, Inputs, Planner
 from .interventions import TrainableIntervention
 from .keywords import forward_keywords, generate_keywords, sorted_out, with_keywords
@@ -29,8 +30,12 @@ from .positions import read_steps
 from .representations import expanded, represent
 
 
-class IntervenableModel(nn.Module):
+class IntervenableModel(AroundModel):
     """A model together with interventions on its activations. The model itself is never changed.
+
+    A `Trainer` that gets it learns and saves the interventions; its `compute_loss` says how the model is called and
+    what the loss is. (`for_training()` is a module that needs none.) What it sets by name, such as
+    `config.use_cache`, or asks for, such as gradient checkpointing, it sets and asks for at the model.
 
     Args:
         config: an `IntervenableConfig`, a `RepresentationConfig`, a dict, or a list of these.
@@ -52,10 +57,9 @@ class IntervenableModel(nn.Module):
 
     @checked
     def __init__(self, config: Any, model: nn.Module, *, planner: Planner | None = None) -> None:
-        super().__init__()
+        super().__init__(model)
         self.planner = planner
-        self.config = expanded(IntervenableConfig.of(config), model)
-        self.model = model
+        self.config = ModelsConfig.at(expanded(IntervenableConfig.of(config), model), getattr(model, "config", None))
         self.representations = represent(self.config, model)
         self.interventions = {r.key: r.intervention for r in self.representations}
         self._trained = nn.ModuleList(dict.fromkeys(self.interventions.values()))
@@ -71,6 +75,7 @@ class IntervenableModel(nn.Module):
         subspaces: Any = None,
         output_original_output: bool = False,
         return_dict: bool | None = None,
+        labels: Any = None,
         **model_kwargs: Any,
     ) -> tuple[Any, Any] | IntervenableOutput:
         """Run the base with the interventions in place.
@@ -87,8 +92,9 @@ class IntervenableModel(nn.Module):
             subspaces: `[n_interventions][batch][ids]`; missing outer levels are the same for all.
             output_original_output: also run the base without interventions.
             return_dict: return an `IntervenableOutput` instead of the pair; needed where something is collected.
-            **model_kwargs: handed to the model with the base (`labels`, `use_cache`, `output_hidden_states`, ...): what
-                its signature names. `activations_sources` is another name of `source_representations`.
+            labels: handed to the model with the base.
+            **model_kwargs: likewise (`use_cache`, `output_hidden_states`, ...): what its signature names.
+                `activations_sources` is another name of `source_representations`.
 
         Returns:
             `(original, counterfactual)`: what the model returned for the plain base (`None` unless asked for) and for
@@ -100,6 +106,7 @@ class IntervenableModel(nn.Module):
         Warns:
             UserWarning: padding on the left shifts what the model makes of the tokens, for want of `position_ids`.
         """
+        model_kwargs |= {} if labels is None else {"labels": labels}
         given, rest = self._sorted_out(model_kwargs, forward_keywords, source_representations)
         call = Call(with_keywords(base, rest), sources, unit_locations, given, subspaces)
         bound = self._bind(call, original=output_original_output)
@@ -280,20 +287,6 @@ class IntervenableModel(nn.Module):
             for spec, one in zip(self.config.representations, self.representations, strict=True)
         ]
         return IntervenableModel(replace(self.config, representations=listed), self.model)
-
-    def named_parameters(
-        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the parameters of the interventions; those of the model, which is not to learn, are `model`'s own.
-
-        Args:
-            prefix: in front of each name.
-            recurse: also those of the modules inside: all there are.
-            remove_duplicate: yield a shared one once.
-        """
-        if recurse:
-            inside = f"{prefix}._trained" if prefix else "_trained"
-            yield from self._trained.named_parameters(inside, remove_duplicate=remove_duplicate)
 
     def get_trainable_parameters(self) -> list[nn.Parameter]:
         """Return each parameter of the interventions that requires a gradient, once."""

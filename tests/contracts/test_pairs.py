@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.contracts.cases import BATCH, UNITS, WIDTH, base_and_source, draw
+from tests.contracts.each import each
 from tests.contracts.pairs import OPERATIONS, PAIRS, SUBSPACES
 from tests.storage.kit import assert_same, contents, intervene, mlp
 
@@ -18,15 +19,20 @@ from align_transformers.storage import load, save
 from align_transformers.subspaces import Subspace
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-every = pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 
 
 def those(condition):
-    """Parametrise over the pairs of which a condition is true."""
-    chosen = {name: pair for name, pair in PAIRS.items() if condition(pair)}
-    return pytest.mark.parametrize("pair", chosen.values(), ids=chosen)
+    """Run a test for the pairs of which a condition is true, those of one subspace together."""
+    return each(
+        "pair",
+        {
+            where: {name: pair for name, pair in PAIRS.items() if pair.space is space and condition(pair)}
+            for where, space in SUBSPACES.items()
+        },
+    )
 
 
+every = those(lambda pair: True)
 writing = those(lambda pair: pair.operation is not OPERATIONS["collect"])
 saved = those(lambda pair: pair.operation.saved)
 

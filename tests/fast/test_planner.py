@@ -11,7 +11,7 @@ from tests.fast.families import shared
 from tests.helpers import HIDDEN, LAYERS, VOCAB
 
 from align_transformers import Edit, NoiseIntervention, Plan, Positions, Read, Run, Site, VanillaIntervention, bind
-from align_transformers.engine.step import OutOfMemory, Step
+from align_transformers.engine.step import NotANumber, OutOfMemory, Step
 from align_transformers.fast import schedule as schedules
 from align_transformers.fast.budget import TIMES_FOR_ONE
 from align_transformers.fast.depth import blocks_of, depth_of
@@ -172,6 +172,32 @@ def test_a_step_is_halved_by_runs_and_then_by_copies():
         [("run 1", None), ("run 2", None)],
     ]
     assert [len(step.way.origin.starts) for step in steps[1:]] == [3, 1, 1, 1, 2]
+
+
+def test_copies_of_a_row_that_gave_nan_are_run_again_apart():
+    def reply(step: Step) -> Any:
+        return NotANumber() if step.way.mixes else None
+
+    wide, kept = {"x": text(3)}, states(3)
+    runs = [Run(f"run {n}", "x", (edit(f"e{n}", n),), (n,)) for n in range(3)]
+    runs += [Run("run 3", "x", (edit("e3", 2, copies=2),), (0, 1))]
+    for several in (runs, runs[:3]):
+        plan = Plan((CLEAN, *several), ("clean", *(run.name for run in several)), Logits())
+        planner = decisions(plan, **wide)
+        steps = driven(planner, lambda step: kept if step.way.name == "full" else reply(step))
+        packed, *apart = steps[1:]
+        assert (packed.way.name, *{step.way.name for step in apart}) == ("packed", "together")
+        assert sum(names(apart), ()) == names([packed])[0]
+        assert [start for step in apart for start in step.way.origin.starts] == [*packed.way.origin.starts]
+        assert apart[0].refused == {"packed": "what is not a number would spread"}
+        assert len(apart) == (1 if len(several) == 4 else 2)  # three rows would be as many as there are examples
+
+    copies, most = 60, 10.0
+    run = Run("run", "x", (edit("e", 0, LENGTH - 1, copies),), (0,) * copies)
+    steps = driven(decisions(Plan((CLEAN, run), ("clean", "run"), Logits()), most=most), reply)[1:]
+    apart = [part.lines for step in steps if step.way.name == "together" for part in step.parts]
+    assert [line for one in apart for line in one] == list(range(copies))
+    assert max(map(len, apart)) * LENGTH <= most * TIMES_FOR_ONE < len(steps[0].parts[0].lines) * LENGTH
 
 
 def test_where_a_step_cannot_be_halved_the_error_is_raised():

@@ -195,28 +195,41 @@ def test_gradients_go_back_to_the_states(packed):
     assert float(states.grad[1].abs().sum()) > 0
 
 
+@pytest.mark.parametrize("runs", [1, 2])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_a_number_spreads_as_nan_or_not_at_all(bad):
-    """Of a run with five copies one is spoilt: packed, it may spoil those of its row, as NaN, and no others."""
-    model, inputs = tiny("gpt2"), {"x": tokens(1, 6)}
-    edit = Edit("edit", Site("block_output", 0), "spoil", Positions(tuple((column,) for column in range(1, 6))))
-    plan = Plan((Run("base", "x"), Run("run", "x", (edit,), (0,) * 5)), ("base", "run"), Logits())
+def test_what_is_not_a_number_in_one_copy_leaves_the_others_as_they_are(bad, runs):
+    """Of five copies one is spoilt. In a packed row it spoils others, so the copies are run again, each in its own."""
+    model, inputs, calls = tiny("gpt2"), {"x": tokens(1, 6)}, []
+    spoilt = 2 if runs == 1 else 0
+
+    def edit(number, columns):
+        name = "spoil" if number == 0 else "double"
+        return Edit(f"edit {number}", Site("block_output", 0), name, Positions(tuple((c,) for c in columns)))
+
+    columns = [(1, 2, 3, 4, 5)] if runs == 1 else [(3,), (1, 2, 4, 5)]
+    edited = [Run(f"run {n}", "x", (edit(n, at),), (0,) * len(at)) for n, at in enumerate(columns)]
+    plan = Plan((Run("base", "x"), *edited), ("base", *(run.name for run in edited)), Logits())
 
     def spoil(base):
+        calls.append(base)
         new = base * 1.5
-        new[2] = bad
+        new[spoilt] = bad
         return new
 
     def outcome(planner):
+        functions = {"spoil": FunctionIntervention(spoil), "double": FunctionIntervention(lambda base: base * 2)}
         with torch.no_grad():
-            return execute(bind(model, plan, inputs, {"spoil": FunctionIntervention(spoil)}), planner)
+            return execute(bind(model, plan, inputs, functions), planner)
 
-    alone, fast = outcome(one_by_one), outcome(planned)
-    assert [one.way for one in fast.passes] == ["full", "packed"]
-    assert [bool(logits.isfinite().all()) for logits in alone.outputs["run"]] == [True, True, False, True, True]
-    layout = lay_out([Copies((0,) * 5, (1, 2, 3, 4, 5))], 6, packed=True)
-    for copy, (logits, expected) in enumerate(zip(fast.outputs["run"], alone.outputs["run"], strict=True)):
-        if layout.row[copy] == layout.row[2]:
-            assert copy == 2 or logits.isnan().all() or torch.allclose(logits, expected, rtol=0, atol=1e-5)
-        else:
-            assert torch.allclose(logits, expected, rtol=0, atol=1e-5)
+    alone = outcome(one_by_one)
+    calls.clear()
+    fast = outcome(planned)
+    assert [one.way for one in fast.passes] == ["full", "together"]
+    assert len(calls) == 2  # packed first
+    assert "spread" in fast.passes[-1].refused["packed"]
+    for run in edited:
+        assert torch.allclose(fast.outputs[run.name], alone.outputs[run.name], rtol=0, atol=1e-5, equal_nan=True)
+    assert [one.isnan().any().item() for one in fast.outputs["run 0"]].count(True) == 1
+    assert [(e.site, e.fired, e.rows, e.positions) for e in fast.effects] == [
+        (e.site, e.fired, e.rows, e.positions) for e in alone.effects
+    ]

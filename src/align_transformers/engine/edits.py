@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._errors import InterventionError, PlanError, PositionError
+from ..models.recomputing import check_computed_once, recomputation
 from ..models.scope import plainly
 from ..positions import Positions
 from ..sites import Site
@@ -65,6 +67,7 @@ class Record:
         assembled: what is gathered time step by time step.
         tokens: ids of the tokens whose logits are wanted of it; `None` for all.
         leading: says how many of some columns the model put before the tokens of a stack.
+        part: in which it is run, if that is run again as a whole in the backward pass.
     """
 
     values: Mapping[BoundRead, list[Tensor]]
@@ -75,6 +78,7 @@ class Record:
     assembled: dict[BoundRead | str, Assembly] = field(default_factory=dict)
     tokens: tuple[int, ...] | None = None
     leading: Callable[[int, str], int] = lambda _columns, _stack: 0
+    part: Any = field(default_factory=recomputation)
 
     def placed(self, places: Places, tensor: Tensor, site: Site) -> Places:
         """Return places of tokens in an activation `(batch, columns, channels)` that may have further columns."""
@@ -228,6 +232,7 @@ def _apply(
         # The pass goes on with what was handed back as it was, so that gradients of the output reach it.
         in_graph = new is old and new.requires_grad and edit.edit.positions.distinct
         return places.scatter(tensor, new) if in_graph else tensor
+    check_computed_once(record.part, edit.edit.site)
     if new.shape != old.shape:
         new = _broadcast(edit, new, old)
     if not edit.pure and (version is None or _version(old) != version):

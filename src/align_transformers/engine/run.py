@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._errors import NeverFiredError, PlanError
 from ..models.added_columns import leading_columns
+from ..models.recomputing import computed_once
 from ..models.scope import scope
 from ..models.sequence import Inputs, logits_stack, token_axis
 from ..plan import Read, Run
@@ -23,7 +24,7 @@ from .edits import Captured, Record, edit_tap, read_tap
 from .hooks import Stopped, tapped
 from .ledger import Counts, Effect, Passed, PickedTally, Tally, check_fired
 from .logits import logits_of, pick_logits
-from .step import OutOfMemory, Part, Pass, Planner, Reply, Step, one_by_one
+from .step import NotANumber, OutOfMemory, Part, Pass, Planner, Reply, Step, one_by_one
 
 Forward = Callable[[Record, Inputs, Callable[[], None]], Any]
 """How a pass is run: called with its record, the input, and a function that says a new forward pass begins."""
@@ -143,6 +144,7 @@ def run_step(results: Results, step: Step, forward: Forward | None) -> tuple[Rep
         stack.enter_context(scope())
         for context in this.around:
             stack.enter_context(context)
+        stack.enter_context(computed_once(bound.model, (tap.slot.module for tap in taps)))
         restart = stack.enter_context(tapped(taps))
         for context in this.within:
             stack.enter_context(context)
@@ -161,6 +163,8 @@ def run_step(results: Results, step: Step, forward: Forward | None) -> tuple[Rep
         if at is not None and not this.narrowed() and logits_of(output).ndim == 3:
             at = at[0], at[1] + record.leading(logits_of(output).shape[1], logits_stack(this.inputs))
         output = pick_logits(output, at, record.tokens, this.narrowed())
+    if step.way.mixes and bool(output.isnan().any()):
+        return NotANumber(), {}
     return this.leaves(), results.add(step, this, record, output)
 
 

@@ -88,6 +88,8 @@ class Way(ABC):
 
     name: ClassVar[str]
     """What the ledger calls it."""
+    mixes: ClassVar[bool] = False
+    """Whether copies share rows, in which what is not a number spreads."""
 
     @abstractmethod
     def prepare(self, bound: Bound, step: Step, record: Record) -> Pass:
@@ -155,8 +157,12 @@ class OutOfMemory:
     error: RuntimeError
 
 
+class NotANumber:
+    """The answer to a step of copies that share rows, and of which some came out as NaN; nothing of it is left."""
+
+
 Reply = Any
-"""What a planner is told of its step: what the pass leaves for others, `None` for nothing, or `OutOfMemory`."""
+"""What a planner is told of its step: what the pass leaves for others, `None` for nothing, or one of these two."""
 
 Planner = Callable[[Bound], Generator[Step, Reply, None]]
 """Yields the steps of a plan, each once it was told what came of the one before. It decides, and touches no model."""

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ..engine import Bound, batch_size
-from ..engine.step import OutOfMemory, Part, Reply, Step
+from ..engine.step import NotANumber, OutOfMemory, Part, Reply, Step
 from ..plan import Edit, Run
 from .budget import TIMES_FOR_ONE, room
 from .contents import same_inputs
@@ -118,16 +118,31 @@ class Decisions:
         yield from _told_apart(group, states.batch * length, packed)
 
     def _divided(self, step: Step) -> Generator[Step, Reply, Reply]:
-        """Yield a step; where memory runs out, two of half the size."""
+        """Yield a step; where memory runs out, two of half the size; where NaN may have spread, its copies apart."""
         reply = yield step
-        if not isinstance(reply, OutOfMemory):
+        if not isinstance(reply, OutOfMemory | NotANumber):
             return reply
-        smaller = halves(self._bound, step)
-        if not smaller:
+        smaller = tuple(self._apart(step)) if isinstance(reply, NotANumber) else halves(self._bound, step)
+        if isinstance(reply, OutOfMemory) and not smaller:
             raise reply.error
-        for half in smaller:
-            reply = yield from self._divided(half)
+        for one in smaller:
+            reply = yield from self._divided(one)
         return reply
+
+    def _apart(self, step: Step) -> Iterator[Step]:
+        """Yield steps that do what a packed one does, each copy in a row of its own."""
+        if isinstance(step.way, Packed):
+            step = replace(step, way=step.way.apart(), refused={Packed.name: "what is not a number would spread"})
+        assert isinstance(step.way, Together)
+        states = step.way.origin.states
+        copies = [self._bound.count(part.run) if part.lines is None else len(part.lines) for part in step.parts]
+        fits = sum(copies) * int(states.main.shape[1]) <= self._most(states) * TIMES_FOR_ONE
+        as_many = len(copies) > 1 and sum(copies) == states.batch  # as examples: see _told_apart
+        smaller = () if fits and not as_many else halves(self._bound, step)
+        for one in smaller:
+            yield from self._apart(one)
+        if not smaller:
+            yield step
 
     def _case(self, stage: Stage, states: States | None) -> Case:
         return Case(self._bound, self._blocks, stage, states, self._depths, self._trials, self._never)

@@ -6,9 +6,10 @@ each tail the known prefix of its example and itself. Attention grows with the s
 longer than the longest tail: by as much as leaves the least room empty.
 
 What is not a number spreads within a row: a mask adds -inf to a score, and NaN + -inf and 0 * inf are NaN. So where one
-copy holds NaN or infinity, others of the same example in the same run may come out as NaN that are numbers when run
-alone; never as another number. The copy itself may differ, too: of a query that is NaN, attention under a mask makes
-NaN, where the fused causal kernel of a full pass may make 0, as PyTorch's on the CPU does.
+copy holds NaN or infinity, others of the same example in the same run come out as NaN that are numbers when run alone;
+never as another number. A pass that gives NaN is therefore not counted: its copies are run again, each in a row of its
+own. (The copy itself may differ, too: of a query that is NaN, attention under a mask makes NaN, where the fused causal
+kernel of a full pass may make 0, as PyTorch's on the CPU does.)
 """
 
 from __future__ import annotations

@@ -312,6 +312,7 @@ class Packed(PlannedWay):
     fewer_tokens: bool = False
     shortens: bool = False
     name = "packed"
+    mixes = True
 
     @staticmethod
     def refuses(case: Case) -> str:
@@ -341,6 +342,10 @@ class Packed(PlannedWay):
     def of(self, numbers: Sequence[int]) -> Packed:
         """Return the way of some of a step's parts."""
         return replace(self, origin=self.origin.of(numbers))
+
+    def apart(self) -> Together:
+        """Return the way in which each copy has a row of its own."""
+        return Together(self.origin, self.unembedding, self.fewer_tokens)
 
     def prepare(self, bound: Bound, step: Step, record: Record) -> Pass:
         """Return the pass, ready to run."""

@@ -46,6 +46,7 @@ class Alignment(nn.Module):
     """
 
     accepts_loss_kwargs = False  # the Trainer then divides the loss by its accumulation steps itself
+    _keys_to_ignore_on_save = None  # the Trainer reads it where a checkpoint lacks something
 
     @checked
     def __init__(
