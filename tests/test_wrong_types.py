@@ -141,6 +141,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "attention_patterns": (at.attention_patterns, {"model": model(), "prompts": tokens(1, 3), "tokenizer": None,
                            "columns": None, "component": "attention_pattern", "layers": [0], "heads": [1],
                            "positions": [1], "planner": None}),
+    "attention_tensor": (at.attention_tensor, {"model": model(), "inputs": tokens(1, 3), "layer": 0,
+                         "component": "attention_pattern", "planner": None}),
     "fit_pca": (at.fit_pca, {**DATA, "k": 1, "positions": "all", "tokenizer": None, "standardise": True}),
     "bind": (at.bind, {"model": model(), "plan": plan(), "inputs": {"x": tokens(1, 3)}, "interventions": {},
                        "constants": None}),

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from tests.helpers import VOCAB, new_model
+from tests.helpers import VOCAB, new_model, padded_tokens
 from tests.learning.tasks import batches, examples, face, free_matrix
 from torch import nn
 from torch.utils.data import DataLoader
@@ -29,6 +29,7 @@ from align_transformers import (
     SpecError,
     VanillaIntervention,
     activations,
+    attention_tensor,
     bind,
     cross_entropy,
     evaluate,
@@ -308,3 +309,18 @@ def test_a_memory_is_nothing_else():
         evaluate(face(), batches((2,)), memory="always")
     with pytest.raises(SpecError, match="memory is an ActivationCache"):
         fit(face(), batches((2,)), memory="always")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_attention_tensors_are_those_of_the_eager_model(family):
+    model = new_model(family)
+    inputs = padded_tokens([3, 5], "right")
+    seen = attention_tensor(model, inputs, 1)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        wanted = model(**inputs, output_attentions=True).attentions[1]
+    torch.testing.assert_close(seen, wanted, rtol=0, atol=1e-5)
+    scores = attention_tensor(model, inputs, 1, component="attention_score")
+    torch.testing.assert_close(scores.softmax(-1), wanted, rtol=0, atol=1e-5)
+    with pytest.raises(SpecError, match="attention_pattern"):
+        attention_tensor(model, inputs, 1, component="block_output")

@@ -1,6 +1,6 @@
 """Learning where a concept lives, and measuring how well that was learned."""
 
-from .activations import activations, fit_pca
+from .activations import activations, attention_tensor, fit_pca
 from .alignment import Alignment
 from .batches import Batch
 from .compare import Comparison, compare
@@ -32,6 +32,7 @@ __all__ = [
     "Scores",
     "Settings",
     "activations",
+    "attention_tensor",
     "bootstrap",
     "compare",
     "cross_entropy",

@@ -16,11 +16,12 @@ from .._errors import PositionError, SpecError
 from ..anchors import Offsets, Spots, TextTeller, TokenNumber, read_back, spots_of_each, tokens_at
 from ..engine import Inputs, Planner, batch_size, real_spans
 from ..interventions import PCARotatedSpaceIntervention
+from ..models import chosen_layers, find_slot
 from ..models.padding import check_counted, with_positions
 from ..models.sequence import check_tokens
 from ..planners import capture
 from ..positions import Positions, Span
-from ..sites import Site
+from ..sites import COMPONENTS, Site
 
 
 @checked
@@ -70,6 +71,49 @@ def activations(
         found.append(_activations(model, batch, site, (begin, spots[begin : begin + count]), tokenizer, planner))
         begin += count
     return torch.cat(found)
+
+
+@checked
+def attention_tensor(
+    model: nn.Module,
+    inputs: Inputs,
+    layer: int,
+    *,
+    component: str = "attention_pattern",
+    planner: Planner | None = None,
+) -> Float[Tensor, "batch heads queries keys"]:
+    """Return the attention patterns of one layer as a tensor; `attention_patterns` has them as a table, token by token.
+
+    Args:
+        model: the user's; in eval mode meanwhile, and not changed.
+        inputs: its keyword arguments.
+        layer: its number, from 0, negative from the last.
+        component: another one that has a number for each query and key: `attention_score`, or with a stack's name in
+            front.
+        planner: as for `activations`.
+
+    Returns:
+        `(batch, heads, queries, keys)`; every row of a pattern sums to 1, also where the query is padding.
+
+    Raises:
+        SpecError: the component has no number for each key.
+        SiteError: the model has no such site.
+
+    >>> import transformers
+    >>> sizes = dict(vocab_size=50, n_embd=16, n_head=2, n_layer=2, n_positions=8)
+    >>> model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
+    >>> attention_tensor(model, {"input_ids": torch.ones(3, 5, dtype=torch.long)}, 0).shape
+    torch.Size([3, 2, 5, 5])
+    """
+    site = Site(component, 0)
+    if site.definition is None or site.definition.by_token:
+        known = [name for name, one in COMPONENTS.items() if not one.by_token]
+        raise SpecError(f"{component!r} has no number for each query and key: choose one of {', '.join(known)}")
+    if layer < 0:
+        (layer,) = chosen_layers(model, component, layer)
+    site = Site(component, layer)
+    rows = capture(model, with_positions(model, inputs), site, Positions(), planner)
+    return rows.unflatten(-1, (find_slot(model, site).n_heads, -1)).transpose(1, 2)
 
 
 @checked
