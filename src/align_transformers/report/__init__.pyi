@@ -1,19 +1,21 @@
-from .figure import figure_of, image_of, save_figure
+from .figure import figure_of, image_of, save_figure, save_heat_map
 from .kinds import facts, picture, summary
 from .page import page_of, save_page
 from .panels import Picture
-from .terminal import Shown, in_terminal
+from .terminal import Shown, heat_map, in_terminal
 
 __all__ = [
     "Picture",
     "Shown",
     "facts",
     "figure_of",
+    "heat_map",
     "image_of",
     "in_terminal",
     "page_of",
     "picture",
     "save_figure",
+    "save_heat_map",
     "save_page",
     "summary",
 ]

@@ -257,3 +257,6 @@ def _short(label: str) -> str:
 
 def _line(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
     figure.text(x, y, text, ha="left", va="top", parse_math=False, **{"color": _INK, **style})
+
+
+save_heat_map = save_figure  # the older name

@@ -91,3 +91,6 @@ class Shown:
             yield prompts
         if self.picture.about:
             yield Text(readable(self.picture.about, ascii_only))
+
+
+heat_map = in_terminal  # the older name
