@@ -19,7 +19,14 @@ from ._pairs import PairPlace, Pairs
 from ._prompts import Which, indices
 
 SwapDirection = Literal["denoise", "noise"]
-DIRECTIONS: tuple[SwapDirection, ...] = ("denoise", "noise")
+DirectionName = Literal["denoise", "noise", "denoising", "noising"]
+DIRECTIONS: Mapping[DirectionName, SwapDirection] = {
+    "denoise": "denoise",
+    "noise": "noise",
+    "denoising": "denoise",
+    "noising": "noise",
+}
+"""The direction of a swap by each of its names."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Selection:
     layers: Which
     heads: Which | None
     neurons: int | None
-    directions: Sequence[SwapDirection]
+    directions: Sequence[DirectionName]
     window: int | Mapping[str, int] = 1
 
     def check(self) -> None:
@@ -81,7 +88,7 @@ class Selection:
         ]
         return tuple(
             self._run(near, site, cells, direction, pairs)
-            for direction in dict.fromkeys(self.directions)
+            for direction in dict.fromkeys(DIRECTIONS[name] for name in self.directions)
             for near, site, cells in swaps
         )
 

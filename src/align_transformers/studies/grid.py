@@ -14,7 +14,7 @@ from ..engine import Planner
 from ..metrics import Metrics
 from ..plan import Run
 from ..table import Table
-from ._cells import Selection, SwapDirection, width_of
+from ._cells import DirectionName, Selection, width_of
 from ._data import PairedPrompt, Prompt
 from ._pairs import Align, pair_up
 from ._places import WhichPlaces
@@ -40,7 +40,7 @@ def grid(
     metric: Metrics | None = None,
     metrics: Mapping[str, Metrics] | None = None,
     answers: tuple[Answer, Answer] | Sequence[tuple[Answer, Answer]] | None = None,
-    directions: Sequence[SwapDirection] = ("denoise",),
+    directions: Sequence[DirectionName] = ("denoise",),
     last: int | None = None,
     align: Align = None,
     at: ReadAt = -1,
@@ -83,8 +83,8 @@ def grid(
             One called `iia` has the columns `iia`, `iia_effect` and `iia_recovered`.
         answers: the base's answer and the source's, each one token (id or text), for all pairs or for each. Default:
             the columns of the data, or what the model itself says.
-        directions: `denoise` (denoising: what restores the source's answer): the source's activation into the base's
-            run; `noise` (noising: what is needed for it): the base's into the source's run.
+        directions: `"denoise"` or `"denoising"` (what restores the source's answer): the source's activation into the
+            base's run; `"noise"` or `"noising"` (what is needed for it): the base's into the source's run.
         last: compare only the last so many tokens, aligned from the end; needed for numbers from 0 and `"all"` where
             lengths in a pair differ.
         align: where an anchor has another number of tokens in the source, pair those from the `"first"` or the
