@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 import align_transformers  # noqa: E402, F401  (imported under the hook, whatever test comes first)
 from align_transformers import engine, planners  # noqa: E402
 
+collect_ignore = ["truth/make_compiled.py"]  # run in an environment of its own, which has the compiler
 settings.register_profile(
     "tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

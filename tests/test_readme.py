@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import re
 import warnings
 from pathlib import Path
@@ -22,7 +23,9 @@ def test_the_code_of_the_readme_runs(
         with warnings.catch_warnings():
             if "create_gpt2" in block:  # says that it returns the embedded model where there is no hub
                 warnings.simplefilter("ignore", UserWarning)
-            exec(compile(block, f"README block {number}", "exec"), names)
+            where = f"README block {number}"
+            linecache.cache[where] = (len(block), None, block.splitlines(keepends=True), where)  # as notebooks do
+            exec(compile(block, where, "exec"), names)
     said = capsys.readouterr().out
     assert " Rome" in said
     assert "{'full': 2, 'packed': 4}" in said  # as the README says

@@ -29,8 +29,7 @@ def arguments_given(method: Callable[..., Any], args: tuple[Any, ...], kwargs: M
     signature = inspect.signature(method)
     variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     known = {name for name, one in signature.parameters.items() if one.kind not in variadic}
-    # A keyword that the signature lacks is one that a decorator renames, as transformers' old names are.
-    given = {name: value for name, value in kwargs.items() if name not in known}
+    given: dict[str, Any] = {}
     bound = signature.bind_partial(*args, **{name: value for name, value in kwargs.items() if name in known})
     for name, value in bound.arguments.items():
         kind = signature.parameters[name].kind
@@ -38,6 +37,8 @@ def arguments_given(method: Callable[..., Any], args: tuple[Any, ...], kwargs: M
             given |= {f"{name}[{number}]": one for number, one in enumerate(value)}
         else:
             given[name] = value
+    # A keyword that the signature lacks may be one that a decorator renames, as transformers' old names are.
+    given |= {name: value for name, value in kwargs.items() if name not in known}
     return {name: value for name, value in given.items() if value is not None}
 
 
