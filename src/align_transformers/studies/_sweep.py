@@ -35,7 +35,7 @@ from ._store import Store
 _STORED = 2**11  # cells between two parts of a store: what is lost at most
 _HELD = 2**13  # cells of a plan without one: what they read of other runs waits in memory
 _CLEAN = 32  # a part has that many times the examples of the clean runs, which each part runs again
-_BYTES = 2**29  # of logits that wait in a plan, where those of all tokens are wanted
+_BYTES = 2**27  # of logits that wait in a plan, where those of all tokens are wanted
 _VOCABULARY = 2**17  # where the model does not tell
 
 
