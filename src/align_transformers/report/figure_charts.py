@@ -39,7 +39,12 @@ def draw_curve(axes: Axes, curve: Curve) -> None:
     if curve.zero:
         axes.axhline(0, color=_FAINT, linewidth=0.6)
     if len(curve.lines) > 1:
-        legend = axes.legend(fontsize=7.5, framealpha=0.8, edgecolor="none")
+        many = len(curve.lines) > 2 and not curve.share
+        if many:  # no corner is free as a rule: room for the legend above all lines
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(bottom, top + 0.3 * (top - bottom))
+        where, columns = ("upper right", 2) if many else ("best", 1)
+        legend = axes.legend(loc=where, ncols=columns, fontsize=7.5, framealpha=0.8, edgecolor="none")
         for text in legend.get_texts():
             text.set_parse_math(False)
             text.set_color(_INK)
