@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .panels import Bars, Curve, CurveLine
 from .words import cut
@@ -43,8 +43,8 @@ def draw_curve(axes: Axes, curve: Curve) -> None:
         if many:  # no corner is free as a rule: room for the legend above all lines
             bottom, top = axes.get_ylim()
             axes.set_ylim(bottom, top + 0.3 * (top - bottom))
-        where, columns = ("upper right", 2) if many else ("best", 1)
-        legend = axes.legend(loc=where, ncols=columns, fontsize=7.5, framealpha=0.8, edgecolor="none")
+        place: dict[str, Any] = {"loc": "upper right", "ncols": 2} if many else {}
+        legend = axes.legend(**place, fontsize=7.5, framealpha=0.8, edgecolor="none")
         for text in legend.get_texts():
             text.set_parse_math(False)
             text.set_color(_INK)
