@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from .._errors import SpecError
-from .._version import library_version
 from ..metrics import Metric, logit_difference, token_id
 from ..plan import Logits
 from ..table import TAKEN
@@ -123,7 +122,7 @@ class GridScorer(Scorer):
             meta["neurons"] = self.asked.neurons
         names = {name: name_of(of_pair) for name, of_pair in self.metrics.items()}
         told = {"metric": names[""]} if "" in names else {"metrics": names}
-        return {**meta, "pairs": len(pairs), **told, **self.asked.said, "version": library_version()}
+        return {**meta, "pairs": len(pairs), **told, **self.asked.said}
 
     def _values(self, name: str, logits: Tensor, pairs: Sequence[int], clean: Tensor) -> list[float]:
         """Return a metric of each line of logits.

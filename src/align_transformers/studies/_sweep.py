@@ -30,6 +30,7 @@ from ..planners import execute
 from ..sites import Site
 from ..table import Table
 from ._cell_run import CellRun
+from ._made_with import made_with
 from ._store import Store
 
 _STORED = 2**11  # cells between two parts of a store: what is lost at most
@@ -178,7 +179,7 @@ class Sweep:
             rows += part.rows()
             meta, says = meta or dict(part.meta["whole"]), part.meta["says"]
             passes.update(part.meta["passes"])
-        return Table.from_rows(rows, meta={**meta, "passes": dict(passes)})
+        return Table.from_rows(rows, meta={**made_with(model), **meta, "passes": dict(passes)})
 
     def parts(self, model: nn.Module, *, stored: bool) -> Iterator[list[CellRun]]:
         """Yield the runs in lists, each to be carried out as one plan: always cut in the same way.

@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 
 from .._checked import checked
 from .._errors import SpecError
-from .._version import library_version
 from ..engine import Planner, bind
 from ..models import evaluating, find_slot
 from ..plan import Plan, Read, Run
@@ -28,6 +27,7 @@ from ..table import Table
 from ..table.values import plain_meta
 from ._data import Prompt
 from ._layers import sites_of
+from ._made_with import made_with
 from ._places import WhichPlaces, tokens_of_each
 from ._prompts import Tokens, Which, encode, indices
 from ._scoring import model_name
@@ -127,7 +127,7 @@ def attention_patterns(
                 "key_tokens": [list(row) for row in keys.texts],
                 "sinks": sinks,
                 "passes": dict(Counter(passed.way for passed in outcome.passes)),
-                "version": library_version(),
+                **made_with(model),
             }
         ),
     )

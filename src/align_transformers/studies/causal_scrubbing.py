@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 
 from .._checked import checked, checked_class
 from .._errors import PositionError, SpecError
-from .._version import library_version
 from ..anchors import Spots
 from ..engine import Planner
 from ..interventions import VanillaIntervention
@@ -173,6 +172,7 @@ def causal_scrubbing(
     )
     cells = sweep.table(model, store=store, progress=progress, planner=planner)
     asked = {"draws": draws, "seed": seed, "together": together, "model": model_name(model)}
+    asked["prompts"] = list(encoded.texts)
     return _compared(cells, {**asked, "itself": itself})
 
 
@@ -373,7 +373,8 @@ def _compared(cells: Table, facts: Mapping[str, Any]) -> Table:
     ]
     recovered, low, high = _recovered(rows, facts["draws"], facts["seed"])
     by_chance = float(np.mean([row["random_prompt"] == row["prompt"] for row in rows]))
-    said = {"study": "causal_scrubbing", "version": library_version(), "passes": cells.meta["passes"], **facts}
+    made = {name: cells.meta[name] for name in ("identity", "version", "versions", "passes")}
+    said = {"study": "causal_scrubbing", **made, **facts}
     ends = {"recovered": recovered, "low": low, "high": high, "random_itself": by_chance}
     return Table.from_rows(rows, meta={**said, **ends})
 

@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 
 from .._checked import checked
 from .._errors import SpecError
-from .._version import library_version
 from ..engine import Planner
 from ..interventions import VanillaIntervention
 from ..models import evaluating, resolve
@@ -158,7 +157,7 @@ def causal_tracing(
     }
     asked = {"window": widths, "severed": list(severed), "severed_at": severed_at if severed else None}
     drawn = {"noise": deviation, "draws": draws, "seed": seed if deviation is not None else None}
-    facts = {"study": "causal_tracing", "model": model_name(model), "version": library_version()}
+    facts = {"study": "causal_tracing", "model": model_name(model)}
     meta = {**cells.meta, **facts, **said, **asked, **drawn}
     return _averaged(cells, meta)
 

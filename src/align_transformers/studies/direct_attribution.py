@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 
 from .._checked import checked
 from .._errors import SiteError, SpecError
-from .._version import library_version
 from ..engine import Outcome, Planner, bind
 from ..models import Slot, evaluating, resolve
 from ..models.shown import shares_of
@@ -25,6 +24,7 @@ from ..positions import Positions
 from ..sites import Site
 from ..table import Table
 from ._data import Prompt
+from ._made_with import made_with
 from ._nodes import heads_at, writers
 from ._prompts import Prompts, ReadAt, encode, token_text
 from ._scoring import model_name, token_of_each
@@ -132,7 +132,7 @@ def direct_logit_attribution(
             "error": error.tolist(),
             "capped": end.capped,
             "passes": {way: [p.way for p in outcome.passes].count(way) for way in {p.way for p in outcome.passes}},
-            "version": library_version(),
+            **made_with(model),
         },
     )
 

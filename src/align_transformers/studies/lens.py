@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 
 from .._checked import checked
 from .._errors import SpecError
-from .._version import library_version
 from ..engine import Planner
 from ..interventions import VanillaIntervention
 from ..models import find_slot, resolve
@@ -106,7 +105,7 @@ def logit_lens(
     table = sweep.table(model, store=store, progress=progress, planner=planner)
     tokens = [list(row) for row in encoded.tokens("decoder").texts]
     facts = {"study": "logit_lens", "model": model_name(model), "prompts": list(encoded.texts), "tokens": tokens}
-    return Table.from_rows(table.rows(), meta={**table.meta, **facts, "version": library_version()})
+    return Table.from_rows(table.rows(), meta={**table.meta, **facts})
 
 
 def _runs(

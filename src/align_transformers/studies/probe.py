@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerBase
 from .._bar import bar
 from .._checked import checked
 from .._errors import SpecError
-from .._version import library_version
 from ..engine import Planner, bind
 from ..metrics import Metrics
 from ..models import evaluating
@@ -178,7 +177,7 @@ def _facts(model: nn.Module, prompts: Prompts, places: Sequence[ProbedPlace], kn
     """Return what the table says of the model, the prompts and their labels."""
     counts, tokens = known.counts(), prompts.tokens(places[0].site.sequence)
     return {
-        "study": "probe", "model": model_name(model), "version": library_version(), "prompts": list(prompts.texts),
+        "study": "probe", "model": model_name(model), "prompts": list(prompts.texts),
         "tokens": [list(row) for row in tokens.texts], "labels": counts,
         "majority": max(counts.values()) / len(known), "groups": known.n_groups, "types": known.n_types,
     }  # fmt: skip

@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 
 from .._checked import checked
 from .._errors import SpecError
-from .._version import library_version
 from ..engine import Planner
 from ..metrics import Metrics
 from ..plan import Logits, Run
@@ -86,7 +85,7 @@ def score(
         (),
         (CellRun(Run("prompts", "prompts", (), tuple(range(len(encoded)))), cells),),
         {},
-        _PromptScoring(model_name(model), found),
+        _PromptScoring(model_name(model), encoded.texts, found),
         Logits(tokens_of(found, model), () if read == ends else (("prompts", read),)),
     )
     return sweep.table(model, store=store, progress=progress, planner=planner)
@@ -98,10 +97,12 @@ class _PromptScoring:
 
     Args:
         model: its name.
+        prompts: their texts.
         metrics: by name the metric of each prompt.
     """
 
     model: str
+    prompts: tuple[str, ...]
     metrics: MetricsByName
 
     def __call__(self, clean: Clean) -> _PromptScorer:
@@ -135,4 +136,4 @@ class _PromptScorer(Scorer):
         """Return what was measured of which model."""
         names = {name: name_of(metrics) for name, metrics in self.asked.metrics.items()}
         told = {"metric": names[""]} if "" in names else {"metrics": names}
-        return {"model": self.asked.model, **told, "version": library_version()}
+        return {"study": "score", "model": self.asked.model, "prompts": list(self.asked.prompts), **told}

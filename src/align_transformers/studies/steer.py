@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 from .._bar import bar
 from .._checked import checked
 from .._errors import SpecError
-from .._version import library_version
 from ..engine import Planner
 from ..interventions import Intervention
 from ..metrics import Metric, Metrics
@@ -26,6 +25,7 @@ from ._data import Prompt
 from ._directions import MeanReader, fitted_directions, given_directions
 from ._doses import DosedCell, Doses, next_token
 from ._layers import sites_of
+from ._made_with import made_with
 from ._places import WhichPlaces, columns_of
 from ._prompts import Prompts, Which, encode
 from ._samples import Continuation, Sample, Steered
@@ -165,7 +165,7 @@ def steer(
         "seed": seed,
         "passes": dict(reader.passes + writer.passes),
     }
-    return Table.from_rows(table, meta={"study": "steer", "model": model_name(model), **meta})
+    return Table.from_rows(table, meta={"study": "steer", "model": model_name(model), **made_with(model), **meta})
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------------
@@ -245,7 +245,6 @@ def _said(
         "direction": direction if isinstance(direction, str) else "given",
         "positive": sides and list(sides[0].texts),
         "negative": sides and list(sides[1].texts),
-        "version": library_version(),
     }
 
 

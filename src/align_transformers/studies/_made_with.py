@@ -1,0 +1,46 @@
+"""What a table was made with: the model's identity, and the versions of the libraries."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from torch import nn
+
+from .._version import library_version
+from ..storage.identity import identify_model
+
+_TOLD = ("class", "name", "revision", "config_hash", "shapes_hash", "dtypes")
+
+
+def made_with(model: nn.Module) -> dict[str, Any]:
+    """Return the facts under `identity`, `version` and `versions` of a table's `meta`.
+
+    The identity is that of an artifact, without the weights' hash, which a store has.
+
+    Args:
+        model: the user's.
+
+    >>> found = made_with(nn.Linear(2, 3))
+    >>> found["identity"]["class"], sorted(found["versions"])
+    ('Linear', ['numpy', 'torch', 'transformers'])
+    """
+    identity = identify_model(model)
+    return {
+        "identity": {name: identity[name] for name in _TOLD},
+        "version": library_version(),
+        "versions": dict(_versions()),
+    }
+
+
+@cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    return tuple((name, _installed(name)) for name in ("numpy", "torch", "transformers"))
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
