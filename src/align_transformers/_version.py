@@ -1,4 +1,4 @@
-"""Which version of the library this is."""
+"""Which version of the library this is, and of others."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 
-@cache
 def library_version() -> str:
     """Return the installed version, or `"unknown"` where the package is used from its sources without installing."""
+    return installed_version("align-transformers")
+
+
+@cache
+def installed_version(package: str) -> str:
+    """Return a package's installed version, or `"unknown"`."""
     try:
-        return version("align-transformers")
+        return version(package)
     except PackageNotFoundError:
         return "unknown"

@@ -129,8 +129,7 @@ def as_column(values: Iterable[Any]) -> Column:
         if found.dtype.kind in "bifU":  # not of whole numbers beyond 64 bits
             return found
     column = np.empty(len(listed), object)
-    column[:] = listed if not any(isinstance(value, np.ndarray) for value in listed) else None
-    for number, value in enumerate(listed):
+    for number, value in enumerate(listed):  # one by one: a list of tuples would become two axes
         column[number] = value
     return column
 

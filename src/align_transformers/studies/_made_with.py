@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from torch import nn
 
-from .._version import library_version
+from .._version import installed_version, library_version
 from ..storage.identity import identify_model
 
 _TOLD = ("class", "name", "revision", "config_hash", "shapes_hash", "dtypes")
@@ -30,17 +28,5 @@ def made_with(model: nn.Module) -> dict[str, Any]:
     return {
         "identity": {name: identity[name] for name in _TOLD},
         "version": library_version(),
-        "versions": dict(_versions()),
+        "versions": {name: installed_version(name) for name in ("numpy", "torch", "transformers")},
     }
-
-
-@cache
-def _versions() -> tuple[tuple[str, str], ...]:
-    return tuple((name, _installed(name)) for name in ("numpy", "torch", "transformers"))
-
-
-def _installed(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"
