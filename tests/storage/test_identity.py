@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from tests.helpers import new_model
 from tests.storage.kit import contents, intervene, mlp
+from tests.test_many_architectures import model_of
 from tests.untyped import untyped
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
@@ -220,6 +222,14 @@ def test_models_with_a_dataclass_for_a_configuration():
 def test_identity_is_plain_data():
     identity = identify_model(new_model("llama"))
     assert json.loads(json.dumps(identity)) == identity
+
+
+@pytest.mark.parametrize("name", ["gemma4_unified", "dots3_note_text"])
+def test_a_model_whose_layers_differ_has_an_identity(name):
+    """Their configurations refuse to be read field by field."""
+    found = identify_model(model_of(name))
+    assert re.fullmatch(r"\w{16}", found["config_hash"])
+    assert identify_model(copy.deepcopy(model_of(name))) == found
 
 
 # --- Tokenizers ------------------------------------------------------------------------------------------------------

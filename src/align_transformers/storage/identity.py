@@ -78,12 +78,15 @@ def _plain_config(config: Any) -> Any:
     """Return a configuration without what depends on the machine, the run, or the version of transformers."""
     if config is None:
         return None
-    if is_dataclass(config) and not isinstance(config, type):
-        entries: Any = asdict(config)
+    # A configuration of transformers is a dataclass, too; but where layers differ it refuses to be read field by field.
+    # Of it only what differs from the class's defaults: a new version that adds an entry makes no new model.
+    to_dict = getattr(config, "to_diff_dict", None) or getattr(config, "to_dict", None)
+    if to_dict is not None:
+        entries: Any = to_dict()
+    elif is_dataclass(config) and not isinstance(config, type):
+        entries = asdict(config)
     else:
-        # Only what differs from the class's defaults: a new version that adds an entry makes no new model.
-        to_dict = getattr(config, "to_diff_dict", None) or getattr(config, "to_dict", None)
-        entries = to_dict() if to_dict is not None else config if isinstance(config, Mapping) else str(type(config))
+        entries = config if isinstance(config, Mapping) else str(type(config))
     return _without_runtime(entries)
 
 
