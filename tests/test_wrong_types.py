@@ -74,6 +74,14 @@ def site() -> at.Site:
     return at.Site("mlp_output", 0)
 
 
+def adder() -> at.CausalModel:
+    return at.CausalModel(["a", "b"], {"a": range(3)}, {"b": ["a"]}, {"b": lambda a: a + 1})
+
+
+def pairs() -> at.CounterfactualDataset:
+    return at.CounterfactualDataset.sample(adder(), 40, variables="a", seed=0)
+
+
 def plan() -> at.Plan:
     return at.Plan((at.Run("base", "x"),), ("base",), at.Logits((4,)))
 
@@ -135,6 +143,16 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "variables": ["a", "b"], "values": {"a": [0, 1]}, "parents": {"b": ["a"]}, "functions": {"b": int},
         "timesteps": None, "equiv_classes": None}),
     "causal_model": (at.causal_model, {"function": None, "values": {"a": [0, 1]}}),
+    "CounterfactualDataset": (at.CounterfactualDataset, {
+        "causal_model": adder(), "base": {"a": [0]}, "sources": {"a": {"a": [1]}}, "where": {"a": [True]},
+        "output": "b", "labels": [2], "base_labels": [1], "entity": ("a",), "facts": {}}),
+    "sample": (at.CounterfactualDataset.sample, {
+        "causal_model": adder(), "size": 4, "variables": ["a"], "output": None, "seed": 0, "balanced": None,
+        "where": None, "trivial": False, "entity": None}),
+    "take": (lambda **k: pairs().take(**k), {"which": [0, 2]}),
+    "entities": (lambda **k: pairs().entities(**k), {"side": "base", "by": None}),
+    "split": (lambda **k: pairs().split(**k), {"shares": (0.4, 0.3, 0.3), "by": None, "seed": 0}),
+    "filter": (lambda **k: pairs().filter(**k), {"keep": [True] * 40, "why": "all"}),
     "OnArrays": (at.OnArrays, {"function": len}),
     "Claim": (at.Claim, {"site": at.Site("mlp_output", 0), "feature": [0, 1], "positions": None, "children": ()}),
     "activations": (at.activations, {**DATA, "positions": "last", "tokenizer": None, "planner": None}),

@@ -15,7 +15,7 @@ from ._errors import (
 )
 from .anchors import Anchor, at, first_token, last_token, where
 from .applied import AppliedEdits
-from .causal import CausalModel, OnArrays, causal_model
+from .causal import CausalModel, CounterfactualDataset, OnArrays, causal_model
 from .config import IntervenableConfig, IntervenableRepresentationConfig, RepresentationConfig
 from .engine import (
     Bound,
@@ -148,6 +148,7 @@ __all__ = [
     "Comparison",
     "Constant",
     "ConstantSourceIntervention",
+    "CounterfactualDataset",
     "Description",
     "DifferenceOfMeansIntervention",
     "DireftIntervention",

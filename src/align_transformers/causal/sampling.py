@@ -18,6 +18,17 @@ _SETTINGS = 2**22
 """Settings of the parents up to which they are all looked at."""
 
 
+def generator_of(seed: int) -> np.random.Generator:
+    """Return a generator of random numbers.
+
+    Raises:
+        SpecError: the seed is negative.
+    """
+    if seed < 0:
+        raise SpecError(f"seed={seed} is a whole number from 0 on")
+    return np.random.default_rng(seed)
+
+
 def of_variable(evaluation: Evaluation, values: Any, name: str, size: int, generator: np.random.Generator) -> Column:
     """Return samples of a variable, each of its values as likely as another.
 
