@@ -149,6 +149,12 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "sample": (at.CounterfactualDataset.sample, {
         "causal_model": adder(), "size": 4, "variables": ["a"], "output": None, "seed": 0, "balanced": None,
         "where": None, "trivial": False, "entity": None}),
+    "of": (at.CounterfactualDataset.of, {
+        "causal_model": adder(), "base": [{"a": 0}], "source": [{"a": 1}], "variables": "a", "output": None,
+        "trivial": False, "entity": None}),
+    "pairs": (at.CounterfactualDataset.pairs, {
+        "causal_model": adder(), "inputs": [{"a": 0}, {"a": 1}], "variables": "a", "output": None, "trivial": False,
+        "entity": None}),
     "take": (lambda **k: pairs().take(**k), {"which": [0, 2]}),
     "entities": (lambda **k: pairs().entities(**k), {"side": "base", "by": None}),
     "split": (lambda **k: pairs().split(**k), {"shares": (0.4, 0.3, 0.3), "by": None, "seed": 0}),

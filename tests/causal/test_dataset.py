@@ -241,3 +241,58 @@ def test_what_makes_no_sense_is_refused() -> None:
             CounterfactualDataset.sample(**{**right, **changed})
     with pytest.raises(UnknownNameError, match="there is no side 'y'"):
         CounterfactualDataset.sample(**right).entities("y")
+
+
+BASES = [{"a": 1, "b": 2, "c": 3}, {"a": 9, "b": 9, "c": 9}, {"a": 0, "b": 5, "c": 1}]
+SOURCES = [{"a": 2, "b": 1, "c": 3}, {"a": 0, "b": 0, "c": 4}, {"a": 1, "b": 5, "c": 2}]
+
+
+def test_pairs_that_somebody_has() -> None:
+    each = ["x", {"x", "c"}, "c"]
+    data = CounterfactualDataset.of(adder(), BASES, SOURCES, each, trivial=True)
+    assert data.labels.tolist() == [3 + 3, 0 + 4, 5 + 2]
+    assert data.base_labels.tolist() == [6, 27, 6]
+    assert data.sets() == [frozenset(["x"]), frozenset(["x", "c"]), frozenset(["c"])]
+    assert data.sources["x"]["a"].tolist() == [2, 0, 0]  # the last is the base's
+    changed = CounterfactualDataset.of(adder(), BASES, SOURCES, each)
+    assert [len(changed), changed.facts["trivial_left_out"], changed.facts["trivial"]] == [2, 1, 1 / 3]
+    columns = {name: [one[name] for one in BASES] for name in "abc"}
+    own = CounterfactualDataset.of(adder(), columns, {"x": SOURCES, "c": BASES[::-1]}, {"x", "c"}, trivial=True)
+    assert own.labels.tolist() == [3 + 1, 0 + 9, 6 + 3]
+
+
+def test_a_default_need_not_be_given() -> None:
+    model = CausalModel(["a", "b", "x"], {"a": DIGITS}, {"x": ["a", "b"]}, {"b": lambda: 4, "x": lambda a, b: a + b})
+    data = CounterfactualDataset.of(model, [{"a": 1}], [{"a": 2}], "a")
+    assert data[0] == {"base": {"a": 1, "b": 4}, "sources": {"a": {"a": 2, "b": 4}}, "label": 6, "base_label": 5}
+
+
+def test_all_ordered_pairs() -> None:
+    data = CounterfactualDataset.pairs(adder(), BASES, ["x", {"x", "c"}], trivial=True)
+    assert len(data) == 3 * 2 * 2
+    expected = {(n, m, kind) for n in range(3) for m in range(3) if n != m for kind in ("x", "cx")}
+    found = {
+        (BASES.index(one["base"]), BASES.index(one["sources"]["x"]), "".join(sorted(one["sources"]))) for one in data
+    }
+    assert found == expected
+    assert [one["label"] for one in data] == [said(one) for one in data]
+    assert all(len({tuple(source.values()) for source in one["sources"].values()}) == 1 for one in data)
+
+
+def test_pairs_that_make_no_sense_are_refused() -> None:
+    for base, source, variables, message in (
+        (BASES, SOURCES[:2], "x", "3 bases and 2 sources of 'x'"),
+        (BASES, SOURCES, ["x", "c"], "variables is a name or a set of names for all 3 pairs"),
+        (BASES, {"x": SOURCES}, ["x", "c", "x"], "source tells of"),
+        ([{"a": 1, "b": 2}], SOURCES[:1], "x", "the input 'c' is not given"),
+        ([{**BASES[0], "a": 10}], SOURCES[:1], "x", "10, which is not among the values of 'a'"),
+        ([{**BASES[0], "x": 10}], SOURCES[:1], "x", "base has 'x', no input"),
+        ([BASES[0], {"a": 1, "b": 2}], SOURCES[:2], "x", "base: number 1 lacks 'c'"),
+        ("abc", SOURCES, "x", "base is a list of inputs"),
+        ([], [], "x", "base is a list of inputs"),
+        ({"a": "12", "b": [1, 2], "c": [1, 2]}, SOURCES[:2], "x", "is a list of values"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            CounterfactualDataset.of(adder(), base, source, variables)
+    with pytest.raises(SpecError, match="a pair is of two inputs"):
+        CounterfactualDataset.pairs(adder(), BASES[:1], "x")

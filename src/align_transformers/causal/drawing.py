@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -132,9 +133,13 @@ def drawn_pairs(
             seen += draw.seen, draw.unchanged
     found = together(causal_model, parts, output, generator.permutation(size))
     facts = {
-        "asked": size, "drawn": int(seen[0]), "trivial": float(seen[1] / seen[0]),
-        "trivial_left_out": 0 if trivial else int(seen[1]), "balanced": balanced, "distinct": _distinct(found),
-    }  # fmt: skip
+        "asked": size,
+        "drawn": int(seen[0]),
+        "trivial": float(seen[1] / seen[0]),
+        "trivial_left_out": 0 if trivial else int(seen[1]),
+        "balanced": balanced,
+        "distinct": distinct_count(found.base, found.sources, found.where),
+    }
     return replace(found, facts=facts)
 
 
@@ -204,11 +209,11 @@ class _Draws:
         sides = {side: self._inputs(count) for side in ("base", *self._names)}
         sources = {name: sides[name] for name in self._names}
         changed, plain = labelled(self._model, sides["base"], sources, None, self._output)
-        same = np.all(np.equal(changed, plain).reshape(count, -1), axis=1)
+        same = equal_rows(changed, plain)
         self.seen, self.unchanged = self.seen + count, self.unchanged + int(same.sum())
         rows = {(side, name): np.asarray(of[name]) for side, of in sides.items() for name in self._model.inputs}
         rows |= {(LABEL, "with"): changed, (LABEL, "without"): plain}
-        return rows if self._trivial else _taken(rows, np.logical_not(same))
+        return rows if self._trivial else _taken(rows, ~same)
 
 
 def together(
@@ -244,6 +249,12 @@ def _ranks(codes: Column, counts: Column) -> Column:
     return found
 
 
+def equal_rows(one: Column, two: Column) -> Column:
+    """Return of two columns in which examples they are the same, `(n,)` booleans."""
+    same: Column = np.equal(one, two).astype(bool).reshape(len(one), math.prod(one.shape[1:]))
+    return np.logical_and.reduce(same, axis=1)
+
+
 def _taken(rows: PairColumns, which: Column) -> PairColumns:
     return {name: column[which] for name, column in rows.items()}
 
@@ -252,7 +263,9 @@ def _joined(parts: Sequence[PairColumns]) -> PairColumns:
     return {name: joined([part[name] for part in parts]) for name in parts[0]}
 
 
-def _distinct(found: DrawnPairs) -> int:
+def distinct_count(
+    base: Mapping[str, Column], sources: Mapping[str, Mapping[str, Column]], where: Mapping[str, Column]
+) -> int:
     """Return how many different pairs there are."""
-    inputs = distinct_inputs(found.base, found.sources)
-    return len(distinct_rows([inputs.base, *inputs.sources.values(), *found.where.values()])[0])
+    inputs = distinct_inputs(base, sources)
+    return len(distinct_rows([inputs.base, *inputs.sources.values(), *where.values()])[0])
