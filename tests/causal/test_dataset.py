@@ -296,3 +296,38 @@ def test_pairs_that_make_no_sense_are_refused() -> None:
             CounterfactualDataset.of(adder(), base, source, variables)
     with pytest.raises(SpecError, match="a pair is of two inputs"):
         CounterfactualDataset.pairs(adder(), BASES[:1], "x")
+
+
+def test_a_causal_model_generates_data() -> None:
+    model = adder()
+    facts = model.generate_factual_dataset(2800, np.random.default_rng(0), balanced="sum")
+    assert (facts["sum"] == facts["a"] + facts["b"] + facts["c"]).all()
+    assert chi_square(np.bincount(facts["sum"], minlength=28), 100) < 55.5  # 27 degrees of freedom, p = .001
+    state = np.random.get_state()[1].copy()
+    data = model.generate_counterfactual_dataset(50, np.random.default_rng(1), balanced="label", entity="a")
+    assert (np.random.get_state()[1] == state).all()
+    assert data.sets() == [frozenset(["x"])] * 50
+    assert [one["label"] for one in data] == [said(one) for one in data]
+    sampled = CounterfactualDataset.sample(model, 50, variables="x", seed=1, balanced="label")
+    assert list(data) == list(sampled)
+
+    def small(generator: np.random.Generator, size: int) -> dict[str, Any]:
+        return {name: generator.integers(2, size=size) for name in "abc"}
+
+    assert model.generate_factual_dataset(99, np.random.default_rng(0), sampler=small)["sum"].max() == 3
+    drawn = model.generate_counterfactual_dataset(
+        99, np.random.default_rng(0), variables=["c"], sampler=small, balanced="label"
+    )
+    assert max(columns["a"].max() for columns in (drawn.base, drawn.sources["c"])) == 1
+    with pytest.raises(SpecError, match="leave out where= and balanced="):
+        model.generate_factual_dataset(9, np.random.default_rng(0), sampler=small, balanced="x")
+    with pytest.raises(SpecError, match="leave out where= and balanced="):
+        model.generate_counterfactual_dataset(
+            9, np.random.default_rng(0), variables="x", sampler=small, where=lambda one: True
+        )
+    with pytest.raises(SpecError, match=r"sampler\(generator, 9\) gives by name 9 values"):
+        model.generate_factual_dataset(9, np.random.default_rng(0), sampler=lambda generator, size: {"a": [1]})
+    with pytest.raises(SpecError, match="no variable between them"):
+        CausalModel(["a", "b"], {"a": [0, 1]}, {"b": ["a"]}, {"b": int}).generate_counterfactual_dataset(
+            9, np.random.default_rng(0)
+        )

@@ -10,9 +10,20 @@ import numpy as np
 from .._checked import checked
 from .._errors import SpecError
 from .causal_model import CausalModel
-from .drawing import DrawnPairs, distinct_count, drawn_pairs, equal_rows, output_of, sets_of
+from .drawing import (
+    LABEL,
+    DrawnPairs,
+    InputSampler,
+    distinct_count,
+    drawn_pairs,
+    equal_rows,
+    inputs_drawn,
+    output_of,
+    sets_of,
+)
 from .examples import CounterfactualExamples, names_of
 from .given import all_pairs, given_pairs
+from .samples import CausalSamples
 from .sampling import generator_of
 from .splitting import shares_of, split
 
@@ -154,11 +165,12 @@ class CounterfactualDataset(CounterfactualExamples):
         >>> int(data.labels.sum()), data.facts["trivial"] > 0.5
         (50, True)
         """
-        found = drawn_pairs(
-            causal_model, size, sets_of(causal_model, variables), output_of(causal_model, output),
-            generator_of(seed), balanced=balanced, where=where, trivial=trivial,
+        generator = generator_of(seed)
+        made = drawn_dataset(
+            causal_model, size, generator, variables, output=output, sampler=None, where=where, balanced=balanced,
+            trivial=trivial, entity=entity,
         )  # fmt: skip
-        return _made(cls, causal_model, found, entity, {"made": "sample", **found.facts, "seed": seed})
+        return made.told(seed=seed)
 
     @classmethod
     @checked
@@ -232,6 +244,35 @@ class CounterfactualDataset(CounterfactualExamples):
         """
         found = all_pairs(causal_model, inputs, variables, output_of(causal_model, output))
         return _changing(_made(cls, causal_model, found, entity, {"made": "pairs"}), trivial)
+
+
+def drawn_dataset(
+    causal_model: CausalSamples,
+    size: int,
+    generator: np.random.Generator,
+    variables: str | Collection[Any],
+    *,
+    output: str | None,
+    sampler: InputSampler | None,
+    where: Callable[[dict[str, Any]], bool] | None,
+    balanced: str | None,
+    trivial: bool,
+    entity: str | Sequence[str] | None,
+) -> CounterfactualDataset:
+    """Return pairs that are drawn; the arguments are those of `CausalModel.generate_counterfactual_dataset`."""
+    assert isinstance(causal_model, CausalModel)
+    if balanced == LABEL and LABEL in causal_model.variables:
+        raise SpecError(
+            f"balanced={LABEL!r} is the label after the interchange, and a variable is called so: rename it"
+        )
+    variable = None if balanced == LABEL else balanced
+    found = drawn_pairs(
+        causal_model, size, sets_of(causal_model, variables), output_of(causal_model, output), generator,
+        lambda count: inputs_drawn(causal_model, count, generator, sampler, where, variable),
+        by_label=balanced == LABEL, trivial=trivial,
+    )  # fmt: skip
+    facts = {"made": "sample", **found.facts, "balanced": balanced}
+    return _made(CounterfactualDataset, causal_model, found, entity, facts)
 
 
 def _changing(data: CounterfactualDataset, trivial: bool) -> CounterfactualDataset:

@@ -15,10 +15,12 @@ from .domain import Column
 from .sampling import TRIES
 
 if TYPE_CHECKING:
-    from .causal_model import CausalModel
+    from .samples import CausalSamples
 
 LABEL = "label"
 """What `balanced` says for the label after the interchange."""
+InputSampler = Callable[[np.random.Generator, int], Mapping[str, Any]]
+"""Draws so many inputs: by name `(n,)`."""
 _MOST = 2**18
 """Pairs that are drawn at once."""
 
@@ -36,7 +38,7 @@ class DrawnPairs:
     facts: Mapping[str, Any]
 
 
-def output_of(causal_model: CausalModel, output: str | None) -> str:
+def output_of(causal_model: CausalSamples, output: str | None) -> str:
     """Return the variable that labels are of.
 
     Raises:
@@ -48,7 +50,7 @@ def output_of(causal_model: CausalModel, output: str | None) -> str:
     return causal_model._evaluation.known(output or causal_model.outputs[0])
 
 
-def sets_of(causal_model: CausalModel, variables: str | Collection[Any]) -> list[tuple[str, ...]]:
+def sets_of(causal_model: CausalSamples, variables: str | Collection[Any]) -> list[tuple[str, ...]]:
     """Return which variables are interchanged together, in the order of the model.
 
     Args:
@@ -72,7 +74,7 @@ def sets_of(causal_model: CausalModel, variables: str | Collection[Any]) -> list
 
 
 def labelled(
-    causal_model: CausalModel,
+    causal_model: CausalSamples,
     base: Mapping[str, Column],
     sources: Mapping[str, Mapping[str, Column]],
     where: Mapping[str, Column] | None,
@@ -83,16 +85,48 @@ def labelled(
     return causal_model.run_many(base, sources, where)[output], plain
 
 
+def inputs_drawn(
+    causal_model: CausalSamples,
+    size: int,
+    generator: np.random.Generator,
+    sampler: InputSampler | None,
+    where: Callable[[dict[str, Any]], bool] | None,
+    balanced: str | None,
+) -> Mapping[str, Any]:
+    """Return inputs that are drawn.
+
+    Args:
+        causal_model: whose inputs they are.
+        size: how many.
+        generator: of random numbers.
+        sampler: draws so many; default: `sample_inputs`.
+        where: says which inputs are wanted.
+        balanced: a variable.
+
+    Raises:
+        SpecError: there is a sampler, and also what only `sample_inputs` takes.
+    """
+    if sampler is None:
+        return causal_model.sample_inputs(size, generator, where=where, balanced=balanced)
+    if where is not None or balanced is not None:
+        raise SpecError(
+            "sampler draws all inputs, so it has to say itself which are wanted: leave out where= and balanced="
+        )
+    found = sampler(generator, size)
+    if not isinstance(found, Mapping) or any(np.shape(of)[:1] != (size,) for of in found.values()):
+        raise SpecError(f"sampler(generator, {size}) gives by name {size} values of each input; found {found!r:.80}")
+    return found
+
+
 def drawn_pairs(
-    causal_model: CausalModel,
+    causal_model: CausalSamples,
     size: int,
     sets: Sequence[tuple[str, ...]],
     output: str,
     generator: np.random.Generator,
+    inputs: Callable[[int], Mapping[str, Any]],
     *,
-    balanced: str | None = None,
-    where: Callable[[dict[str, Any]], bool] | None = None,
-    sampler: Callable[[np.random.Generator, int], Mapping[str, Any]] | None = None,
+    by_label: bool = False,
     trivial: bool = False,
 ) -> DrawnPairs:
     """Return pairs at random.
@@ -103,9 +137,8 @@ def drawn_pairs(
         sets: which variables are interchanged together; mixed evenly.
         output: what labels are of.
         generator: of random numbers.
-        balanced: `"label"`, or a variable.
-        where: says which inputs are wanted.
-        sampler: draws so many inputs; default: `sample_inputs`.
+        inputs: draws so many inputs.
+        by_label: each label is in as many pairs of a set as another.
         trivial: whether pairs whose label is the base's are kept.
 
     Raises:
@@ -113,23 +146,12 @@ def drawn_pairs(
     """
     if size < 1:
         raise SpecError(f"size={size} is how many pairs are wanted: at least 1")
-    if balanced == LABEL and LABEL in causal_model.variables:
-        raise SpecError(
-            f"balanced={LABEL!r} is the label after the interchange, but a variable is called so: rename it"
-        )
-    variable = None if balanced == LABEL else balanced
-
-    def inputs(count: int) -> Mapping[str, Any]:
-        if sampler is not None:
-            return sampler(generator, count)
-        return causal_model.sample_inputs(count, generator, where=where, balanced=variable)
-
     parts, seen = [], np.zeros(2, np.int64)
     for number, names in enumerate(sets):
         count = (size + len(sets) - 1 - number) // len(sets)
         if count:
             draw = _Draws(causal_model, names, output, inputs, trivial)
-            parts.append((names, draw.balanced(count, generator) if balanced == LABEL else draw.plain(count)))
+            parts.append((names, draw.balanced(count, generator) if by_label else draw.plain(count)))
             seen += draw.seen, draw.unchanged
     found = together(causal_model, parts, output, generator.permutation(size))
     facts = {
@@ -137,7 +159,6 @@ def drawn_pairs(
         "drawn": int(seen[0]),
         "trivial": float(seen[1] / seen[0]),
         "trivial_left_out": 0 if trivial else int(seen[1]),
-        "balanced": balanced,
         "distinct": distinct_count(found.base, found.sources, found.where),
     }
     return replace(found, facts=facts)
@@ -159,7 +180,7 @@ class _Draws:
     """
 
     def __init__(
-        self, causal_model: CausalModel, names: Sequence[str], output: str,
+        self, causal_model: CausalSamples, names: Sequence[str], output: str,
         inputs: Callable[[int], Mapping[str, Any]], trivial: bool,
     ) -> None:  # fmt: skip
         self._model, self._names, self._output, self._inputs, self._trivial = (
@@ -217,7 +238,7 @@ class _Draws:
 
 
 def together(
-    causal_model: CausalModel, parts: Sequence[tuple[Sequence[str], PairColumns]], output: str, order: Column
+    causal_model: CausalSamples, parts: Sequence[tuple[Sequence[str], PairColumns]], output: str, order: Column
 ) -> DrawnPairs:
     """Return pairs of several sets of variables in one; what is not interchanged has the base as its source.
 
