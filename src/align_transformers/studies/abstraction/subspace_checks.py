@@ -1,0 +1,346 @@
+"""What may be wrong with a subspace that seems to work: each check has its numbers and one sentence, and no verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Integer, Shaped
+from torch import Tensor
+
+from ..._checked import checked
+from ..._errors import SpecError
+from ...learning.scores import Interval
+from .statistics import entity_bootstraps
+
+_BEYOND = 0.95
+"""Quantile of the distances of clean activations past which a patched one is far off."""
+_LEAST_SHRUNK = 0.001
+"""Weight of the identity in a covariance."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check found.
+
+    Args:
+        flag: its name: `exceeds container`, `off manifold`, `memorised`, `trivial` or `random network`.
+        raised: whether there is reason to doubt.
+        numbers: by name; of an interval also its ends, `<name>_low` and `<name>_high`.
+        explanation: one sentence.
+    """
+
+    flag: str
+    raised: bool
+    numbers: Mapping[str, float]
+    explanation: str
+
+
+def _ends(**intervals: Interval) -> dict[str, float]:
+    """Return intervals as numbers by name."""
+    found: dict[str, float] = {}
+    for name, one in intervals.items():
+        found |= {name: one.mean, f"{name}_low": one.low, f"{name}_high": one.high}
+    return found
+
+
+def _said(interval: Interval) -> str:
+    """Return an interval in words."""
+    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+@checked
+def against_container(
+    subspace: Shaped[np.ndarray, " pairs"],
+    container: Shaped[np.ndarray, " pairs"],
+    base_entities: Integer[np.ndarray, " pairs"],
+    source_entities: Integer[np.ndarray, " pairs *sources"],
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Check:
+    """Compare the effect of a swap in a subspace with that of a swap of all of its container, pair by pair.
+
+    Raised where the interval of the difference is above 0: the subspace then works by what the container does not do.
+    It is the mark of the illusion of a dormant and a disconnected direction; it is legitimate where the container
+    carries something else that undoes the effect, such as where an answer stands.
+
+    Args:
+        subspace: effect of the subspace on each pair: a hit, or how far the output moved, `(n,)`.
+        container: effect of the full-vector swap on the same pairs, `(n,)`.
+        base_entities: as for `entity_bootstrap`.
+        source_entities: as for `entity_bootstrap`.
+        resamples: of the bootstrap.
+        confidence: of the intervals.
+        seed: of the draws.
+
+    Raises:
+        SpecError: as for `entity_bootstrap`.
+
+    Makelov et al. 2023, arXiv:2311.17030.
+
+    >>> pairs = np.arange(6)
+    >>> against_container(np.ones(6), np.zeros(6), pairs, pairs[::-1]).raised
+    True
+    """
+    first, second = subspace.astype(np.float64), container.astype(np.float64)
+    if first.shape != second.shape:
+        raise SpecError(f"the effects are of the same pairs; found {len(first)} and {len(second)}")
+    options = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    inner, outer, difference = entity_bootstraps(
+        np.stack([first, second, first - second]),
+        base_entities,
+        source_entities,
+        **options,  # type: ignore[arg-type]
+    )
+    raised = difference.low > 0
+    return Check(
+        "exceeds container",
+        raised,
+        _ends(subspace=inner, container=outer, difference=difference),
+        f"the subspace has an effect of {_said(inner)} and all of its container {_said(outer)}: the difference, "
+        f"{_said(difference)}, is {'' if raised else 'not '}above 0",
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class NullSpaceSplit:
+    """A subspace in two parts: what its readers can see, and what they cannot.
+
+    Args:
+        disconnected: orthonormal basis of the part in the kernel of the readers, `(width, i)`.
+        connected: orthonormal basis of the part in their row space, `(width, j)`.
+        kernel_share: of each basis vector, the share of its squared length in the kernel, `(k,)`, 0 to 1.
+        disconnected_variation: of each basis vector, the variance of clean activations along its part in the kernel,
+            over their mean variance in a coordinate, `(k,)`; NaN where it has no such part.
+        connected_variation: the same along its part in the row space; about 0: that part is dormant.
+        explanation: one sentence.
+    """
+
+    disconnected: Float[Tensor, "width i"]
+    connected: Float[Tensor, "width j"]
+    kernel_share: Float[Tensor, " k"]
+    disconnected_variation: Float[Tensor, " k"]
+    connected_variation: Float[Tensor, " k"]
+    explanation: str
+
+
+@checked
+def null_space_split(
+    basis: Float[Tensor, "width k"], readers: Float[Tensor, "readers width"], clean: Float[Tensor, "examples width"]
+) -> NullSpaceSplit:
+    """Split a subspace by the kernel of what reads it, and say how clean activations vary along the parts.
+
+    A direction that is partly disconnected (in the kernel, and varies with the variable) and partly dormant (it is
+    read, and does not vary) can work though the network uses neither. Patch each part by itself to see which works.
+    The split says little where the readers have a small kernel, as those of a residual stream.
+
+    Args:
+        basis: orthonormal columns.
+        readers: the rows of the weights that read the site: of an MLP's hidden layer, the output weights.
+        clean: activations of unedited runs.
+
+    Raises:
+        SpecError: there is no column or reader, the widths differ, the columns are not orthonormal, or the clean
+            activations do not vary.
+
+    Makelov et al. 2023, arXiv:2311.17030.
+
+    >>> clean = torch.tensor([[1.0, 0.0, 1.0], [3.0, 0.0, 3.0]])
+    >>> half = torch.tensor([[0.6], [0.8], [0.0]])
+    >>> split = null_space_split(half, torch.tensor([[0.0, 1.0, 0.0]]), clean)
+    >>> split.kernel_share, split.connected_variation
+    (tensor([0.3600]), tensor([0.]))
+    """
+    columns, rows, states = (x.detach().cpu().double() for x in (basis, readers, clean))
+    width = len(columns)
+    if not columns.numel() or not len(rows) or rows.shape[1] != width or states.shape[1:] != (width,):
+        raise SpecError(
+            f"basis, readers and clean activations are (width, k), (readers, width) and (examples, width); found "
+            f"{tuple(basis.shape)}, {tuple(readers.shape)} and {tuple(clean.shape)}"
+        )
+    if (columns.T @ columns - torch.eye(columns.shape[1])).abs().max() > 1e-3:
+        raise SpecError("the columns of basis are orthonormal; found others: take the Q of torch.linalg.qr(basis)")
+    values, seen = torch.linalg.svd(rows, full_matrices=False)[1:]
+    seen = seen[values > values.max() * max(rows.shape) * torch.finfo(basis.dtype).eps]
+    connected = seen.T @ (seen @ columns)
+    disconnected = columns - connected
+    share = (disconnected.norm(dim=0) ** 2).clamp(0, 1)
+    if len(states) < 2 or not (mean := states.var(0).mean()) > 0:
+        raise SpecError(f"clean activations are several and vary; found {len(states)}, all of them equal")
+    variation = [(states @ _unit(part)).var(0) / mean for part in (disconnected, connected)]
+    along = variation[1][share < 1 - 1e-6]
+    said = f"the readers see {len(seen)} of {width} dimensions, {share.mean():.0%} of the subspace is in their kernel"
+    if len(along):
+        said += f", and along the rest clean activations vary {along.mean():.2g} times as much as in a mean coordinate"
+    parts = (_orthonormal(disconnected), _orthonormal(connected), share, *variation)
+    outside, inside, shares, unseen, varies = (part.to(basis.dtype) for part in parts)
+    return NullSpaceSplit(outside, inside, shares, unseen, varies, said)
+
+
+def _unit(columns: Tensor) -> Tensor:
+    """Return columns of length 1; NaN for those that are nothing."""
+    lengths = columns.norm(dim=0)
+    return columns / torch.where(lengths > 1e-6, lengths, torch.nan)
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    """Return an orthonormal basis of what columns span."""
+    left, values, _ = torch.linalg.svd(columns, full_matrices=False)
+    return left[:, values > 1e-6]
+
+
+@checked
+def off_manifold(
+    clean: Float[Tensor, "examples width"], patched: Float[Tensor, "pairs width"], *, seed: int = 0
+) -> Check:
+    """Compare patched activations with clean ones by their norms and by Mahalanobis distances.
+
+    d(x)^2 = (x - m)^T C^-1 (x - m), with mean and shrunk covariance (Ledoit and Wolf) of one half of the clean
+    activations; clean ones are measured by the half that they are not in, patched ones by both, averaged. Raised where
+    more than half of the patched ones are farther out than 95 % of the clean ones.
+
+    Args:
+        clean: activations of unedited runs, one a distinct input, at least four.
+        patched: activations after the edit.
+        seed: of the halves.
+
+    Raises:
+        SpecError: there are too few, the widths differ, or the clean activations do not vary.
+
+    Ledoit and Wolf 2004, doi:10.1016/S0047-259X(03)00096-4.
+
+    >>> clean = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    >>> off_manifold(clean, clean[:50]).raised, off_manifold(clean, clean[:50] + 9).raised
+    (False, True)
+    """
+    known, edited = clean.detach().cpu().double(), patched.detach().cpu().double()
+    if len(known) < 4 or not len(edited) or known.shape[1] != edited.shape[1]:
+        raise SpecError(
+            f"distances need four clean activations or more and a patched one of the same width; found "
+            f"{tuple(clean.shape)} and {tuple(patched.shape)}"
+        )
+    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
+    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    inside, outside = torch.empty(len(known), dtype=torch.double), torch.zeros(len(edited), dtype=torch.double)
+    for fitted, other in (halves, halves[::-1]):
+        mean = known[fitted].mean(0)
+        factor = torch.linalg.cholesky(shrunk_covariance(known[fitted]))
+        inside[other] = _distances(known[other] - mean, factor)
+        outside += _distances(edited - mean, factor) / 2
+    beyond = (outside > inside.quantile(_BEYOND)).double().mean().item()
+    norms = (edited.norm(dim=1).mean() / known.norm(dim=1).mean()).item()
+    distances = (outside.median() / inside.median()).item()
+    return Check(
+        "off manifold",
+        beyond > 0.5,
+        {"norm_ratio": norms, "distance_ratio": distances, "beyond": beyond},
+        f"patched activations are {norms:.2f} times as long as clean ones and {distances:.2f} times as far from their "
+        f"mean; {beyond:.0%} of them are farther out than {_BEYOND:.0%} of the clean ones",
+    )
+
+
+def _distances(centred: Tensor, factor: Tensor) -> Tensor:
+    """Return the lengths of vectors under the inverse of a covariance, whose Cholesky factor is given."""
+    return torch.linalg.solve_triangular(factor, centred.T, upper=False).norm(dim=0)
+
+
+def shrunk_covariance(states: Float[Tensor, "examples width"]) -> Float[Tensor, "width width"]:
+    """Return the covariance of activations, shrunk towards a multiple of the identity (Ledoit and Wolf).
+
+    (1 - a) S + a mu I, with mu = tr S / d, a = b / |S - mu I|^2 and b = sum |x x^T - S|^2 / n^2; a is at least 0.001,
+    so that there is an inverse, and at most 1.
+
+    Args:
+        states: one example a line.
+
+    Raises:
+        SpecError: all are equal.
+
+    >>> shrunk_covariance(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).tolist()
+    [[0.999..., 0.0], [0.0, 0.0005...]]
+    """
+    count, width = states.shape
+    centred = states - states.mean(0)
+    covariance = centred.T @ centred / count
+    scale = covariance.diagonal().mean()
+    if not scale > 0:
+        raise SpecError(f"the {count} clean activations are all equal: there is no distance from what does not vary")
+    apart = (covariance**2).sum() - width * scale**2
+    spread = ((centred.norm(dim=1) ** 4).sum() - count * (covariance**2).sum()) / count**2
+    shrunk = min(1.0, max(_LEAST_SHRUNK, (spread / apart).item())) if apart > 0 else 1.0
+    return (1 - shrunk) * covariance + shrunk * scale * torch.eye(width, dtype=states.dtype)
+
+
+def memorised(train: Interval, held_out: Interval) -> Check:
+    """Compare the score on entities of the fit with that on others; raised where it is above it, intervals apart.
+
+    Args:
+        train: score on pairs of the entities that the fit saw.
+        held_out: score on pairs of others.
+
+    >>> ones, pairs = np.array([[1] * 4, [0] * 4]), np.arange(4)
+    >>> memorised(*entity_bootstraps(ones, pairs, pairs[::-1])).explanation
+    'entities of the fit score 1.00 [1.00, 1.00], others 0.00 [0.00, 0.00]: the intervals are apart'
+    """
+    raised = train.low > held_out.high
+    return Check(
+        "memorised",
+        raised,
+        _ends(train=train, held_out=held_out),
+        f"entities of the fit score {_said(train)}, others {_said(held_out)}: "
+        f"the intervals {'are apart' if raised else 'overlap' if train.high >= held_out.low else 'are the other way'}",
+    )
+
+
+@checked
+def trivial(same: Bool[np.ndarray, " pairs"], score: Interval) -> Check:
+    """Say what an edit that does nothing scores; raised where the score cannot be told from that.
+
+    Args:
+        same: whether the label of the causal model is the base's, for each pair that was scored.
+        score: on these pairs.
+
+    Raises:
+        SpecError: there is no pair.
+
+    >>> pairs = np.arange(4)
+    >>> half = entity_bootstraps(np.array([[1, 1, 0, 0]]), pairs, pairs[::-1])[0]
+    >>> trivial(np.array([True, True, False, False]), half).raised
+    True
+    """
+    if not len(same):
+        raise SpecError("a share of trivial pairs needs pairs; found none")
+    share = float(same.mean())
+    raised = share > 0 and score.low <= share
+    return Check(
+        "trivial",
+        raised,
+        _ends(score=score) | {"trivial": share},
+        f"in {share:.0%} of the pairs the label is the base's, so that an edit that does nothing scores {share:.2f}; "
+        f"the score is {_said(score)}",
+    )
+
+
+def against_random_network(score: Interval, random: Interval) -> Check:
+    """Compare a score with that of the same fit on a network with new random weights; raised where it is not above.
+
+    Args:
+        score: on the network.
+        random: on the random one, on pairs of the same kind.
+
+    >>> rows, pairs = np.array([[1] * 4, [1, 0, 1, 1]]), np.arange(4)
+    >>> against_random_network(*entity_bootstraps(rows, pairs, pairs[::-1])).raised
+    True
+    """
+    raised = score.low <= random.high
+    return Check(
+        "random network",
+        raised,
+        _ends(score=score, random=random),
+        f"the same fit scores {_said(score)} on the network and {_said(random)} on one with random weights: "
+        f"the first is {'not ' if raised else ''}above the second, by the ends of their intervals",
+    )
