@@ -1,0 +1,215 @@
+"""`align`: which part of a network carries which variable of a causal model, with controls and intervals."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ..._bar import bar
+from ..._checked import checked
+from ..._errors import SpecError
+from ...causal import CausalModel, CounterfactualDataset
+from ...learning.losses import Measure
+from ...learning.settings import Settings
+from ...models import evaluating, find_slot
+from ...sites import Site, in_block
+from .._layers import sites_of
+from .._places import WhichPlaces
+from .._prompts import Which, indices
+from .encoding import Encode, Encoding
+from .hypothesis import Hypothesis, variable_sets
+from .methods import Make, Methods
+from .result import AlignmentResult
+from .search import CONTROLS, Control, Search, SearchOrder
+from .task import Spot, Task, make_task
+
+Part = Literal["train", "validation", "test"]
+
+
+@checked
+def align(
+    model: nn.Module,
+    causal_model: CausalModel,
+    data: CounterfactualDataset | Mapping[str, CounterfactualDataset],
+    *,
+    template: str | Encode | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    encode: Encode | None = None,
+    label: str | Callable[[Any], Any] | None = None,
+    variables: Sequence[str | Sequence[str]] | None = None,
+    sites: str | Site | Sequence[str | Site] = "block_output",
+    layers: Which = "all",
+    heads: Which | None = None,
+    positions: WhichPlaces | None = None,
+    methods: str | Sequence[str] | Mapping[str, Make | None] = ("swap", "das"),
+    ranks: int | Sequence[int] = 1,
+    seeds: int = 1,
+    loss: Measure | Literal["all", "answers"] = "all",
+    batch_size: int = 32,
+    search: SearchOrder = "all",
+    controls: Sequence[Control] = CONTROLS,
+    draws: int = 19,
+    only_solved: bool = True,
+    random_model: nn.Module | None = None,
+    memory: int = 2**28,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    store: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | bool | None = None,
+    **settings: Any,
+) -> AlignmentResult:
+    """Search for the parts of a network that carry variables of a causal model.
+
+    A hypothesis says that a variable V is carried at one spot (site, head, tokens) in a subspace. Its interchange
+    intervention accuracy (IIA) is how often `argmax F(b | do(h := h + (h_s - h) P))` is `A(b | V := V(s))`, with F the
+    network, A the causal model, b a base, s a source, h the activation at the spot and P the subspace's projector.
+
+    Entities are shared out among three parts: subspaces are fitted on the first, one spot for each set of variables is
+    chosen on the second, and what is reported is measured on the third, whose entities were never seen. All fits are
+    rows of the same passes.
+
+    Args:
+        model: gives logits; not changed.
+        causal_model: what it is supposed to compute.
+        data: pairs, shared out 60 : 20 : 20 by entity; or three data sets by name: `train`, `validation`, `test`.
+        template: how an input is written: a text with `{name}` for values of variables, or a function of a setting.
+        tokenizer: of the model.
+        encode: instead of a template a function of a setting: numbers of tokens, a vector or vectors of floats, or a
+            dict of the model's arguments.
+        label: how a label is written: a text with `{label}`, or a function of it to a text or number. Default: words
+            with a leading space, numbers without; the number of a class, where the model gets no text.
+        variables: names, each alone, and tuples of names: together at one spot, each in its own block of a rotation.
+            Default: each alone, and all together where the data interchanges several at once.
+        sites: names of components, or sites.
+        layers: of components, numbers or `"all"`.
+        heads: numbers or `"all"`: each head by itself. `None`: the whole vector.
+        positions: places whose tokens are swapped together, as `{"c": last_token("{c}"), "last": -1}`. Default: the last token.
+        methods: names from `METHODS`, or by a name of yours a function from width and rank to an intervention.
+        ranks: of subspaces, for each variable, for the methods that have one.
+        seeds: fits of each hypothesis, by seed.
+        loss: cross-entropy over the whole vocabulary (`"all"`) or over the answers that the causal model can give
+            (`"answers"`, cheaper); or `(logits, labels)` -> one number a row. IIA is over the whole vocabulary always.
+        batch_size: pairs a step.
+        search: `"all"`: every hypothesis is fitted; `"halving"`: of those of one set of variables at one place the better
+            half goes on, from rung to rung; `"signatures"`: only spots whose effects are most like those of a set of
+            variables are fitted, and a sample of the others.
+        controls: any of `CONTROLS`.
+        draws: of random subspaces.
+        only_solved: leave out pairs of which the network itself answers base or a source wrongly; the share is told.
+        random_model: the network of the control `reinitialised`; default: a copy with new weights.
+        memory: bytes that states and what is kept for gradients may take.
+        resamples: of the bootstrap over entities.
+        confidence: of its intervals.
+        seed: of all that is drawn.
+        store: a folder; the same call goes on where a killed one was.
+        progress: called with the steps done and in all; `True` for a bar.
+        **settings: of the fits, fields of `learning.Settings`: `epochs`, `lr` (default 0.01), `max_steps`, ...
+
+    Returns:
+        The table of all hypotheses with their controls, and the interventions that were found.
+
+    Raises:
+        SpecError: an argument makes no sense, or nothing is left to measure.
+        UnknownNameError: there is no such method, variable or component.
+        PositionError: an input has no such place.
+
+    Geiger et al. 2021, arXiv:2106.02997; Geiger et al. 2023, arXiv:2303.02536.
+    """
+    lesson = Settings.of({"lr": 1e-2, "seed": seed, **settings})
+    chosen = Methods.of(methods, ranks)
+    for name in controls:
+        if name not in CONTROLS:
+            raise SpecError(f"controls are some of {', '.join(CONTROLS)}; found {name!r}")
+    if min(seeds, batch_size, draws, memory) < 1:
+        raise SpecError(
+            f"seeds, batch_size, draws and memory are numbers from 1; found {seeds}, {batch_size}, {draws}, {memory}"
+        )
+    parts = dict(data) if isinstance(data, Mapping) else data.split(seed=seed)
+    _check_parts(parts, causal_model)
+    first = parts["train"]
+    encoding = Encoding(template, encode, label, _classes(causal_model, first.output))
+    with evaluating(model):
+        task = make_task(model, causal_model, parts, encoding, tokenizer, positions)
+        spots = _spots(model, sites, layers, heads, task)
+        sets = variable_sets(variables, task.parts["train"].sets, first.variables)
+        hypotheses = _hypotheses(sets, spots, chosen, seeds, seed)
+        work = Search(
+            task=task,
+            facts={name: dict(part.facts) for name, part in parts.items()},
+            hypotheses=hypotheses,
+            methods=chosen,
+            settings=lesson,
+            loss=loss,
+            batch_size=batch_size,
+            order=search,
+            controls=tuple(controls),
+            draws=draws,
+            only_solved=only_solved,
+            random_model=random_model,
+            memory=memory,
+            resamples=resamples,
+            confidence=confidence,
+            seed=seed,
+            store=None if store is None else Path(store),
+        )
+        if progress is True:
+            with bar("align") as advance:
+                return work.result(lambda done, total: advance(done, total, ""))
+        return work.result(progress or (lambda done, total: None))
+
+
+def _check_parts(parts: Mapping[str, CounterfactualDataset], causal_model: CausalModel) -> None:
+    """Refuse data without one of the parts, of another causal model, or whose parts share entities."""
+    wanted = ("train", "validation", "test")
+    if sorted(parts) != sorted(wanted):
+        raise SpecError(f"data has the parts {', '.join(wanted)}; found {', '.join(parts)}")
+    for name, part in parts.items():
+        if not len(part):
+            raise SpecError(f"data: the part {name!r} has no pair")
+        if part.causal_model is not causal_model:
+            raise SpecError(f"data: the part {name!r} was made with another causal model than the one that is given")
+
+
+def _classes(causal_model: CausalModel, output: str) -> Sequence[Any] | None:
+    values = causal_model.values[output]
+    return values if isinstance(values, tuple) else None
+
+
+def _spots(model: nn.Module, sites: Any, layers: Which, heads: Which | None, task: Task) -> list[Spot]:
+    """Return the spots of a search."""
+    listed = [sites] if isinstance(sites, str | Site) else list(sites)
+    found = []
+    for one in listed:
+        at = Site(one) if isinstance(one, str) and not in_block(one) else one
+        for site in [at] if isinstance(at, Site) else sites_of(model, at, layers):
+            if heads is None:
+                numbers: list[int | None] = [None]
+            else:
+                here = find_slot(model, site).heads
+                if here is None:
+                    raise SpecError(f"heads: {site} has none")
+                numbers = list(indices(heads, len(here), "head", f"{site} has {len(here)}"))
+            found += [Spot(site, head, place) for head in numbers for place in task.places]
+    return found
+
+
+def _hypotheses(
+    sets: Sequence[tuple[str, ...]], spots: Sequence[Spot], methods: Methods, seeds: int, seed: int
+) -> tuple[Hypothesis, ...]:
+    found = []
+    for variables in sets:
+        for method in methods.asked:
+            if len(variables) > 1 and method != "das":
+                continue
+            for rank in methods.ranks_of(method):
+                for number in range(seeds if method != "swap" else 1):
+                    found += [Hypothesis(variables, spot, method, rank, seed + number) for spot in spots]
+    if not found:
+        raise SpecError("no hypothesis is left: several variables at one spot need the method 'das'")
+    return tuple(found)

@@ -1,0 +1,122 @@
+"""A hypothesis: some variables of the causal model are carried at one spot, in a subspace of some kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ...interventions import Intervention
+from ...plan import Constant, Edit, Run
+from .task import Numbers, Pairs, Spot, Task
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """Some variables are carried at one spot.
+
+    Args:
+        variables: names; of several each has a part of the subspace of its own, and those that are interchanged in an
+            example are so at once.
+        spot: where.
+        method: how the subspace is found.
+        rank: dimensions of it for each variable; `None` where the method has none.
+        seed: of what is drawn for it.
+    """
+
+    variables: tuple[str, ...]
+    spot: Spot
+    method: str
+    rank: int | None = None
+    seed: int = 0
+
+    def __str__(self) -> str:
+        rank = "" if self.rank is None else f", rank {self.rank}"
+        seed = "" if not self.seed else f", seed {self.seed}"
+        return f"{', '.join(self.variables)}: {self.spot} ({self.method}{rank}{seed})"
+
+    def cell(self) -> dict[str, Any]:
+        """Return the columns that tell which one it is."""
+        site = self.spot.site
+        return {
+            "variables": ", ".join(self.variables),
+            "component": site.component,
+            "layer": site.layer,
+            "head": self.spot.head,
+            "place": self.spot.place,
+            "method": self.method,
+            "rank": self.rank,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A hypothesis with the intervention that makes the interchange.
+
+    Args:
+        hypothesis: what is claimed.
+        intervention: swaps what carries the variables.
+    """
+
+    hypothesis: Hypothesis
+    intervention: Intervention
+
+
+@dataclass(frozen=True, eq=False)
+class Copies:
+    """The pairs of one candidate as copies in one run.
+
+    Args:
+        run: a copy a pair.
+        constants: by name the sources' activations, `(pairs, units, width)`.
+        interventions: by the name that edits have for it.
+        labels: `(pairs,)` what the causal model says of them.
+    """
+
+    run: Run
+    constants: Mapping[str, Tensor]
+    interventions: Mapping[str, Intervention]
+    labels: Tensor
+
+
+def copies_of(name: str, candidate: Candidate, task: Task, pairs: Pairs, chosen: Numbers) -> Copies:
+    """Return the interchanges of some pairs as one run on the task's inputs.
+
+    Args:
+        name: of the run.
+        candidate: which interchange.
+        task: the inputs.
+        pairs: of one part.
+        chosen: `(n,)` which of them.
+    """
+    hypothesis = candidate.hypothesis
+    spot, base = hypothesis.spot, pairs.base[chosen].tolist()
+    positions, states = task.positions(spot, base), task.states(spot)
+    several = len(hypothesis.variables) > 1
+    edits, constants = [], {}
+    for part, variable in enumerate(hypothesis.variables):
+        edit = f"{name} {variable}"
+        constants[edit] = states[pairs.sources[variable][chosen]]
+        subspace: Any = ((part,),) * len(base) if several else None
+        edits.append(Edit(edit, spot.site, name, positions, subspace, Constant(edit)))
+    run = Run(name, "inputs", tuple(edits), tuple(base))
+    return Copies(run, constants, {name: candidate.intervention}, pairs.labels[chosen])
+
+
+def variable_sets(asked: Any, data: Sequence[frozenset[str]], names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the sets of variables that hypotheses are about.
+
+    Args:
+        asked: names, each alone, or tuples of names; `None`: each alone, and all at once where the data interchanges
+            several at once.
+        data: which variables are interchanged in each pair.
+        names: of the variables that are interchanged in some pair.
+    """
+    if asked is not None:
+        return tuple((one,) if isinstance(one, str) else tuple(one) for one in asked)
+    alone = [(name,) for name in names if frozenset((name,)) in set(data)]
+    joint = [tuple(names)] if any(len(found) > 1 for found in data) else []
+    return tuple(alone + joint)

@@ -1,0 +1,202 @@
+"""Methods: how the subspace of a hypothesis is found, by name or as a function of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..._errors import SpecError, UnknownNameError, near_misses
+from ...interventions import (
+    BoundlessRotatedSpaceIntervention,
+    Intervention,
+    LowRankRotatedSpaceIntervention,
+    PCARotatedSpaceIntervention,
+    SigmoidMaskIntervention,
+    TrainableIntervention,
+    VanillaIntervention,
+)
+from ...interventions.build import build_intervention
+from ...learning.held import seeded
+from .hypothesis import Candidate, Hypothesis
+from .task import Task
+
+Make = Callable[[int, int | None], Intervention]
+"""From the width of what is edited (all units side by side) and a rank to a fresh intervention."""
+
+METHODS: Mapping[str, str] = {
+    "swap": "the whole vector",
+    "das": "a learned subspace of a rank (Geiger et al. 2023, arXiv:2303.02536)",
+    "boundless": "the first coordinates of a learned rotation, how many is learned (Wu et al. 2023, arXiv:2305.08809)",
+    "mask": "the neurons that a learned mask selects (Davies et al. 2023, arXiv:2307.03637)",
+    "pca": "the first principal components of the activations of the training inputs",
+    "probe": "the directions of a linear probe of the variable (ridge regression of its values)",
+}
+"""The methods that have a name; those with a rank are `das`, `pca` and `probe`."""
+
+RANKED = ("das", "pca", "probe")
+
+
+@dataclass(frozen=True, eq=False)
+class Methods:
+    """The methods of a search.
+
+    Args:
+        asked: names from `METHODS`, or by a name of the user's a function from width and rank to an intervention.
+        ranks: of those that have one.
+    """
+
+    asked: Mapping[str, Make | None]
+    ranks: tuple[int, ...]
+
+    @classmethod
+    def of(cls, asked: str | Sequence[str] | Mapping[str, Make], ranks: int | Sequence[int]) -> Methods:
+        """Read what a caller wrote.
+
+        Raises:
+            UnknownNameError: there is no such method.
+            SpecError: none is named, or a rank is no number from 1.
+        """
+        listed = {asked: None} if isinstance(asked, str) else asked
+        named = dict(listed) if isinstance(listed, Mapping) else dict.fromkeys(listed)
+        for name, make in named.items():
+            if make is None and name not in METHODS:
+                raise UnknownNameError(f"there is no method {name!r}; {near_misses(name, METHODS)}")
+        several = (ranks,) if isinstance(ranks, int) else tuple(ranks)
+        if not named or not several or any(type(rank) is not int or rank < 1 for rank in several):
+            raise SpecError(
+                f"methods and ranks name at least one each, ranks are numbers from 1; found {asked!r}, {ranks!r}"
+            )
+        return cls(named, tuple(dict.fromkeys(several)))
+
+    def ranks_of(self, method: str) -> tuple[int | None, ...]:
+        """Return the ranks that a method is tried with."""
+        return self.ranks if method in RANKED or self.asked.get(method) is not None else (None,)
+
+    def candidate(self, task: Task, hypothesis: Hypothesis) -> Candidate:
+        """Return a hypothesis with a fresh intervention, of the same draws for the same seed.
+
+        Raises:
+            SpecError: the spot has fewer dimensions than are asked for, or several variables cannot share it.
+        """
+        units, width = task.width(hypothesis.spot)
+        whole, count = units * width, len(hypothesis.variables)
+        rank = hypothesis.rank
+        if rank is not None and rank * count > whole:
+            raise SpecError(f"{hypothesis}: {rank * count} dimensions of {whole} that there are")
+        if count > 1 and not joint(hypothesis.method):
+            raise SpecError(
+                f"{hypothesis}: several variables share a spot by blocks of one rotation: use the method 'das'"
+            )
+        with seeded(hypothesis.seed):
+            return Candidate(hypothesis, self._made(task, hypothesis, units, width))
+
+    def _made(self, task: Task, hypothesis: Hypothesis, units: int, width: int) -> Intervention:
+        method, rank, count = hypothesis.method, hypothesis.rank, len(hypothesis.variables)
+        make = self.asked.get(method)
+        if make is not None:
+            return make(units * width, rank)
+        kinds: dict[str, Any] = {
+            "swap": VanillaIntervention,
+            "das": LowRankRotatedSpaceIntervention,
+            "boundless": BoundlessRotatedSpaceIntervention,
+            "mask": SigmoidMaskIntervention,
+        }
+        if method in kinds:
+            partition = None if count == 1 else [[n * rank, (n + 1) * rank] for n in range(count)] if rank else None
+            options = {
+                "embed_dim": width,
+                "low_rank_dimension": rank if rank is None else rank * count,
+                "subspace_partition": partition,
+            }
+            return build_intervention(kinds[method], options, units=units)
+        assert rank is not None
+        keep = {"keep_last_dim": units == 1}
+        seen = states_in_training(task, hypothesis)
+        if method == "pca":
+            return PCARotatedSpaceIntervention.fit(seen, rank, standardise=False, **keep)
+        directions = probed(seen, values_in_training(task, hypothesis), rank)
+        made = LowRankRotatedSpaceIntervention(embed_dim=units * width, low_rank_dimension=rank, **keep)
+        made.rotate_layer.set_weight(directions.to(seen))
+        return made.requires_grad_(False)
+
+
+def joint(method: str) -> bool:
+    """Whether several variables can share a spot under a method."""
+    return method == "das"
+
+
+def learns(candidate: Candidate) -> bool:
+    """Whether a candidate has something to be fitted."""
+    one = candidate.intervention
+    return isinstance(one, TrainableIntervention) and any(p.requires_grad for p in one.parameters())
+
+
+def random_like(candidate: Candidate, seed: int) -> Candidate | None:
+    """Return the swap of a random subspace of as many dimensions at the same spot; `None` where there is no such thing.
+
+    Args:
+        candidate: with the weights that were found.
+        seed: of the draw.
+    """
+    one, hypothesis = candidate.intervention, candidate.hypothesis
+    rotation = getattr(one, "rotation", None)
+    dimensions = one.dimensions if isinstance(one, TrainableIntervention) else None
+    width = rotation.shape[-2] if isinstance(rotation, Tensor) else getattr(one, "embed_dim", None)
+    rank = dimensions if dimensions is not None else None if not isinstance(rotation, Tensor) else rotation.shape[-1]
+    if rank is None or width is None or not 0 < rank < width:
+        return None
+    with seeded(seed):
+        made = LowRankRotatedSpaceIntervention(
+            embed_dim=int(width),
+            low_rank_dimension=int(rank),
+            keep_last_dim=one.keep_last_dim,
+            subspace_partition=one.partition,
+        )
+    device = next((p.device for p in one.parameters()), None)
+    return Candidate(hypothesis, made.to(device) if device is not None else made)
+
+
+def states_in_training(task: Task, hypothesis: Hypothesis) -> Tensor:
+    """Return the activations of the training inputs at a hypothesis' spot, each once, units side by side."""
+    return task.states(hypothesis.spot)[_training(task)].flatten(1)
+
+
+def values_in_training(task: Task, hypothesis: Hypothesis) -> Tensor:
+    """Return the number of the value that the variable has in each training input."""
+    values = task.values(hypothesis.variables[0])
+    known = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    return torch.tensor([known[values[number]] for number in _training(task)])
+
+
+def _training(task: Task) -> list[int]:
+    pairs = task.parts["train"]
+    seen = dict.fromkeys(pairs.base.tolist())
+    for numbers in pairs.sources.values():
+        seen |= dict.fromkeys(numbers.tolist())
+    return list(seen)
+
+
+def probed(states: Tensor, values: Tensor, rank: int) -> Tensor:
+    """Return an orthonormal basis of the directions that tell the values of a variable apart, `(width, rank)`.
+
+    A ridge regression of the values, one-hot, on the centred activations; of its weights the strongest directions.
+
+    Args:
+        states: `(n, width)`.
+        values: `(n,)` from 0.
+        rank: how many directions.
+    """
+    centred = (states - states.mean(0)).double()
+    wanted = torch.nn.functional.one_hot(values).double()
+    wanted -= wanted.mean(0)
+    gram = centred.T @ centred
+    ridge = 1e-3 * gram.diagonal().mean() + 1e-12
+    weights = torch.linalg.solve(
+        gram + ridge * torch.eye(len(gram), dtype=gram.dtype), centred.T @ wanted.to(gram.device)
+    )
+    left = torch.linalg.svd(weights, full_matrices=True).U
+    return left[:, :rank].float()

@@ -1,0 +1,339 @@
+"""A search: all hypotheses fitted and scored, one of each set of variables chosen, controls beside it."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..._errors import SpecError
+from ...learning.losses import Measure, cross_entropy
+from ...learning.settings import Settings
+from ...models.fingerprint import digest, fingerprint
+from .._made_with import made_with
+from .controls import permuted_labels, reinitialised
+from .fitting import Learner, Lesson, Stored, advance, learner_of
+from .hypothesis import Candidate, Hypothesis
+from .methods import Methods, learns, random_like
+from .result import AlignmentResult
+from .running import Runner, hits
+from .task import Pairs, Task
+
+SearchOrder = Literal["all", "halving", "signatures"]
+Control = Literal["random", "full", "self", "permuted", "reinitialised"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
+"""What an alignment is compared with."""
+
+_LOOKED_AT = 64
+"""Pairs on which a random subspace, and the effect of a swap, is measured."""
+
+_IN_TRAINING = 256
+"""Pairs of training on which a fitted hypothesis is measured, too."""
+
+Hits = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(eq=False)
+class Finding:
+    """What is known of one hypothesis.
+
+    Args:
+        hypothesis: which one.
+        candidate: with its intervention; `None` where it was skipped.
+        status: `fitted`, `dropped` on the way, or `skipped`: base and source are the same there.
+        hits: by part, one number a pair.
+        soft: of the test, under the soft mask; `None` where there is none.
+        full: of the test, the whole vector swapped; `None` where several variables are at one spot.
+        random: of random subspaces, their IIA on the first test pairs.
+        first: of the same pairs its own.
+        permuted: IIA in training on permuted labels; `None` where it was not measured.
+        again: the same fit in a network with new weights: hits by part.
+        flags: by name what is to be kept in mind.
+        numbers: of the table, further ones by name.
+    """
+
+    hypothesis: Hypothesis
+    candidate: Candidate | None = None
+    status: str = "fitted"
+    hits: dict[str, Hits] = field(default_factory=dict)
+    soft: Hits | None = None
+    full: Hits | None = None
+    random: list[float] = field(default_factory=list)
+    first: float | None = None
+    permuted: float | None = None
+    again: dict[str, Hits] = field(default_factory=dict)
+
+    def mean(self, part: str) -> float | None:
+        """Return the IIA on a part; `None` where it was not measured."""
+        return float(self.hits[part].mean()) if part in self.hits else None
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """All that a search is; the arguments are those of `align`."""
+
+    task: Task
+    facts: Mapping[str, Mapping[str, Any]]
+    hypotheses: tuple[Hypothesis, ...]
+    methods: Methods
+    settings: Settings
+    loss: Measure | Literal["all", "answers"]
+    batch_size: int
+    order: SearchOrder
+    controls: tuple[Control, ...]
+    draws: int
+    only_solved: bool
+    random_model: nn.Module | None
+    memory: int
+    resamples: int
+    confidence: float
+    seed: int
+    store: Path | None
+
+    def result(self, tell: Callable[[int, int], None]) -> AlignmentResult:
+        """Carry the search out.
+
+        Raises:
+            SpecError: the network solves too little, or no pair is left for some variables.
+        """
+        started = time.perf_counter()
+        solved = self.task.solved()
+        work = replace(self, task=self._solved(solved)) if self.only_solved else self
+        findings = work._carried_out(tell)
+        meta = {
+            **made_with(self.task.model),
+            "study": "align",
+            "seconds": time.perf_counter() - started,
+            "base_accuracy": float(solved.mean()),
+        }
+        return AlignmentResult.of(work, findings, meta)
+
+    def _solved(self, solved: np.ndarray[Any, Any]) -> Task:
+        """Return the task without the pairs that the network itself answers wrongly."""
+        parts = {}
+        for name, pairs in self.task.parts.items():
+            right = solved[pairs.base]
+            for numbers in pairs.sources.values():
+                right = right & solved[numbers]
+            parts[name] = pairs.take(np.flatnonzero(right))
+            if not len(parts[name]):
+                raise SpecError(
+                    f"the network solves {solved.mean():.0%} of the inputs, and both sides of no pair in the part {name!r} of "
+                    f"{len(pairs)}: train it, or only_solved=False"
+                )
+        return replace(self.task, parts=parts)
+
+    @property
+    def lesson(self) -> Lesson:
+        """How candidates are fitted."""
+        if self.loss == "answers":
+            labels = [pairs.labels for pairs in self.task.parts.values()] + [self.task.writer(self._possible())]
+            tokens = torch.cat(labels).unique().tolist()
+            return Lesson(self.settings, self.batch_size, cross_entropy, tuple(tokens))
+        loss = cross_entropy if self.loss == "all" else self.loss
+        return Lesson(self.settings, self.batch_size, loss)  # type: ignore[arg-type]
+
+    def _possible(self) -> list[Any]:
+        return list(dict.fromkeys(self.task.values(self.task.output)))
+
+    # --- fits ---------------------------------------------------------------------------------------------------------
+
+    def _carried_out(self, tell: Callable[[int, int], None]) -> list[Finding]:
+        task, lesson = self.task, self.lesson
+        runner, train = Runner(task, self.memory), task.parts["train"]
+        task.read([one.spot for one in self.hypotheses])
+        findings = [self._begun(one) for one in self.hypotheses]
+        learners = {
+            number: learner_of(one.candidate, train, lesson)
+            for number, one in enumerate(findings)
+            if one.candidate is not None and learns(one.candidate)
+        }
+        tally = _Tally(sum(len(one.batches) for one in learners.values()), tell)
+        self._fit(findings, learners, runner, lesson, tally)
+        fitted = [one for one in findings if one.status == "fitted"]
+        self._score(fitted, runner)
+        self._compare(fitted, runner, lesson, tally)
+        return findings
+
+    def _begun(self, hypothesis: Hypothesis) -> Finding:
+        """Return a hypothesis with a fresh intervention, if base and source differ where it is."""
+        pairs = self.task.parts["train"]
+        for part, of in self.task.parts.items():
+            if not len(of.of(hypothesis.variables)):
+                raise SpecError(
+                    f"the part {part!r} has no pair in which of all variables only {', '.join(hypothesis.variables)} are interchanged"
+                )
+        if not any(self.task.differs(hypothesis.spot, pairs, name) for name in hypothesis.variables):
+            return Finding(hypothesis, status="skipped")
+        return Finding(hypothesis, self.methods.candidate(self.task, hypothesis))
+
+    def _fit(
+        self, findings: Sequence[Finding], learners: dict[int, Learner], runner: Runner, lesson: Lesson, tally: _Tally
+    ) -> None:
+        """Fit all learners, or those that the order of the search leaves."""
+        train = self.task.parts["train"]
+        alive = dict(learners)
+        for stage, until in enumerate(self._rungs(learners)):
+            advance(
+                list(alive.values()),
+                runner,
+                train,
+                lesson,
+                until=until,
+                store=self._stored(f"fits-{stage}"),
+                tell=tally,
+            )
+            if until is not None:
+                for number in _worse_half(alive):
+                    findings[number].status = "dropped"
+                    del alive[number]
+
+    def _rungs(self, learners: Mapping[int, Learner]) -> list[int | None]:
+        """Return after how many steps the worse half is dropped; at last, all steps."""
+        steps = max((len(one.batches) for one in learners.values()), default=0)
+        if self.order != "halving" or steps < 8:
+            return [None]
+        first = max(4, steps // 4)
+        return [first, max(first + 1, steps // 2), None]
+
+    def _stored(self, stage: str) -> Stored | None:
+        return None if self.store is None else Stored(self.store, stage, self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what makes a search what it is, as plain data."""
+        held = {
+            "inputs": self.task.inputs,
+            "pairs": [(part, pairs.labels, pairs.base, dict(pairs.sources)) for part, pairs in self.task.parts.items()],
+            "methods": dict(self.methods.asked),
+            "loss": self.loss,
+        }
+        told = {name: digest(value, f"the {name}") for name, value in held.items()}
+        plain = {name: getattr(self, name) for name in ("batch_size", "memory", "seed", "order")}
+        return {"model": fingerprint(self.task.model), **told, **plain, "settings": self.settings.to_dict()}
+
+    # --- scores -------------------------------------------------------------------------------------------------------
+
+    def _score(self, fitted: Sequence[Finding], runner: Runner) -> None:
+        """Measure what was fitted on each part; masks hard."""
+        candidates = [_hard(one.candidate) for one in fitted if one.candidate is not None]
+        for part, pairs in self.task.parts.items():
+            most = _IN_TRAINING if part == "train" else None
+            for one, found in zip(fitted, hits(runner, candidates, pairs, most), strict=True):
+                one.hits[part] = found
+        soft = [one for one, hard in zip(fitted, candidates, strict=True) if hard is not one.candidate]
+        measured = hits(runner, [one.candidate for one in soft if one.candidate], self.task.parts["test"])
+        for one, found in zip(soft, measured, strict=True):
+            one.soft = found
+
+    def _compare(self, fitted: Sequence[Finding], runner: Runner, lesson: Lesson, tally: _Tally) -> None:
+        """Measure the controls."""
+        test = self.task.parts["test"]
+        if "full" in self.controls:
+            alone = [one for one in fitted if len(one.hypothesis.variables) == 1]
+            whole = {replace(one.hypothesis, method="swap", rank=None, seed=0): None for one in alone}
+            candidates = [self.methods.candidate(self.task, one) for one in whole]
+            found = dict(zip(whole, hits(runner, candidates, test), strict=True))
+            for one in alone:
+                one.full = found[replace(one.hypothesis, method="swap", rank=None, seed=0)]
+        if "random" in self.controls:
+            drawn = [
+                (one, like)
+                for one in fitted
+                for draw in range(self.draws)
+                if one.candidate is not None and (like := random_like(_hard(one.candidate), self.seed + 1 + draw))
+            ]
+            found_random = hits(runner, [like for _, like in drawn], test, _LOOKED_AT)
+            for (one, _), rows in zip(drawn, found_random, strict=True):
+                one.random.append(float(rows.mean()))
+                one.first = float(one.hits["test"][:_LOOKED_AT].mean())
+        best = [one for one in best_of_each(fitted) if one.candidate is not None and learns(one.candidate)]
+        if "permuted" in self.controls and best:
+            pairs = permuted_labels(self.task, "train", self.seed)
+            again = self._fitted_again([one.hypothesis for one in best], runner, pairs, lesson, "permuted", tally)
+            for one, rows in zip(best, hits(runner, again, pairs, _IN_TRAINING), strict=True):
+                one.permuted = float(rows.mean())
+        if "reinitialised" in self.controls and best:
+            self._in_another_network(best, lesson, tally)
+
+    def _in_another_network(self, best: Sequence[Finding], lesson: Lesson, tally: _Tally) -> None:
+        model = self.random_model or reinitialised(self.task.model, self.seed)
+        task = self.task.with_model(model)
+        runner, train = Runner(task, self.memory), task.parts["train"]
+        other = replace(self, task=task)
+        again = other._fitted_again([one.hypothesis for one in best], runner, train, lesson, "reinitialised", tally)
+        for part in ("train", "test"):
+            most = _IN_TRAINING if part == "train" else None
+            for one, rows in zip(best, hits(runner, [_hard(c) for c in again], task.parts[part], most), strict=True):
+                one.again[part] = rows
+
+    def _fitted_again(
+        self,
+        hypotheses: Sequence[Hypothesis],
+        runner: Runner,
+        pairs: Pairs,
+        lesson: Lesson,
+        stage: str,
+        tally: _Tally,
+    ) -> list[Candidate]:
+        """Return candidates for the same hypotheses, fitted to something else."""
+        candidates = [self.methods.candidate(self.task, one) for one in hypotheses]
+        learners = [learner_of(one, pairs, lesson) for one in candidates]
+        tally.total += sum(len(one.batches) for one in learners)
+        advance(learners, runner, pairs, lesson, store=self._stored(stage), tell=tally)
+        return candidates
+
+
+class _Tally:
+    """Counts steps, and tells of them."""
+
+    def __init__(self, total: int, tell: Callable[[int, int], None]) -> None:
+        self.total, self._tell, self._done = total, tell, 0
+
+    def __call__(self, steps: int) -> None:
+        self._done += steps
+        self._tell(self._done, self.total)
+
+
+def _hard(candidate: Candidate) -> Candidate:
+    """Return a candidate with the hard version of its mask; itself where it has none."""
+    one = candidate.intervention
+    dimensions = getattr(one, "dimensions", None)
+    return candidate if dimensions is None else Candidate(candidate.hypothesis, one.hardened())  # type: ignore[operator]
+
+
+def _worse_half(alive: Mapping[int, Learner]) -> list[int]:
+    """Return which learners are worse than half of those of the same variables, place, method and rank; never all."""
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for number, one in alive.items():
+        hypothesis = one.candidate.hypothesis
+        key = hypothesis.variables, hypothesis.spot.place, hypothesis.method, hypothesis.rank, hypothesis.seed
+        groups[key].append(number)
+    worse = []
+    for numbers in groups.values():
+        ordered = sorted(numbers, key=lambda number: float(np.mean(alive[number].losses[-2:])))
+        worse += ordered[max(1, (len(ordered) + 1) // 2) :]
+    return worse
+
+
+def best_of_each(findings: Sequence[Finding], *, methods: bool = True) -> list[Finding]:
+    """Return of each set of variables (and method) what is best on the validation pairs; of equals the smaller one.
+
+    Args:
+        findings: what was fitted.
+        methods: of each method, too.
+    """
+    groups: dict[Any, list[Finding]] = defaultdict(list)
+    for one in findings:
+        if "validation" in one.hits:
+            hypothesis = one.hypothesis
+            groups[hypothesis.variables, hypothesis.method if methods else None].append(one)
+    return [
+        max(group, key=lambda one: (one.mean("validation"), -(one.hypothesis.rank or 0))) for group in groups.values()
+    ]

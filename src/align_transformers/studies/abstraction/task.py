@@ -1,0 +1,340 @@
+"""What a search works on: the distinct inputs of a data set as the model gets them, and pairs as numbers of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ..._errors import SpecError
+from ...causal import CausalModel, CounterfactualDataset
+from ...engine import Inputs, batch_size, bind
+from ...engine.inputs import examples_of
+from ...models.devices import input_device
+from ...plan import Logits, Plan, Read, Run
+from ...planners import execute
+from ...positions import Positions
+from ...sites import Site
+from .._data import Given
+from .._places import WhichPlaces, named_spots, tokens_of_each
+from .._prompts import Prompts, encoded
+from .encoding import Encoding
+
+LabelWriter = Callable[[Sequence[Any]], Tensor]
+"""From `n` values of the output to numbers of tokens or classes, `(n,)`."""
+
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
+Place = str | None
+"""The name of tokens that are swapped together; `None` is the whole input."""
+
+_READ_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One vector (or one of each token of a place) of a network, in every input.
+
+    Args:
+        site: where in the network.
+        head: its number; `None` is the whole vector.
+        place: at which tokens.
+    """
+
+    site: Site
+    head: int | None = None
+    place: Place = None
+
+    def __str__(self) -> str:
+        at = "" if self.place is None else f" at {self.place}"
+        return f"{self.site}{'' if self.head is None else f' head {self.head}'}{at}"
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Bases with their sources, as numbers of distinct inputs.
+
+    Args:
+        base: `(n,)`.
+        sources: by variable `(n,)`; the base itself where the variable is not interchanged.
+        sets: which variables are interchanged.
+        labels: `(n,)` tokens or classes that the causal model says under the interchange.
+        base_labels: `(n,)` without it.
+        entities: `(n,)` of the base, and by variable of its source.
+    """
+
+    base: Numbers
+    sources: Mapping[str, Numbers]
+    sets: tuple[frozenset[str], ...]
+    labels: Tensor
+    base_labels: Tensor
+    entities: tuple[Numbers, Mapping[str, Numbers]]
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def take(self, which: Numbers) -> Pairs:
+        """Return some of the pairs."""
+        some = torch.from_numpy(which).to(self.labels.device)
+        entities = self.entities[0][which], {name: of[which] for name, of in self.entities[1].items()}
+        sources = {name: of[which] for name, of in self.sources.items()}
+        sets = tuple(self.sets[number] for number in which)
+        return Pairs(self.base[which], sources, sets, self.labels[some], self.base_labels[some], entities)
+
+    def of(self, variables: Sequence[str]) -> Numbers:
+        """Return the numbers of the pairs in which some of these variables are interchanged, and no others."""
+        wanted = frozenset(variables)
+        return np.array([number for number, found in enumerate(self.sets) if found and found <= wanted], np.int64)
+
+    def source_entities(self, variables: Sequence[str]) -> Numbers:
+        """Return the entity of each pair's source: that of the first of some variables which is interchanged."""
+        first = [next((name for name in variables if name in found), variables[0]) for found in self.sets]
+        return np.array([self.entities[1][name][number] for number, name in enumerate(first)], np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A data set as a model gets it.
+
+    Args:
+        model: the user's.
+        causal_model: what it is supposed to compute.
+        inputs: the distinct inputs, an example each.
+        settings: of the causal model's inputs, one an example.
+        prompts: the inputs in words; `None` where they are none.
+        places: spots by name, as the caller wrote them; `None` is the whole input.
+        parts: pairs by the name of the part (`train`, `validation`, `test`).
+        writer: from a label to the token or class that it is.
+        output: the variable that the labels are of.
+        entity: inputs whose joint value is an entity.
+    """
+
+    model: nn.Module
+    causal_model: CausalModel
+    inputs: Inputs
+    settings: tuple[Mapping[str, Any], ...]
+    prompts: Prompts | None
+    places: Mapping[Place, Any]
+    parts: Mapping[str, Pairs]
+    writer: LabelWriter
+    output: str
+    entity: tuple[str, ...]
+    _rows: dict[tuple[str, Place], tuple[tuple[int, ...], ...] | None] = field(default_factory=dict)
+    _states: dict[Spot, Tensor] = field(default_factory=dict)
+
+    def rows(self, spot: Spot) -> tuple[tuple[int, ...], ...] | None:
+        """Return the columns of a spot in every input; `None` for all of them."""
+        key = spot.site.sequence, spot.place
+        if key not in self._rows:
+            self._rows[key] = None if spot.place is None or self.prompts is None else self._found(*key)
+        return self._rows[key]
+
+    def _found(self, stack: str, place: Place) -> tuple[tuple[int, ...], ...]:
+        assert self.prompts is not None
+        tokens = tokens_of_each(self.prompts, stack, {str(place): self.places[place]})
+        counts = sorted({len(own) for own in tokens})
+        if len(counts) > 1 or not counts[0]:
+            raise SpecError(
+                f"positions: the place {place!r} has {counts[0]} tokens in some prompts and {counts[-1]} in others, and "
+                "each is swapped for its like: write first_token(...) or last_token(...)"
+            )
+        starts = self.prompts.tokens(stack).starts
+        return tuple(tuple(start + token for token in own) for start, own in zip(starts, tokens, strict=True))
+
+    def positions(self, spot: Spot, examples: Sequence[int]) -> Positions:
+        """Return the places of a spot in some examples."""
+        rows = self.rows(spot)
+        heads = None if spot.head is None else ((spot.head,),) * len(examples)
+        return Positions(None if rows is None else tuple(rows[number] for number in examples), heads)
+
+    def width(self, spot: Spot) -> tuple[int, int]:
+        """Return how many units a spot has, and of which width."""
+        shape = self.states(spot).shape
+        return (int(shape[1]) if len(shape) > 2 else 1), int(shape[-1])
+
+    def states(self, spot: Spot) -> Tensor:
+        """Return the activation at a spot in every input, `(inputs, units, width)`; of vectors `(inputs, width)`."""
+        if spot not in self._states:
+            self.read([spot])
+        return self._states[spot]
+
+    @torch.no_grad()
+    def read(self, spots: Sequence[Spot]) -> None:
+        """Read the activations of some spots, all in one pass over the inputs."""
+        missing = [spot for spot in dict.fromkeys(spots) if spot not in self._states]
+        count = batch_size(self.inputs)
+        found: dict[Spot, list[Tensor]] = {spot: [] for spot in missing}
+        for start in range(0, count, _READ_AT_ONCE) if missing else ():
+            picked = range(start, min(count, start + _READ_AT_ONCE))
+            reads = {spot: Read("clean", spot.site, self.positions(spot, picked)) for spot in missing}
+            plan = Plan((Run("clean", "inputs"),), (), None, tuple(dict.fromkeys(reads.values())))
+            values = execute(bind(self.model, plan, {"inputs": examples_of(self.inputs, tuple(picked))}, {})).values
+            for spot, read in reads.items():
+                found[spot].append(values[read])
+        self._states.update({spot: torch.cat(several) for spot, several in found.items()})
+
+    @torch.no_grad()
+    def answers(self) -> Tensor:
+        """Return the token or class that the model itself gives each input, `(inputs,)`."""
+        found = []
+        for start in range(0, batch_size(self.inputs), _READ_AT_ONCE):
+            picked = tuple(range(start, min(batch_size(self.inputs), start + _READ_AT_ONCE)))
+            plan = Plan((Run("clean", "inputs"),), ("clean",), Logits())
+            bound = bind(self.model, plan, {"inputs": examples_of(self.inputs, picked)}, {})
+            found.append(execute(bound).outputs["clean"].argmax(-1))
+        return torch.cat(found)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the values of the causal model's inputs in every input, by name."""
+        return {name: [setting[name] for setting in self.settings] for name in self.causal_model.inputs}
+
+    def values(self, variable: str) -> tuple[Any, ...]:
+        """Return the value of a variable of the causal model in every input."""
+        return tuple(self.causal_model.run_many(self.columns())[variable].tolist())
+
+    def solved(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Return for every input whether the model says what the causal model says."""
+        found: np.ndarray[Any, np.dtype[np.bool_]] = (
+            (self.answers() == self.writer(self.values(self.output))).cpu().numpy()
+        )
+        return found
+
+    def relabelled(self, part: str, sources: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pairs:
+        """Return the pairs of a part with the labels that other sources would give them.
+
+        Args:
+            part: its name.
+            sources: by variable the setting of each pair's other source.
+        """
+        pairs, columns = self.parts[part], self.columns()
+        base = {name: [values[number] for number in pairs.base] for name, values in columns.items()}
+        others = {
+            variable: {name: [setting[name] for setting in settings] for name in columns}
+            for variable, settings in sources.items()
+        }
+        masks = {variable: [variable in found for found in pairs.sets] for variable in sources}
+        said = self.causal_model.run_many(base, others, masks)[self.output]
+        return replace(pairs, labels=self.writer(said.tolist()))
+
+    def with_model(self, model: nn.Module) -> Task:
+        """Return the same task for another model of the same kind."""
+        return replace(self, model=model, _rows={}, _states={})
+
+    def differs(self, spot: Spot, pairs: Pairs, variable: str) -> bool:
+        """Whether the activation at a spot is another one in the source than in the base, in any of some pairs."""
+        states = self.states(spot)
+        base, source = pairs.base, pairs.sources[variable]
+        for start in range(0, len(base), 1024):
+            some = slice(start, start + 1024)
+            if not torch.equal(states[base[some]], states[source[some]]):
+                return True
+        return False
+
+
+def make_task(
+    model: nn.Module,
+    causal_model: CausalModel,
+    parts: Mapping[str, CounterfactualDataset],
+    encoding: Encoding,
+    tokenizer: PreTrainedTokenizerBase | None,
+    positions: WhichPlaces | None,
+) -> Task:
+    """Encode the inputs of a data set, each once.
+
+    Args:
+        model: that will get them.
+        causal_model: names the inputs.
+        parts: of the data, by name.
+        encoding: from a setting to what the model gets, and from a label to what it says.
+        tokenizer: where it gets texts.
+        positions: the places that are swapped; `None`: the last token, or of what is no sequence of tokens all of it.
+
+    Raises:
+        SpecError: an input or a label cannot be encoded.
+        PositionError: a prompt has no such place.
+    """
+    known: dict[tuple[Any, ...], int] = {}
+    names = causal_model.inputs
+
+    def numbers(columns: Mapping[str, Any]) -> Numbers:
+        rows = zip(*(np.asarray(columns[name]).tolist() for name in names), strict=True)
+        return np.array([known.setdefault(tuple(row), len(known)) for row in rows], np.int64)
+
+    found = {part: _numbered(data, numbers) for part, data in parts.items()}
+    settings = tuple(dict(zip(names, row, strict=True)) for row in known)
+    inputs, prompts = _encoded(model, settings, encoding, tokenizer)
+    device = input_device(model)
+
+    def writer(labels: Sequence[Any]) -> Tensor:
+        return encoding.labels(labels, tokenizer).to(device)
+
+    made = {
+        part: Pairs(
+            base,
+            sources,
+            tuple(data.sets()),
+            writer(data.labels.tolist()),
+            writer(data.base_labels.tolist()),
+            (data.entities("base"), {name: data.entities(name) for name in sources}),
+        )
+        for (part, data), (base, sources) in zip(parts.items(), found.values(), strict=True)
+    }
+    first = next(iter(parts.values()))
+    places = _places(prompts, positions)
+    return Task(model, causal_model, inputs, settings, prompts, places, made, writer, first.output, first.entity)
+
+
+def _numbered(
+    data: CounterfactualDataset, numbers: Callable[[Mapping[str, Any]], Numbers]
+) -> tuple[Numbers, dict[str, Numbers]]:
+    base = numbers(data.base)
+    return base, {name: np.where(data.where[name], numbers(of), base) for name, of in data.sources.items()}
+
+
+def _encoded(
+    model: nn.Module,
+    settings: Sequence[Mapping[str, Any]],
+    encoding: Encoding,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> tuple[Inputs, Prompts | None]:
+    """Return inputs as the model gets them, and as prompts where they are sequences of tokens."""
+    made = [encoding.input(setting) for setting in settings]
+    fields = [{name: str(value) for name, value in setting.items()} for setting in settings]
+    if isinstance(made[0], str):
+        given = Given(made, None, {}, {"base": fields})
+        prompts = encoded(given, "base", tokenizer, model, "input")
+        return prompts.inputs, prompts
+    if isinstance(made[0], Mapping):
+        return {name: torch.stack([torch.as_tensor(one[name]) for one in made]) for name in made[0]}, None
+    stacked = torch.stack([torch.as_tensor(one) for one in made]).to(input_device(model))
+    if stacked.is_floating_point():
+        return stacked, None
+    prompts = encoded(Given({"input_ids": stacked}, None, {}, {"base": fields}), "base", tokenizer, model, "input")
+    return prompts.inputs, prompts
+
+
+def _places(prompts: Prompts | None, positions: WhichPlaces | None) -> dict[Place, Any]:
+    """Return the tokens of each place by its name; those without a name are places of one token."""
+    if prompts is None:
+        if positions is not None:
+            raise SpecError("positions: these inputs are no sequences of tokens, so there are no places to name")
+        return {None: "all"}
+    return dict(_each_place(prompts, {"last": -1} if positions is None else positions))
+
+
+def _each_place(prompts: Prompts, positions: WhichPlaces) -> Iterator[tuple[Place, Any]]:
+    for name, spots in named_spots(positions).items():
+        if name is not None:
+            yield name, spots
+        elif isinstance(spots, str) and spots == "all":
+            lengths = {len(ids) for ids in prompts.tokens("").ids}
+            if len(lengths) > 1:
+                raise SpecError("positions='all' needs prompts of one length: name places such as {'last': -1}")
+            yield from ((str(token), token) for token in range(lengths.pop()))
+        else:
+            listed = spots if isinstance(spots, list | tuple) else [spots]
+            yield from ((str(one), one) for one in listed)
