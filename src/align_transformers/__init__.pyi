@@ -96,7 +96,9 @@ from .planners import execute
 from .positions import Positions
 from .sites import COMPONENTS, Site
 from .studies import (
+    AlignmentResult,
     Claim,
+    align,
     attention_patterns,
     causal_scrubbing,
     causal_tracing,
@@ -135,6 +137,7 @@ __all__ = [
     "AdditionIntervention",
     "AlignError",
     "Alignment",
+    "AlignmentResult",
     "Anchor",
     "AppliedEdits",
     "ArtifactError",
@@ -212,6 +215,7 @@ __all__ = [
     "ZeroIntervention",
     "accuracy",
     "activations",
+    "align",
     "at",
     "attention_patterns",
     "attention_tensor",

@@ -5,6 +5,7 @@
 
 from ._cell_run import CellRun
 from ._sweep import Clean, Measurement, Scorer, Sweep
+from .abstraction import AlignmentResult, align
 from .attention_patterns import attention_patterns
 from .causal_scrubbing import Claim, causal_scrubbing
 from .causal_tracing import causal_tracing
@@ -17,12 +18,14 @@ from .score import score
 from .steer import steer
 
 __all__ = [
+    "AlignmentResult",
     "CellRun",
     "Claim",
     "Clean",
     "Measurement",
     "Scorer",
     "Sweep",
+    "align",
     "attention_patterns",
     "causal_scrubbing",
     "causal_tracing",

@@ -1,1 +1,6 @@
-"""Causal abstraction: which parts of a network do what a causal model says, and how sure that is."""
+"""Causal abstraction: which part of a network carries a variable of a causal model, searched for and controlled."""
+
+from .align import align
+from .result import AlignmentResult
+
+__all__ = ["AlignmentResult", "align"]

@@ -26,9 +26,17 @@ from .hypothesis import Hypothesis, variable_sets
 from .methods import Make, Methods
 from .result import AlignmentResult
 from .search import CONTROLS, Control, Search, SearchOrder
-from .task import Spot, Task, make_task
+from .task import Container, Task, make_task
 
-Part = Literal["train", "validation", "test"]
+_UNUSED = (
+    "accumulate",
+    "validate_every",
+    "patience",
+    "larger_is_better",
+    "autocast",
+    "gradient_checkpointing",
+    "checkpoint_every",
+)
 
 
 @checked
@@ -66,13 +74,13 @@ def align(
 ) -> AlignmentResult:
     """Search for the parts of a network that carry variables of a causal model.
 
-    A hypothesis says that a variable V is carried at one spot (site, head, tokens) in a subspace. Its interchange
-    intervention accuracy (IIA) is how often `argmax F(b | do(h := h + (h_s - h) P))` is `A(b | V := V(s))`, with F the
-    network, A the causal model, b a base, s a source, h the activation at the spot and P the subspace's projector.
+    A hypothesis says that a variable V is carried in one container (site, head, tokens), in a subspace of it. Its
+    interchange intervention accuracy (IIA) is how often `argmax F(b | do(h := h + (h_s - h) P))` is `A(b | V := V(s))`,
+    with F the network, A the causal model, b a base, s a source, h the activation and P the subspace's projector.
 
-    Entities are shared out among three parts: subspaces are fitted on the first, one spot for each set of variables is
-    chosen on the second, and what is reported is measured on the third, whose entities were never seen. All fits are
-    rows of the same passes.
+    Entities are shared out among three parts: subspaces are fitted on the first, one hypothesis for each set of
+    variables is chosen on the second, and what is reported is measured on the third, whose entities were never seen.
+    All fits are rows of the same passes.
 
     Args:
         model: gives logits; not changed.
@@ -84,21 +92,22 @@ def align(
             dict of the model's arguments.
         label: how a label is written: a text with `{label}`, or a function of it to a text or number. Default: words
             with a leading space, numbers without; the number of a class, where the model gets no text.
-        variables: names, each alone, and tuples of names: together at one spot, each in its own block of a rotation.
-            Default: each alone, and all together where the data interchanges several at once.
+        variables: names, each alone, and tuples of names: together in one container, each in its own block of a
+            rotation. Default: each alone, and all together where the data interchanges several at once.
         sites: names of components, or sites.
         layers: of components, numbers or `"all"`.
         heads: numbers or `"all"`: each head by itself. `None`: the whole vector.
-        positions: places whose tokens are swapped together, as `{"c": last_token("{c}"), "last": -1}`. Default: the last token.
+        positions: places whose tokens are swapped together, as `{"c": last_token("{c}"), "last": -1}`. Default: the
+            last token.
         methods: names from `METHODS`, or by a name of yours a function from width and rank to an intervention.
         ranks: of subspaces, for each variable, for the methods that have one.
         seeds: fits of each hypothesis, by seed.
         loss: cross-entropy over the whole vocabulary (`"all"`) or over the answers that the causal model can give
             (`"answers"`, cheaper); or `(logits, labels)` -> one number a row. IIA is over the whole vocabulary always.
         batch_size: pairs a step.
-        search: `"all"`: every hypothesis is fitted; `"halving"`: of those of one set of variables at one place the better
-            half goes on, from rung to rung; `"signatures"`: only spots whose effects are most like those of a set of
-            variables are fitted, and a sample of the others.
+        search: `"all"`: every hypothesis is fitted; `"halving"`: of those of one set of variables at one place the
+            better half goes on, from rung to rung; `"signatures"`: only containers whose effects are most like those
+            of a set of variables are fitted, and a sample of the others.
         controls: any of `CONTROLS`.
         draws: of random subspaces.
         only_solved: leave out pairs of which the network itself answers base or a source wrongly; the share is told.
@@ -121,47 +130,39 @@ def align(
 
     Geiger et al. 2021, arXiv:2106.02997; Geiger et al. 2023, arXiv:2303.02536.
     """
-    lesson = Settings.of({"lr": 1e-2, "seed": seed, **settings})
     chosen = Methods.of(methods, ranks)
-    for name in controls:
-        if name not in CONTROLS:
-            raise SpecError(f"controls are some of {', '.join(CONTROLS)}; found {name!r}")
-    if min(seeds, batch_size, draws, memory) < 1:
-        raise SpecError(
-            f"seeds, batch_size, draws and memory are numbers from 1; found {seeds}, {batch_size}, {draws}, {memory}"
-        )
+    _check(settings, controls, {"seeds": seeds, "batch_size": batch_size, "draws": draws, "memory": memory})
+    lesson = Settings.of({"lr": 1e-2, "seed": seed, **settings})
     parts = dict(data) if isinstance(data, Mapping) else data.split(seed=seed)
     _check_parts(parts, causal_model)
     first = parts["train"]
     encoding = Encoding(template, encode, label, _classes(causal_model, first.output))
     with evaluating(model):
         task = make_task(model, causal_model, parts, encoding, tokenizer, positions)
-        spots = _spots(model, sites, layers, heads, task)
+        containers = _containers(model, sites, layers, heads, task)
         sets = variable_sets(variables, task.parts["train"].sets, first.variables)
-        hypotheses = _hypotheses(sets, spots, chosen, seeds, seed)
+        facts = {name: dict(part.facts) for name, part in parts.items()}
         work = Search(
-            task=task,
-            facts={name: dict(part.facts) for name, part in parts.items()},
-            hypotheses=hypotheses,
-            methods=chosen,
-            settings=lesson,
-            loss=loss,
-            batch_size=batch_size,
-            order=search,
-            controls=tuple(controls),
-            draws=draws,
-            only_solved=only_solved,
-            random_model=random_model,
-            memory=memory,
-            resamples=resamples,
-            confidence=confidence,
-            seed=seed,
-            store=None if store is None else Path(store),
-        )
+            task, facts, _hypotheses(sets, containers, chosen, seeds, seed), chosen, lesson, loss, batch_size, search,
+            tuple(controls), draws, only_solved, random_model, memory, resamples, confidence, seed,
+            None if store is None else Path(store),
+        )  # fmt: skip
         if progress is True:
             with bar("align") as advance:
                 return work.result(lambda done, total: advance(done, total, ""))
         return work.result(progress or (lambda done, total: None))
+
+
+def _check(settings: Mapping[str, Any], controls: Sequence[str], numbers: Mapping[str, int]) -> None:
+    """Refuse what makes no sense before anything is run."""
+    unused = [name for name in settings if name in _UNUSED]
+    if unused:
+        raise SpecError(f"{unused[0]} is no setting of a search: its fits have no validation, and a step is one pass")
+    for name in controls:
+        if name not in CONTROLS:
+            raise SpecError(f"controls are some of {', '.join(CONTROLS)}; found {name!r}")
+    if min(numbers.values()) < 1:
+        raise SpecError(f"{', '.join(numbers)} are numbers from 1; found {list(numbers.values())}")
 
 
 def _check_parts(parts: Mapping[str, CounterfactualDataset], causal_model: CausalModel) -> None:
@@ -181,8 +182,8 @@ def _classes(causal_model: CausalModel, output: str) -> Sequence[Any] | None:
     return values if isinstance(values, tuple) else None
 
 
-def _spots(model: nn.Module, sites: Any, layers: Which, heads: Which | None, task: Task) -> list[Spot]:
-    """Return the spots of a search."""
+def _containers(model: nn.Module, sites: Any, layers: Which, heads: Which | None, task: Task) -> list[Container]:
+    """Return the containers of a search."""
     listed = [sites] if isinstance(sites, str | Site) else list(sites)
     found = []
     for one in listed:
@@ -195,12 +196,12 @@ def _spots(model: nn.Module, sites: Any, layers: Which, heads: Which | None, tas
                 if here is None:
                     raise SpecError(f"heads: {site} has none")
                 numbers = list(indices(heads, len(here), "head", f"{site} has {len(here)}"))
-            found += [Spot(site, head, place) for head in numbers for place in task.places]
+            found += [Container(site, head, place) for head in numbers for place in task.places]
     return found
 
 
 def _hypotheses(
-    sets: Sequence[tuple[str, ...]], spots: Sequence[Spot], methods: Methods, seeds: int, seed: int
+    sets: Sequence[tuple[str, ...]], containers: Sequence[Container], methods: Methods, seeds: int, seed: int
 ) -> tuple[Hypothesis, ...]:
     found = []
     for variables in sets:
@@ -209,7 +210,7 @@ def _hypotheses(
                 continue
             for rank in methods.ranks_of(method):
                 for number in range(seeds if method != "swap" else 1):
-                    found += [Hypothesis(variables, spot, method, rank, seed + number) for spot in spots]
+                    found += [Hypothesis(variables, container, method, rank, seed + number) for container in containers]
     if not found:
-        raise SpecError("no hypothesis is left: several variables at one spot need the method 'das'")
+        raise SpecError("no hypothesis is left: several variables at one container need the method 'das'")
     return tuple(found)

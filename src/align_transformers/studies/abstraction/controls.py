@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from ..._errors import SpecError
 from ...learning.held import seeded
 from ...models import uncompiled
-from .task import Pairs, Task
+from .task import CounterfactualPairs, Task
 
 
-def permuted_labels(task: Task, part: str, seed: int) -> Pairs:
+def permuted_labels(task: Task, part: str, seed: int) -> CounterfactualPairs:
     """Return pairs labelled as if each source entity were another one: the same one in all pairs.
 
     A fit that learns them as well as the true ones has learned entities by heart. (Labels that are shuffled anew in

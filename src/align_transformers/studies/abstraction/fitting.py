@@ -21,13 +21,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..._errors import SpecError
 from ...interventions import TrainableIntervention
-from ...learning.checkpoints import Checkpoint, optimizer_state, set_optimizer_state
+from ...learning.checkpoints import Checkpoint, damaged, optimizer_state, set_optimizer_state
 from ...learning.held import frozen, learning
 from ...learning.losses import Measure
 from ...learning.settings import FitError, Settings, make_optimizer, make_scheduler
-from .hypothesis import Candidate, Copies, copies_of
-from .running import Runner
-from .task import Numbers, Pairs
+from .hypothesis import Candidate, Interchanges, copies_of
+from .runner import Runner
+from .task import CounterfactualPairs, Indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Learner:
     candidate: Candidate
     optimizer: Optimizer
     scheduler: LRScheduler
-    batches: Sequence[Numbers]
+    batches: Sequence[Indices]
     losses: list[float] = field(default_factory=list)
 
     @property
@@ -86,12 +86,12 @@ class Learner:
             self.trained.set_temperature(schedule[0] + (schedule[1] - schedule[0]) * min(1.0, done))
 
 
-def learner_of(candidate: Candidate, pairs: Pairs, lesson: Lesson) -> Learner:
+def learner_of(candidate: Candidate, pairs: CounterfactualPairs, lesson: Lesson) -> Learner:
     """Return a candidate ready to be fitted: its batches are drawn by its seed, epoch by epoch."""
     settings, rows = lesson.settings, pairs.of(candidate.hypothesis.variables)
     per_epoch = math.ceil(len(rows) / lesson.batch_size)
     total = settings.steps(per_epoch)
-    batches: list[Numbers] = []
+    batches: list[Indices] = []
     epoch = 0
     while len(batches) < total:
         order = np.random.default_rng([settings.seed, candidate.hypothesis.seed, epoch]).permutation(rows)
@@ -101,9 +101,11 @@ def learner_of(candidate: Candidate, pairs: Pairs, lesson: Lesson) -> Learner:
     return Learner(candidate, optimizer, make_scheduler(optimizer, settings, total, None), batches[:total])
 
 
-def chunks(learners: Sequence[Learner], runner: Runner, pairs: Pairs, lesson: Lesson) -> Iterator[list[Learner]]:
+def chunks(
+    learners: Sequence[Learner], runner: Runner, pairs: CounterfactualPairs, lesson: Lesson
+) -> Iterator[list[Learner]]:
     """Yield learners whose passes hold no more than the runner's memory at a time, ascending by layer."""
-    order = sorted(learners, key=lambda one: one.candidate.hypothesis.spot.site.layer or 0)
+    order = sorted(learners, key=lambda one: one.candidate.hypothesis.container.site.layer or 0)
     if not order:
         return
     size = runner.bytes_of_token(order[0].candidate, pairs)
@@ -123,7 +125,7 @@ def chunks(learners: Sequence[Learner], runner: Runner, pairs: Pairs, lesson: Le
 def advance(
     learners: Sequence[Learner],
     runner: Runner,
-    pairs: Pairs,
+    pairs: CounterfactualPairs,
     lesson: Lesson,
     *,
     until: int | None = None,
@@ -157,7 +159,7 @@ def advance(
 def _train(
     chunk: Sequence[Learner],
     runner: Runner,
-    pairs: Pairs,
+    pairs: CounterfactualPairs,
     lesson: Lesson,
     until: int | None,
     tell: Callable[[int], None],
@@ -171,9 +173,9 @@ def _train(
             tell(len(active))
 
 
-def _step(active: Sequence[Learner], runner: Runner, pairs: Pairs, lesson: Lesson) -> None:
+def _step(active: Sequence[Learner], runner: Runner, pairs: CounterfactualPairs, lesson: Lesson) -> None:
     """Make one step of each learner."""
-    several: list[Copies] = []
+    several: list[Interchanges] = []
     for number, one in enumerate(active):
         one.optimizer.zero_grad(set_to_none=True)
         one.anneal()
@@ -188,7 +190,7 @@ def _step(active: Sequence[Learner], runner: Runner, pairs: Pairs, lesson: Lesso
             )
         if not loss.requires_grad:
             raise FitError(f"{one.candidate.hypothesis}: the loss does not depend on what learns")
-    total.sum().backward()  # type: ignore[no-untyped-call]
+    total.sum().backward()
     for one, value in zip(active, total.tolist(), strict=True):
         if lesson.settings.clip is not None:
             nn.utils.clip_grad_norm_(one.trained.parameters(), lesson.settings.clip)
@@ -224,12 +226,17 @@ class Stored:
         found = Checkpoint.read(self._path(number))
         if found is None:
             return False
+        with damaged(self._path(number)):
+            self._restore(found, number, chunk)
+        return True
+
+    def _restore(self, found: Checkpoint, number: int, chunk: Sequence[Learner]) -> None:
         names = [str(one.candidate.hypothesis) for one in chunk]
         different = [name for name, value in self.facts.items() if found.data["search"].get(name) != value]
         if different or found.data["learners"] != names:
             raise SpecError(
-                f"{self._path(number)} belongs to another search, with another {', '.join(different or ['grid'])}: give "
-                "another store=, or remove it"
+                f"{self._path(number)} belongs to another search, with another {', '.join(different or ['grid'])}: "
+                "give another store=, or remove it"
             )
         for place, one in enumerate(chunk):
             one.trained.load_state_dict(found.tensors.get(f"weights {place}", {}))
@@ -239,7 +246,6 @@ class Stored:
             one.scheduler.load_state_dict(found.data["schedulers"][place])
             one.losses[:] = found.data["losses"][place]
             one.anneal()
-        return True
 
     def save(self, number: int, chunk: Sequence[Learner]) -> None:
         """Keep the learners of a chunk, in one step."""

@@ -1,4 +1,4 @@
-"""A hypothesis: some variables of the causal model are carried at one spot, in a subspace of some kind."""
+"""A hypothesis: some variables of the causal model are carried at one container, in a subspace of some kind."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import Tensor
 
 from ...interventions import Intervention
 from ...plan import Constant, Edit, Run
-from .task import Numbers, Pairs, Spot, Task
+from .task import Container, CounterfactualPairs, Indices, Task
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """Some variables are carried at one spot.
+    """Some variables are carried at one container.
 
     Args:
         variables: names; of several each has a part of the subspace of its own, and those that are interchanged in an
             example are so at once.
-        spot: where.
+        container: where.
         method: how the subspace is found.
         rank: dimensions of it for each variable; `None` where the method has none.
         seed: of what is drawn for it.
     """
 
     variables: tuple[str, ...]
-    spot: Spot
+    container: Container
     method: str
     rank: int | None = None
     seed: int = 0
@@ -35,17 +35,17 @@ class Hypothesis:
     def __str__(self) -> str:
         rank = "" if self.rank is None else f", rank {self.rank}"
         seed = "" if not self.seed else f", seed {self.seed}"
-        return f"{', '.join(self.variables)}: {self.spot} ({self.method}{rank}{seed})"
+        return f"{', '.join(self.variables)}: {self.container} ({self.method}{rank}{seed})"
 
     def cell(self) -> dict[str, Any]:
         """Return the columns that tell which one it is."""
-        site = self.spot.site
+        site = self.container.site
         return {
             "variables": ", ".join(self.variables),
             "component": site.component,
             "layer": site.layer,
-            "head": self.spot.head,
-            "place": self.spot.place,
+            "head": self.container.head,
+            "place": self.container.place,
             "method": self.method,
             "rank": self.rank,
             "seed": self.seed,
@@ -66,7 +66,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
-class Copies:
+class Interchanges:
     """The pairs of one candidate as copies in one run.
 
     Args:
@@ -82,7 +82,7 @@ class Copies:
     labels: Tensor
 
 
-def copies_of(name: str, candidate: Candidate, task: Task, pairs: Pairs, chosen: Numbers) -> Copies:
+def copies_of(name: str, candidate: Candidate, task: Task, pairs: CounterfactualPairs, chosen: Indices) -> Interchanges:
     """Return the interchanges of some pairs as one run on the task's inputs.
 
     Args:
@@ -93,17 +93,17 @@ def copies_of(name: str, candidate: Candidate, task: Task, pairs: Pairs, chosen:
         chosen: `(n,)` which of them.
     """
     hypothesis = candidate.hypothesis
-    spot, base = hypothesis.spot, pairs.base[chosen].tolist()
-    positions, states = task.positions(spot, base), task.states(spot)
+    container, base = hypothesis.container, pairs.base[chosen].tolist()
+    positions, states = task.positions(container, base), task.states(container)
     several = len(hypothesis.variables) > 1
     edits, constants = [], {}
     for part, variable in enumerate(hypothesis.variables):
         edit = f"{name} {variable}"
         constants[edit] = states[pairs.sources[variable][chosen]]
         subspace: Any = ((part,),) * len(base) if several else None
-        edits.append(Edit(edit, spot.site, name, positions, subspace, Constant(edit)))
+        edits.append(Edit(edit, container.site, name, positions, subspace, Constant(edit)))
     run = Run(name, "inputs", tuple(edits), tuple(base))
-    return Copies(run, constants, {name: candidate.intervention}, pairs.labels[chosen])
+    return Interchanges(run, constants, {name: candidate.intervention}, pairs.labels[chosen])
 
 
 def variable_sets(asked: Any, data: Sequence[frozenset[str]], names: Sequence[str]) -> tuple[tuple[str, ...], ...]:

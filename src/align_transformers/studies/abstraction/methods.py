@@ -53,7 +53,7 @@ class Methods:
     ranks: tuple[int, ...]
 
     @classmethod
-    def of(cls, asked: str | Sequence[str] | Mapping[str, Make], ranks: int | Sequence[int]) -> Methods:
+    def of(cls, asked: str | Sequence[str] | Mapping[str, Make | None], ranks: int | Sequence[int]) -> Methods:
         """Read what a caller wrote.
 
         Raises:
@@ -80,16 +80,16 @@ class Methods:
         """Return a hypothesis with a fresh intervention, of the same draws for the same seed.
 
         Raises:
-            SpecError: the spot has fewer dimensions than are asked for, or several variables cannot share it.
+            SpecError: the container has fewer dimensions than are asked for, or several variables cannot share it.
         """
-        units, width = task.width(hypothesis.spot)
+        units, width = task.width(hypothesis.container)
         whole, count = units * width, len(hypothesis.variables)
         rank = hypothesis.rank
         if rank is not None and rank * count > whole:
             raise SpecError(f"{hypothesis}: {rank * count} dimensions of {whole} that there are")
         if count > 1 and not joint(hypothesis.method):
             raise SpecError(
-                f"{hypothesis}: several variables share a spot by blocks of one rotation: use the method 'das'"
+                f"{hypothesis}: several variables share a container by blocks of one rotation: use the method 'das'"
             )
         with seeded(hypothesis.seed):
             return Candidate(hypothesis, self._made(task, hypothesis, units, width))
@@ -125,7 +125,7 @@ class Methods:
 
 
 def joint(method: str) -> bool:
-    """Whether several variables can share a spot under a method."""
+    """Whether several variables can share a container under a method."""
     return method == "das"
 
 
@@ -136,13 +136,13 @@ def learns(candidate: Candidate) -> bool:
 
 
 def random_like(candidate: Candidate, seed: int) -> Candidate | None:
-    """Return the swap of a random subspace of as many dimensions at the same spot; `None` where there is no such thing.
+    """Return the swap of a random subspace of as many dimensions in the same container; `None` where there is none.
 
     Args:
         candidate: with the weights that were found.
         seed: of the draw.
     """
-    one, hypothesis = candidate.intervention, candidate.hypothesis
+    one = candidate.intervention
     rotation = getattr(one, "rotation", None)
     dimensions = one.dimensions if isinstance(one, TrainableIntervention) else None
     width = rotation.shape[-2] if isinstance(rotation, Tensor) else getattr(one, "embed_dim", None)
@@ -150,19 +150,32 @@ def random_like(candidate: Candidate, seed: int) -> Candidate | None:
     if rank is None or width is None or not 0 < rank < width:
         return None
     with seeded(seed):
-        made = LowRankRotatedSpaceIntervention(
-            embed_dim=int(width),
-            low_rank_dimension=int(rank),
-            keep_last_dim=one.keep_last_dim,
-            subspace_partition=one.partition,
-        )
-    device = next((p.device for p in one.parameters()), None)
-    return Candidate(hypothesis, made.to(device) if device is not None else made)
+        basis = torch.linalg.qr(torch.randn(int(width), int(rank))).Q
+    return swap_of(candidate, basis)
+
+
+def swap_of(candidate: Candidate, basis: Tensor) -> Candidate:
+    """Return the swap of what lies in a subspace, at the same container.
+
+    Args:
+        candidate: of which all else is taken.
+        basis: `(width, k)` orthonormal columns.
+    """
+    one = candidate.intervention
+    made = LowRankRotatedSpaceIntervention(
+        embed_dim=basis.shape[0],
+        low_rank_dimension=basis.shape[1],
+        keep_last_dim=one.keep_last_dim,
+        subspace_partition=one.partition if len(candidate.hypothesis.variables) > 1 else None,
+    )
+    device = next((parameter.device for parameter in one.parameters()), basis.device)
+    made.rotate_layer.set_weight(basis)
+    return Candidate(candidate.hypothesis, made.to(device))
 
 
 def states_in_training(task: Task, hypothesis: Hypothesis) -> Tensor:
-    """Return the activations of the training inputs at a hypothesis' spot, each once, units side by side."""
-    return task.states(hypothesis.spot)[_training(task)].flatten(1)
+    """Return the activations of the training inputs at a hypothesis' container, each once, units side by side."""
+    return task.states(hypothesis.container)[_training(task)].flatten(1)
 
 
 def values_in_training(task: Task, hypothesis: Hypothesis) -> Tensor:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..._errors import SpecError
+from ...causal import CausalModel
 from ...config import RepresentationConfig
 from ...intervenable import IntervenableModel
 from ...table import Table
+from .finding import Finding, best_of_each
 from .hypothesis import Candidate
+from .regions import Regions
 from .statistics import entity_bootstraps, p_value
 
 if TYPE_CHECKING:
-    from .search import Finding, Search
+    from matplotlib.figure import Figure
+
+    from .search import Search
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +44,9 @@ class AlignmentResult:
     @classmethod
     def of(cls, search: Search, findings: Sequence[Finding], meta: Mapping[str, Any]) -> AlignmentResult:
         """Make the table of a search."""
-        from .search import best_of_each
-
-        chosen = {id(one) for one in best_of_each(findings, methods=False)}
-        rows = [_row(one, search, findings, id(one) in chosen) for one in findings]
-        return cls(Table.from_rows(rows, meta={**meta, **_facts(search)}), tuple(findings), search)
+        chosen = best_of_each(findings, methods=False)
+        rows = [_row(one, search, findings, one in chosen) for one in findings]
+        return cls(Table.from_rows(rows, meta={**meta, **_facts(search, findings, chosen)}), tuple(findings), search)
 
     def best(self, variables: str | Sequence[str] | None = None) -> dict[str, Any]:
         """Return the row that was chosen for some variables on the validation pairs.
@@ -54,6 +59,16 @@ class AlignmentResult:
         """
         return dict(list(self.table.rows())[self._chosen(variables)])
 
+    def buckets(self, variables: str | Sequence[str] | None = None) -> Regions:
+        """Return where the chosen interchange works: between which bases and sources, and what these have in common.
+
+        Args:
+            variables: as for `best`.
+        """
+        found = self.findings[self._chosen(variables)].regions
+        assert found is not None
+        return found
+
     def intervenable(self, variables: str | Sequence[str] | None = None) -> IntervenableModel:
         """Return the chosen interchange as an intervenable model: to be run, saved and shared as any.
 
@@ -64,6 +79,40 @@ class AlignmentResult:
         assert finding.candidate is not None
         return _intervenable(finding.candidate, self.search)
 
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """A sentence for each set of variables: what was shown, and what was not."""
+        return tuple(self.table.meta["verdict"])
+
+    def plot(self, value: str | None = None) -> Figure:
+        """Draw the scores of all hypotheses, and return matplotlib's figure.
+
+        Args:
+            value: a column; default: `iia`.
+        """
+        return self.table.plot(value)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the table, and what was chosen for each set of variables as an intervention that can be loaded alone.
+
+        The table is `table.parquet`, which `Table.load` reads; what was chosen is in a folder for each set of
+        variables, which `IntervenableModel.load` reads.
+
+        Args:
+            folder: made if it is not there.
+
+        Returns:
+            The folder.
+        """
+        where = Path(folder)
+        where.mkdir(parents=True, exist_ok=True)
+        for variables in dict.fromkeys(row["variables"] for row in self.table.rows() if row["chosen"]):
+            names, row = variables.split(", "), self.best(variables.split(", "))
+            scores = {name: row[name] for name in ("iia", "low", "high", "n") if row[name] is not None}
+            self.intervenable(names).save(where / "-".join(names), metrics=scores, overwrite=True)
+        self.table.save(where / "table.parquet")
+        return where
+
     def _chosen(self, variables: str | Sequence[str] | None) -> int:
         named = None if variables is None else variables if isinstance(variables, str) else ", ".join(variables)
         rows = list(self.table.rows())
@@ -71,21 +120,21 @@ class AlignmentResult:
         if len(found) != 1:
             known = [row["variables"] for row in rows if row["chosen"]]
             raise SpecError(
-                f"variables={variables!r}: the search chose a spot for {'; '.join(known) or 'none'}: name one"
+                f"variables={variables!r}: the search chose a container for {'; '.join(known) or 'none'}: name one"
             )
         return found[0]
 
 
 def _intervenable(candidate: Candidate, search: Search) -> IntervenableModel:
-    spot, task = candidate.hypothesis.spot, search.task
-    units, _ = task.width(spot)
+    container, task = candidate.hypothesis.container, search.task
+    units, _ = task.width(container)
     config = RepresentationConfig(
-        layer=spot.site.layer,
-        component=spot.site.component,
-        unit="pos" if spot.head is None else "h.pos",
-        max_number_of_units=units if spot.head is None else 1,
+        layer=container.site.layer,
+        component=container.site.component,
+        unit="pos" if container.head is None else "h.pos",
+        max_number_of_units=units if container.head is None else 1,
         intervention=candidate.intervention,
-        call=spot.site.call,
+        call=container.site.call,
     )
     return IntervenableModel(config, task.model)
 
@@ -132,28 +181,113 @@ def _row(one: Finding, search: Search, findings: Sequence[Finding], chosen: bool
         "random_high": max(one.random) if one.random else None,
         "p": p_value(one.first, one.random) if one.random and one.first is not None else None,
         "p_corrected": p_value(one.first, largest) if one.random and one.first is not None else None,
-        "permuted": one.permuted,
+        "permuted": None if one.by_heart is None else float(one.by_heart.mean()),
         "reinitialised": float(one.again["test"].mean()) if one.again else None,
         "reinitialised_train": float(one.again["train"].mean()) if one.again else None,
-        "flags": "",
+        "flags": ", ".join(check.flag for check in one.checks if check.raised),
     }
 
 
-def _facts(search: Search) -> dict[str, Any]:
+def _facts(search: Search, findings: Sequence[Finding], chosen: Sequence[Finding]) -> dict[str, Any]:
     """Return what a table says of the whole search."""
     task = search.task
     data: dict[str, Any] = {}
     for name, pairs in task.parts.items():
         entities = {*pairs.entities[0].tolist(), *(n for of in pairs.entities[1].values() for n in of.tolist())}
-        data[name] = {"pairs": len(pairs), "entities": len(entities)}
+        data[name] = {"pairs": len(pairs), "entities": len(entities), **search.facts[name]}
     test = task.parts["test"]
     counts = Counter(test.labels.tolist())
+    data["trivial"] = float((test.labels == test.base_labels).double().mean())
+    data["chance"] = max(counts.values()) / len(test)
+    said = {id(one): ", ".join(one.hypothesis.variables) for one in findings}
+    steps = {status: sum(one.steps for one in findings if one.status == status) for status in ("fitted", "dropped")}
     return {
-        "data": {
-            **data,
-            "facts": {name: dict(facts) for name, facts in search.facts.items()},
-            "trivial": float((test.labels == test.base_labels).double().mean()),
-            "chance": max(counts.values()) / len(test),
+        "causal_model": _described(task.causal_model),
+        "data": data,
+        "examples": _examples(search),
+        "settings": {
+            **search.settings.to_dict(),
+            **{name: getattr(search, name) for name in ("batch_size", "draws", "only_solved", "memory", "order")},
         },
-        "settings": {**search.settings.to_dict(), "batch_size": search.batch_size},
+        "search": {"hypotheses": len(findings), "steps": steps, **_audit(findings)},
+        "selection": [
+            {
+                "variables": said[id(one)],
+                "validation": one.mean("validation"),
+                "test": one.mean("test"),
+                "drop": (one.mean("validation") or 0.0) - (one.mean("test") or 0.0),
+                "of": sum("validation" in other.hits for other in findings if said[id(other)] == said[id(one)]),
+            }
+            for one in chosen
+        ],
+        "self_swap": {said[id(one)]: one.self_swap for one in chosen},
+        "flags": [
+            {
+                "variables": said[id(one)],
+                "hypothesis": str(one.hypothesis),
+                "chosen": one in chosen,
+                "flag": check.flag,
+                "raised": check.raised,
+                "explanation": check.explanation,
+                **check.numbers,
+            }
+            for one in findings
+            for check in one.checks
+        ],
+        "buckets": [{"variables": said[id(one)], **one.regions.to_dict()} for one in chosen if one.regions is not None],
     }
+
+
+def _audit(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return what a search by signatures missed, as far as those tell that were fitted though not nominated."""
+    audited = [one for one in findings if one.audited]
+    if not audited:
+        return {}
+    fitted = [one for one in findings if "validation" in one.hits and one.steps]
+    best = {one.hypothesis.variables: 0.0 for one in fitted}
+    for one in fitted:
+        best[one.hypothesis.variables] = max(best[one.hypothesis.variables], one.mean("validation") or 0.0)
+    near = [one for one in fitted if (one.mean("validation") or 0.0) >= best[one.hypothesis.variables] - 0.1]
+    missed = sum(one.audited for one in near)
+    others = len(audited) + sum(one.status == "dropped" for one in findings)
+    found = len(near) - missed
+    expected = missed * others / len(audited)
+    recall = found / (found + expected) if found + expected else None
+    return {"not_nominated": others, "audited": len(audited), "audited_near_best": missed, "recall": recall}
+
+
+def _described(causal_model: CausalModel) -> dict[str, Any]:
+    """Return a causal model as plain data."""
+    values = causal_model.values
+    return {
+        "text": repr(causal_model),
+        "inputs": list(causal_model.inputs),
+        "outputs": list(causal_model.outputs),
+        "variables": {
+            name: {
+                "parents": list(causal_model.parents[name]),
+                "values": len(values[name]) if isinstance(values[name], tuple) else None,
+            }
+            for name in causal_model.variables
+        },
+    }
+
+
+def _examples(search: Search) -> list[dict[str, Any]]:
+    """Return some test pairs in words."""
+    task, test = search.task, search.task.parts["test"]
+
+    def said(number: int) -> str:
+        if task.prompts is not None:
+            return task.prompts.texts[number]
+        return ", ".join(f"{name}={value}" for name, value in task.settings[number].items())
+
+    return [
+        {
+            "base": said(int(test.base[n])),
+            "sources": {name: said(int(test.sources[name][n])) for name in test.sources if name in test.sets[n]},
+            "label": int(test.labels[n]),
+            "base_label": int(test.base_labels[n]),
+        }
+        for n in range(min(5, len(test)))
+    ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import nn
 
 from ..._errors import SpecError
@@ -19,60 +20,30 @@ from ...learning.settings import Settings
 from ...models.fingerprint import digest, fingerprint
 from .._made_with import made_with
 from .controls import permuted_labels, reinitialised
+from .finding import Finding, best_of_each
 from .fitting import Learner, Lesson, Stored, advance, learner_of
+from .flags import Checks
 from .hypothesis import Candidate, Hypothesis
 from .methods import Methods, learns, random_like
+from .regions import regions_of
 from .result import AlignmentResult
-from .running import Runner, hits
-from .task import Pairs, Task
+from .runner import Runner, hits, measured
+from .signatures import signatures
+from .task import CounterfactualPairs, Task
 
 SearchOrder = Literal["all", "halving", "signatures"]
-Control = Literal["random", "full", "self", "permuted", "reinitialised"]
+Control = Literal["random", "full", "permuted", "reinitialised"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 """What an alignment is compared with."""
 
 _LOOKED_AT = 64
-"""Pairs on which a random subspace, and the effect of a swap, is measured."""
+"""CounterfactualPairs on which a random subspace, and the effect of a swap, is measured."""
+
+_AUDITED = 2
+"""A tenth of what is not nominated, and at least so many, is fitted all the same: to see what is missed."""
 
 _IN_TRAINING = 256
-"""Pairs of training on which a fitted hypothesis is measured, too."""
-
-Hits = np.ndarray[Any, np.dtype[np.float64]]
-
-
-@dataclass(eq=False)
-class Finding:
-    """What is known of one hypothesis.
-
-    Args:
-        hypothesis: which one.
-        candidate: with its intervention; `None` where it was skipped.
-        status: `fitted`, `dropped` on the way, or `skipped`: base and source are the same there.
-        hits: by part, one number a pair.
-        soft: of the test, under the soft mask; `None` where there is none.
-        full: of the test, the whole vector swapped; `None` where several variables are at one spot.
-        random: of random subspaces, their IIA on the first test pairs.
-        first: of the same pairs its own.
-        permuted: IIA in training on permuted labels; `None` where it was not measured.
-        again: the same fit in a network with new weights: hits by part.
-        flags: by name what is to be kept in mind.
-        numbers: of the table, further ones by name.
-    """
-
-    hypothesis: Hypothesis
-    candidate: Candidate | None = None
-    status: str = "fitted"
-    hits: dict[str, Hits] = field(default_factory=dict)
-    soft: Hits | None = None
-    full: Hits | None = None
-    random: list[float] = field(default_factory=list)
-    first: float | None = None
-    permuted: float | None = None
-    again: dict[str, Hits] = field(default_factory=dict)
-
-    def mean(self, part: str) -> float | None:
-        """Return the IIA on a part; `None` where it was not measured."""
-        return float(self.hits[part].mean()) if part in self.hits else None
+"""CounterfactualPairs of training on which a fitted hypothesis is measured, too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +86,7 @@ class Search:
         }
         return AlignmentResult.of(work, findings, meta)
 
-    def _solved(self, solved: np.ndarray[Any, Any]) -> Task:
+    def _solved(self, solved: Bool[np.ndarray, " inputs"]) -> Task:
         """Return the task without the pairs that the network itself answers wrongly."""
         parts = {}
         for name, pairs in self.task.parts.items():
@@ -125,8 +96,8 @@ class Search:
             parts[name] = pairs.take(np.flatnonzero(right))
             if not len(parts[name]):
                 raise SpecError(
-                    f"the network solves {solved.mean():.0%} of the inputs, and both sides of no pair in the part {name!r} of "
-                    f"{len(pairs)}: train it, or only_solved=False"
+                    f"the network solves {solved.mean():.0%} of the inputs, and both sides of none of the {len(pairs)} "
+                    f"pairs of the part {name!r}: train it, or only_solved=False"
                 )
         return replace(self.task, parts=parts)
 
@@ -138,7 +109,7 @@ class Search:
             tokens = torch.cat(labels).unique().tolist()
             return Lesson(self.settings, self.batch_size, cross_entropy, tuple(tokens))
         loss = cross_entropy if self.loss == "all" else self.loss
-        return Lesson(self.settings, self.batch_size, loss)  # type: ignore[arg-type]
+        return Lesson(self.settings, self.batch_size, loss)
 
     def _possible(self) -> list[Any]:
         return list(dict.fromkeys(self.task.values(self.task.output)))
@@ -148,18 +119,27 @@ class Search:
     def _carried_out(self, tell: Callable[[int, int], None]) -> list[Finding]:
         task, lesson = self.task, self.lesson
         runner, train = Runner(task, self.memory), task.parts["train"]
-        task.read([one.spot for one in self.hypotheses])
+        task.read([one.container for one in self.hypotheses])
         findings = [self._begun(one) for one in self.hypotheses]
         learners = {
             number: learner_of(one.candidate, train, lesson)
             for number, one in enumerate(findings)
             if one.candidate is not None and learns(one.candidate)
         }
-        tally = _Tally(sum(len(one.batches) for one in learners.values()), tell)
-        self._fit(findings, learners, runner, lesson, tally)
+        if self.order == "signatures":
+            self._nominated(findings, learners, runner)
+        counter = _StepCounter(sum(len(one.batches) for one in learners.values()), tell)
+        self._fit(findings, learners, runner, lesson, counter)
         fitted = [one for one in findings if one.status == "fitted"]
         self._score(fitted, runner)
-        self._compare(fitted, runner, lesson, tally)
+        self._compare(fitted, runner, lesson, counter)
+        doubts = Checks(self, runner)
+        for one in best_of_each(fitted):
+            one.checks = doubts.of(one)
+        for one in best_of_each(fitted, methods=False):
+            assert one.candidate is not None
+            one.regions = regions_of(runner, _hard(one.candidate), self.seed)
+            one.self_swap = self._still(one, runner)
         return findings
 
     def _begun(self, hypothesis: Hypothesis) -> Finding:
@@ -167,15 +147,20 @@ class Search:
         pairs = self.task.parts["train"]
         for part, of in self.task.parts.items():
             if not len(of.of(hypothesis.variables)):
-                raise SpecError(
-                    f"the part {part!r} has no pair in which of all variables only {', '.join(hypothesis.variables)} are interchanged"
-                )
-        if not any(self.task.differs(hypothesis.spot, pairs, name) for name in hypothesis.variables):
+                names = ", ".join(hypothesis.variables)
+                raise SpecError(f"the part {part!r} has no pair in which {names} is interchanged and nothing else")
+        if not any(self.task.differs(hypothesis.container, pairs, name) for name in hypothesis.variables):
             return Finding(hypothesis, status="skipped")
-        return Finding(hypothesis, self.methods.candidate(self.task, hypothesis))
+        units, width = self.task.width(hypothesis.container)
+        return Finding(hypothesis, self.methods.candidate(self.task, hypothesis), units * width)
 
     def _fit(
-        self, findings: Sequence[Finding], learners: dict[int, Learner], runner: Runner, lesson: Lesson, tally: _Tally
+        self,
+        findings: Sequence[Finding],
+        learners: dict[int, Learner],
+        runner: Runner,
+        lesson: Lesson,
+        counter: _StepCounter,
     ) -> None:
         """Fit all learners, or those that the order of the search leaves."""
         train = self.task.parts["train"]
@@ -188,12 +173,31 @@ class Search:
                 lesson,
                 until=until,
                 store=self._stored(f"fits-{stage}"),
-                tell=tally,
+                tell=counter,
             )
+            for number, one in alive.items():
+                findings[number].steps = len(one.losses)
             if until is not None:
                 for number in _worse_half(alive):
                     findings[number].status = "dropped"
                     del alive[number]
+
+    def _nominated(self, findings: Sequence[Finding], learners: dict[int, Learner], runner: Runner) -> None:
+        """Leave the learners whose containers are nominated by their effects, and a sample of the others."""
+        containers = list(dict.fromkeys(findings[number].hypothesis.container for number in learners))
+        names = list(dict.fromkeys(name for one in findings for name in one.hypothesis.variables))
+        if not containers:
+            return
+        found = signatures(self.task, runner, self.methods, containers, names, "validation")
+        others = [number for number in learners if not found.nominates(findings[number].hypothesis)]
+        order = np.random.default_rng([self.seed, 2]).permutation(len(others))
+        audited = {others[place] for place in order[: max(_AUDITED, len(others) // 10)]}
+        for number in others:
+            if number in audited:
+                findings[number].audited = True
+            else:
+                findings[number].status = "dropped"
+                del learners[number]
 
     def _rungs(self, learners: Mapping[int, Learner]) -> list[int | None]:
         """Return after how many steps the worse half is dropped; at last, all steps."""
@@ -232,7 +236,7 @@ class Search:
         for one, found in zip(soft, measured, strict=True):
             one.soft = found
 
-    def _compare(self, fitted: Sequence[Finding], runner: Runner, lesson: Lesson, tally: _Tally) -> None:
+    def _compare(self, fitted: Sequence[Finding], runner: Runner, lesson: Lesson, counter: _StepCounter) -> None:
         """Measure the controls."""
         test = self.task.parts["test"]
         if "full" in self.controls:
@@ -256,18 +260,27 @@ class Search:
         best = [one for one in best_of_each(fitted) if one.candidate is not None and learns(one.candidate)]
         if "permuted" in self.controls and best:
             pairs = permuted_labels(self.task, "train", self.seed)
-            again = self._fitted_again([one.hypothesis for one in best], runner, pairs, lesson, "permuted", tally)
+            again = self._fitted_again([one.hypothesis for one in best], runner, pairs, lesson, "permuted", counter)
             for one, rows in zip(best, hits(runner, again, pairs, _IN_TRAINING), strict=True):
-                one.permuted = float(rows.mean())
+                one.by_heart = rows
         if "reinitialised" in self.controls and best:
-            self._in_another_network(best, lesson, tally)
+            self._in_another_network(best, lesson, counter)
 
-    def _in_another_network(self, best: Sequence[Finding], lesson: Lesson, tally: _Tally) -> None:
+    def _still(self, one: Finding, runner: Runner) -> float:
+        """Return in which share of the test pairs a swap with the base itself leaves the answer as it is."""
+        assert one.candidate is not None
+        test = self.task.parts["test"]
+        still = replace(test, sources=dict.fromkeys(test.sources, test.base))
+        rows = test.of(one.hypothesis.variables)
+        (said,) = measured(runner, [_hard(one.candidate)], still, lambda _: rows, lambda logits: logits.argmax(-1))
+        return float((said == self.task.answers()[test.base[rows]]).double().mean())
+
+    def _in_another_network(self, best: Sequence[Finding], lesson: Lesson, counter: _StepCounter) -> None:
         model = self.random_model or reinitialised(self.task.model, self.seed)
         task = self.task.with_model(model)
         runner, train = Runner(task, self.memory), task.parts["train"]
         other = replace(self, task=task)
-        again = other._fitted_again([one.hypothesis for one in best], runner, train, lesson, "reinitialised", tally)
+        again = other._fitted_again([one.hypothesis for one in best], runner, train, lesson, "reinitialised", counter)
         for part in ("train", "test"):
             most = _IN_TRAINING if part == "train" else None
             for one, rows in zip(best, hits(runner, [_hard(c) for c in again], task.parts[part], most), strict=True):
@@ -277,20 +290,20 @@ class Search:
         self,
         hypotheses: Sequence[Hypothesis],
         runner: Runner,
-        pairs: Pairs,
+        pairs: CounterfactualPairs,
         lesson: Lesson,
         stage: str,
-        tally: _Tally,
+        counter: _StepCounter,
     ) -> list[Candidate]:
         """Return candidates for the same hypotheses, fitted to something else."""
         candidates = [self.methods.candidate(self.task, one) for one in hypotheses]
         learners = [learner_of(one, pairs, lesson) for one in candidates]
-        tally.total += sum(len(one.batches) for one in learners)
-        advance(learners, runner, pairs, lesson, store=self._stored(stage), tell=tally)
+        counter.total += sum(len(one.batches) for one in learners)
+        advance(learners, runner, pairs, lesson, store=self._stored(stage), tell=counter)
         return candidates
 
 
-class _Tally:
+class _StepCounter:
     """Counts steps, and tells of them."""
 
     def __init__(self, total: int, tell: Callable[[int, int], None]) -> None:
@@ -313,27 +326,10 @@ def _worse_half(alive: Mapping[int, Learner]) -> list[int]:
     groups: dict[Any, list[int]] = defaultdict(list)
     for number, one in alive.items():
         hypothesis = one.candidate.hypothesis
-        key = hypothesis.variables, hypothesis.spot.place, hypothesis.method, hypothesis.rank, hypothesis.seed
+        key = hypothesis.variables, hypothesis.container.place, hypothesis.method, hypothesis.rank, hypothesis.seed
         groups[key].append(number)
     worse = []
     for numbers in groups.values():
         ordered = sorted(numbers, key=lambda number: float(np.mean(alive[number].losses[-2:])))
         worse += ordered[max(1, (len(ordered) + 1) // 2) :]
     return worse
-
-
-def best_of_each(findings: Sequence[Finding], *, methods: bool = True) -> list[Finding]:
-    """Return of each set of variables (and method) what is best on the validation pairs; of equals the smaller one.
-
-    Args:
-        findings: what was fitted.
-        methods: of each method, too.
-    """
-    groups: dict[Any, list[Finding]] = defaultdict(list)
-    for one in findings:
-        if "validation" in one.hits:
-            hypothesis = one.hypothesis
-            groups[hypothesis.variables, hypothesis.method if methods else None].append(one)
-    return [
-        max(group, key=lambda one: (one.mean("validation"), -(one.hypothesis.rank or 0))) for group in groups.values()
-    ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -28,15 +29,16 @@ from .encoding import Encoding
 LabelWriter = Callable[[Sequence[Any]], Tensor]
 """From `n` values of the output to numbers of tokens or classes, `(n,)`."""
 
-Numbers = np.ndarray[Any, np.dtype[np.int64]]
-Place = str | None
+Indices = Int64[np.ndarray, " n"]
+"""Indices of inputs or pairs, from 0."""
+PlaceName = str | None
 """The name of tokens that are swapped together; `None` is the whole input."""
 
 _READ_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class Spot:
+class Container:
     """One vector (or one of each token of a place) of a network, in every input.
 
     Args:
@@ -47,7 +49,7 @@ class Spot:
 
     site: Site
     head: int | None = None
-    place: Place = None
+    place: PlaceName = None
 
     def __str__(self) -> str:
         at = "" if self.place is None else f" at {self.place}"
@@ -55,7 +57,7 @@ class Spot:
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
+class CounterfactualPairs:
     """Bases with their sources, as numbers of distinct inputs.
 
     Args:
@@ -67,30 +69,35 @@ class Pairs:
         entities: `(n,)` of the base, and by variable of its source.
     """
 
-    base: Numbers
-    sources: Mapping[str, Numbers]
+    base: Indices
+    sources: Mapping[str, Indices]
     sets: tuple[frozenset[str], ...]
     labels: Tensor
     base_labels: Tensor
-    entities: tuple[Numbers, Mapping[str, Numbers]]
+    entities: tuple[Indices, Mapping[str, Indices]]
 
     def __len__(self) -> int:
         return len(self.base)
 
-    def take(self, which: Numbers) -> Pairs:
+    def take(self, which: Indices) -> CounterfactualPairs:
         """Return some of the pairs."""
         some = torch.from_numpy(which).to(self.labels.device)
         entities = self.entities[0][which], {name: of[which] for name, of in self.entities[1].items()}
         sources = {name: of[which] for name, of in self.sources.items()}
         sets = tuple(self.sets[number] for number in which)
-        return Pairs(self.base[which], sources, sets, self.labels[some], self.base_labels[some], entities)
+        return CounterfactualPairs(self.base[which], sources, sets, self.labels[some], self.base_labels[some], entities)
 
-    def of(self, variables: Sequence[str]) -> Numbers:
+    def of(self, variables: Sequence[str]) -> Indices:
         """Return the numbers of the pairs in which some of these variables are interchanged, and no others."""
         wanted = frozenset(variables)
         return np.array([number for number, found in enumerate(self.sets) if found and found <= wanted], np.int64)
 
-    def source_entities(self, variables: Sequence[str]) -> Numbers:
+    def source_numbers(self, variables: Sequence[str]) -> Indices:
+        """Return the number of each pair's source: that of the first of some variables which is interchanged."""
+        first = [next((name for name in variables if name in found), variables[0]) for found in self.sets]
+        return np.array([self.sources[name][number] for number, name in enumerate(first)], np.int64)
+
+    def source_entities(self, variables: Sequence[str]) -> Indices:
         """Return the entity of each pair's source: that of the first of some variables which is interchanged."""
         first = [next((name for name in variables if name in found), variables[0]) for found in self.sets]
         return np.array([self.entities[1][name][number] for number, name in enumerate(first)], np.int64)
@@ -106,7 +113,7 @@ class Task:
         inputs: the distinct inputs, an example each.
         settings: of the causal model's inputs, one an example.
         prompts: the inputs in words; `None` where they are none.
-        places: spots by name, as the caller wrote them; `None` is the whole input.
+        places: containers by name, as the caller wrote them; `None` is the whole input.
         parts: pairs by the name of the part (`train`, `validation`, `test`).
         writer: from a label to the token or class that it is.
         output: the variable that the labels are of.
@@ -118,75 +125,85 @@ class Task:
     inputs: Inputs
     settings: tuple[Mapping[str, Any], ...]
     prompts: Prompts | None
-    places: Mapping[Place, Any]
-    parts: Mapping[str, Pairs]
+    places: Mapping[PlaceName, Any]
+    parts: Mapping[str, CounterfactualPairs]
     writer: LabelWriter
     output: str
     entity: tuple[str, ...]
-    _rows: dict[tuple[str, Place], tuple[tuple[int, ...], ...] | None] = field(default_factory=dict)
-    _states: dict[Spot, Tensor] = field(default_factory=dict)
+    _rows: dict[tuple[str, PlaceName], tuple[tuple[int, ...], ...] | None] = field(default_factory=dict)
+    _states: dict[Container, Tensor] = field(default_factory=dict)
 
-    def rows(self, spot: Spot) -> tuple[tuple[int, ...], ...] | None:
-        """Return the columns of a spot in every input; `None` for all of them."""
-        key = spot.site.sequence, spot.place
+    def rows(self, container: Container) -> tuple[tuple[int, ...], ...] | None:
+        """Return the columns of a container in every input; `None` for all of them."""
+        key = container.site.sequence, container.place
         if key not in self._rows:
-            self._rows[key] = None if spot.place is None or self.prompts is None else self._found(*key)
+            self._rows[key] = None if container.place is None or self.prompts is None else self._found(*key)
         return self._rows[key]
 
-    def _found(self, stack: str, place: Place) -> tuple[tuple[int, ...], ...]:
+    def _found(self, stack: str, place: PlaceName) -> tuple[tuple[int, ...], ...]:
         assert self.prompts is not None
         tokens = tokens_of_each(self.prompts, stack, {str(place): self.places[place]})
         counts = sorted({len(own) for own in tokens})
         if len(counts) > 1 or not counts[0]:
             raise SpecError(
-                f"positions: the place {place!r} has {counts[0]} tokens in some prompts and {counts[-1]} in others, and "
+                f"positions: the place {place!r} has {counts[0]} tokens in some inputs and {counts[-1]} in others, and "
                 "each is swapped for its like: write first_token(...) or last_token(...)"
             )
         starts = self.prompts.tokens(stack).starts
         return tuple(tuple(start + token for token in own) for start, own in zip(starts, tokens, strict=True))
 
-    def positions(self, spot: Spot, examples: Sequence[int]) -> Positions:
-        """Return the places of a spot in some examples."""
-        rows = self.rows(spot)
-        heads = None if spot.head is None else ((spot.head,),) * len(examples)
+    def positions(self, container: Container, examples: Sequence[int]) -> Positions:
+        """Return the places of a container in some examples."""
+        rows = self.rows(container)
+        heads = None if container.head is None else ((container.head,),) * len(examples)
         return Positions(None if rows is None else tuple(rows[number] for number in examples), heads)
 
-    def width(self, spot: Spot) -> tuple[int, int]:
-        """Return how many units a spot has, and of which width."""
-        shape = self.states(spot).shape
+    def width(self, container: Container) -> tuple[int, int]:
+        """Return how many units a container has, and of which width."""
+        shape = self.states(container).shape
         return (int(shape[1]) if len(shape) > 2 else 1), int(shape[-1])
 
-    def states(self, spot: Spot) -> Tensor:
-        """Return the activation at a spot in every input, `(inputs, units, width)`; of vectors `(inputs, width)`."""
-        if spot not in self._states:
-            self.read([spot])
-        return self._states[spot]
+    def states(self, container: Container) -> Tensor:
+        """Return the activations of every input in a container, `(inputs, units, width)`; of vectors `(inputs, width)`."""
+        if container not in self._states:
+            self.read([container])
+        return self._states[container]
 
     @torch.no_grad()
-    def read(self, spots: Sequence[Spot]) -> None:
-        """Read the activations of some spots, all in one pass over the inputs."""
-        missing = [spot for spot in dict.fromkeys(spots) if spot not in self._states]
+    def read(self, containers: Sequence[Container]) -> None:
+        """Read the activations of some containers, all in one pass over the inputs."""
+        missing = [container for container in dict.fromkeys(containers) if container not in self._states]
         count = batch_size(self.inputs)
-        found: dict[Spot, list[Tensor]] = {spot: [] for spot in missing}
+        found: dict[Container, list[Tensor]] = {container: [] for container in missing}
         for start in range(0, count, _READ_AT_ONCE) if missing else ():
             picked = range(start, min(count, start + _READ_AT_ONCE))
-            reads = {spot: Read("clean", spot.site, self.positions(spot, picked)) for spot in missing}
+            reads = {
+                container: Read("clean", container.site, self.positions(container, picked)) for container in missing
+            }
             plan = Plan((Run("clean", "inputs"),), (), None, tuple(dict.fromkeys(reads.values())))
             values = execute(bind(self.model, plan, {"inputs": examples_of(self.inputs, tuple(picked))}, {})).values
-            for spot, read in reads.items():
-                found[spot].append(values[read])
-        self._states.update({spot: torch.cat(several) for spot, several in found.items()})
+            for container, read in reads.items():
+                found[container].append(values[read])
+        self._states.update({container: torch.cat(several) for container, several in found.items()})
 
     @torch.no_grad()
-    def answers(self) -> Tensor:
-        """Return the token or class that the model itself gives each input, `(inputs,)`."""
+    def plain(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what is made of the logits of every input as it is.
+
+        Args:
+            reduce: from logits `(n, vocabulary)` to `(n, ...)`.
+        """
         found = []
         for start in range(0, batch_size(self.inputs), _READ_AT_ONCE):
             picked = tuple(range(start, min(batch_size(self.inputs), start + _READ_AT_ONCE)))
             plan = Plan((Run("clean", "inputs"),), ("clean",), Logits())
             bound = bind(self.model, plan, {"inputs": examples_of(self.inputs, picked)}, {})
-            found.append(execute(bound).outputs["clean"].argmax(-1))
+            found.append(reduce(execute(bound).outputs["clean"]))
         return torch.cat(found)
+
+    def answers(self) -> Tensor:
+        """Return the token or class that the model itself gives each input, `(inputs,)`."""
+        return self.plain(lambda logits: logits.argmax(-1))
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the values of the causal model's inputs in every input, by name."""
@@ -196,14 +213,12 @@ class Task:
         """Return the value of a variable of the causal model in every input."""
         return tuple(self.causal_model.run_many(self.columns())[variable].tolist())
 
-    def solved(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def solved(self) -> Bool[np.ndarray, " inputs"]:
         """Return for every input whether the model says what the causal model says."""
-        found: np.ndarray[Any, np.dtype[np.bool_]] = (
-            (self.answers() == self.writer(self.values(self.output))).cpu().numpy()
-        )
+        found: Bool[np.ndarray, " inputs"] = (self.answers() == self.writer(self.values(self.output))).cpu().numpy()
         return found
 
-    def relabelled(self, part: str, sources: Mapping[str, Sequence[Mapping[str, Any]]]) -> Pairs:
+    def relabelled(self, part: str, sources: Mapping[str, Sequence[Mapping[str, Any]]]) -> CounterfactualPairs:
         """Return the pairs of a part with the labels that other sources would give them.
 
         Args:
@@ -220,13 +235,26 @@ class Task:
         said = self.causal_model.run_many(base, others, masks)[self.output]
         return replace(pairs, labels=self.writer(said.tolist()))
 
+    def labels_under(self, base: Sequence[int], source: Sequence[int], variables: Collection[str]) -> Tensor:
+        """Return what the causal model says of bases in which some variables have the values that they have in sources.
+
+        Args:
+            base: `(n,)` numbers of inputs.
+            source: `(n,)` likewise.
+            variables: names.
+        """
+        columns = self.columns()
+        bases, sources = ({name: [of[n] for n in side] for name, of in columns.items()} for side in (base, source))
+        said = self.causal_model.run_many(bases, dict.fromkeys(variables, sources))[self.output]
+        return self.writer(said.tolist())
+
     def with_model(self, model: nn.Module) -> Task:
         """Return the same task for another model of the same kind."""
         return replace(self, model=model, _rows={}, _states={})
 
-    def differs(self, spot: Spot, pairs: Pairs, variable: str) -> bool:
-        """Whether the activation at a spot is another one in the source than in the base, in any of some pairs."""
-        states = self.states(spot)
+    def differs(self, container: Container, pairs: CounterfactualPairs, variable: str) -> bool:
+        """Whether the activation at a container is another one in the source than in the base, in any of some pairs."""
+        states = self.states(container)
         base, source = pairs.base, pairs.sources[variable]
         for start in range(0, len(base), 1024):
             some = slice(start, start + 1024)
@@ -260,7 +288,7 @@ def make_task(
     known: dict[tuple[Any, ...], int] = {}
     names = causal_model.inputs
 
-    def numbers(columns: Mapping[str, Any]) -> Numbers:
+    def numbers(columns: Mapping[str, Any]) -> Indices:
         rows = zip(*(np.asarray(columns[name]).tolist() for name in names), strict=True)
         return np.array([known.setdefault(tuple(row), len(known)) for row in rows], np.int64)
 
@@ -273,7 +301,7 @@ def make_task(
         return encoding.labels(labels, tokenizer).to(device)
 
     made = {
-        part: Pairs(
+        part: CounterfactualPairs(
             base,
             sources,
             tuple(data.sets()),
@@ -289,8 +317,8 @@ def make_task(
 
 
 def _numbered(
-    data: CounterfactualDataset, numbers: Callable[[Mapping[str, Any]], Numbers]
-) -> tuple[Numbers, dict[str, Numbers]]:
+    data: CounterfactualDataset, numbers: Callable[[Mapping[str, Any]], Indices]
+) -> tuple[Indices, dict[str, Indices]]:
     base = numbers(data.base)
     return base, {name: np.where(data.where[name], numbers(of), base) for name, of in data.sources.items()}
 
@@ -317,7 +345,7 @@ def _encoded(
     return prompts.inputs, prompts
 
 
-def _places(prompts: Prompts | None, positions: WhichPlaces | None) -> dict[Place, Any]:
+def _places(prompts: Prompts | None, positions: WhichPlaces | None) -> dict[PlaceName, Any]:
     """Return the tokens of each place by its name; those without a name are places of one token."""
     if prompts is None:
         if positions is not None:
@@ -326,15 +354,15 @@ def _places(prompts: Prompts | None, positions: WhichPlaces | None) -> dict[Plac
     return dict(_each_place(prompts, {"last": -1} if positions is None else positions))
 
 
-def _each_place(prompts: Prompts, positions: WhichPlaces) -> Iterator[tuple[Place, Any]]:
-    for name, spots in named_spots(positions).items():
+def _each_place(prompts: Prompts, positions: WhichPlaces) -> Iterator[tuple[PlaceName, Any]]:
+    for name, containers in named_spots(positions).items():
         if name is not None:
-            yield name, spots
-        elif isinstance(spots, str) and spots == "all":
+            yield name, containers
+        elif isinstance(containers, str) and containers == "all":
             lengths = {len(ids) for ids in prompts.tokens("").ids}
             if len(lengths) > 1:
                 raise SpecError("positions='all' needs prompts of one length: name places such as {'last': -1}")
             yield from ((str(token), token) for token in range(lengths.pop()))
         else:
-            listed = spots if isinstance(spots, list | tuple) else [spots]
+            listed = containers if isinstance(containers, list | tuple) else [containers]
             yield from ((str(one), one) for one in listed)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..._errors import SiteError
@@ -18,14 +19,14 @@ from ...models import resolve
 from ...plan import Logits, Plan
 from ...planners import HAS_FAST, execute
 from .._sweep import vocabulary
-from .hypothesis import Candidate, Copies, copies_of
-from .task import Numbers, Pairs, Task
+from .hypothesis import Candidate, Interchanges, copies_of
+from .task import CounterfactualPairs, Indices, Task
 
 if HAS_FAST:
     from ...fast import ActivationCache, Remembered, planned, remembered
 
 _FLOATS = 16
-"""So many numbers a coordinate of the residual stream a block's modules are taken to return, where it is not measured."""
+"""So many numbers for each coordinate of a state a block's modules are taken to return, where it is not measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +44,12 @@ class Runner:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_cache", ActivationCache(self.memory) if HAS_FAST else None)
 
-    def run(self, several: Sequence[Copies], tokens: tuple[int, ...] | None = None) -> dict[str, Tensor]:
+    def run(self, several: Sequence[Interchanges], tokens: tuple[int, ...] | None = None) -> dict[str, Tensor]:
         """Return the logits of some copies, by name of their run: of all tokens, or of some."""
         bound, planner = self._bound(several, tokens)
         return dict(execute(bound, planner).outputs)
 
-    def _bound(self, several: Sequence[Copies], tokens: tuple[int, ...] | None) -> tuple[Any, Any]:
+    def _bound(self, several: Sequence[Interchanges], tokens: tuple[int, ...] | None) -> tuple[Any, Any]:
         task = self.task
         runs = [one.run for one in several]
         used = sorted({number for run in runs for number in run.examples or ()})
@@ -65,24 +66,24 @@ class Runner:
         bound = bind(task.model, found.plan, inputs, interventions, found.constants)
         return bound, partial(planned, known=found.known)
 
-    def bytes_of_token(self, candidate: Candidate, pairs: Pairs) -> float:
+    def bytes_of_token(self, candidate: Candidate, pairs: CounterfactualPairs) -> float:
         """Return how many bytes a block's modules return for one token of one example."""
         chosen = pairs.of(candidate.hypothesis.variables)[:1]
         copies = copies_of("one", candidate, self.task, pairs, chosen)
         _, planner = self._bound([copies], None)
         known = getattr(planner, "keywords", {}).get("known", {})
         measured = [float(states.bytes) for states in known.values()]
-        units, width = self.task.width(candidate.hypothesis.spot)
+        units, width = self.task.width(candidate.hypothesis.container)
         return max([*measured, 1.0]) if measured else float(_FLOATS * units * width * 4)
 
     def tokens(self, candidate: Candidate) -> int:
         """Return how many tokens of an input are computed after a candidate's edit, in all blocks above it."""
-        spot, inputs = candidate.hypothesis.spot, self.task.inputs
+        container, inputs = candidate.hypothesis.container, self.task.inputs
         axis = token_axis(inputs)
         length = 1 if axis is None else int(axis.shape[1])
-        rows = self.task.rows(spot)
+        rows = self.task.rows(container)
         tail = length if rows is None else max(length - min(row) for row in rows)
-        return tail * max(1, layers_of(self.task) - (spot.site.layer or 0))
+        return tail * max(1, layers_of(self.task) - (container.site.layer or 0))
 
 
 def layers_of(task: Task) -> int:
@@ -96,8 +97,8 @@ def layers_of(task: Task) -> int:
 def measured(
     runner: Runner,
     candidates: Sequence[Candidate],
-    pairs: Pairs,
-    chosen: Callable[[Candidate], Numbers],
+    pairs: CounterfactualPairs,
+    chosen: Callable[[Candidate], Indices],
     reduce: Callable[[Tensor], Tensor],
     tell: Callable[[int], None] = lambda done: None,
 ) -> list[Tensor]:
@@ -114,7 +115,7 @@ def measured(
     vocabulary_size = vocabulary(runner.task.model) or 1024
     most = max(1, runner.memory // (4 * vocabulary_size))
     found: dict[int, list[Tensor]] = {number: [] for number in range(len(candidates))}
-    order = sorted(found, key=lambda number: candidates[number].hypothesis.spot.site.layer or 0)
+    order = sorted(found, key=lambda number: candidates[number].hypothesis.container.site.layer or 0)
     pieces = [(number, piece) for number in order for piece in _pieces(chosen(candidates[number]), most)]
     for group in _groups(pieces, most):
         copies = [
@@ -129,13 +130,13 @@ def measured(
     return [torch.cat(several) for several in found.values()]
 
 
-def _pieces(rows: Numbers, most: int) -> Iterator[Numbers]:
+def _pieces(rows: Indices, most: int) -> Iterator[Indices]:
     for start in range(0, max(1, len(rows)), most):
         yield rows[start : start + most]
 
 
-def _groups(pieces: Sequence[tuple[int, Numbers]], most: int) -> Iterator[list[tuple[int, Numbers]]]:
-    group: list[tuple[int, Numbers]] = []
+def _groups(pieces: Sequence[tuple[int, Indices]], most: int) -> Iterator[list[tuple[int, Indices]]]:
+    group: list[tuple[int, Indices]] = []
     size = 0
     for number, rows in pieces:
         if group and size + len(rows) > most:
@@ -150,10 +151,10 @@ def _groups(pieces: Sequence[tuple[int, Numbers]], most: int) -> Iterator[list[t
 def hits(
     runner: Runner,
     candidates: Sequence[Candidate],
-    pairs: Pairs,
+    pairs: CounterfactualPairs,
     most: int | None = None,
     tell: Callable[[int], None] = lambda done: None,
-) -> list[np.ndarray[Any, np.dtype[np.float64]]]:
+) -> list[Float[np.ndarray, " pairs"]]:
     """Return for each pair of each candidate 1.0 where the network says what the causal model does, else 0.0.
 
     Args:
@@ -164,7 +165,7 @@ def hits(
         tell: called with the candidates that are done.
     """
 
-    def chosen(candidate: Candidate) -> Numbers:
+    def chosen(candidate: Candidate) -> Indices:
         return pairs.of(candidate.hypothesis.variables)[:most]
 
     says = measured(runner, candidates, pairs, chosen, lambda logits: logits.argmax(-1), tell)

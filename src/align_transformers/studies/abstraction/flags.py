@@ -1,0 +1,129 @@
+"""What is to be kept in mind of a hypothesis: checks that are shown with their numbers, and decide nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...learning.scores import Interval
+from ...models import find_slot
+from .finding import Finding
+from .hypothesis import Candidate
+from .methods import swap_of
+from .runner import Runner, hits
+from .statistics import entity_bootstrap
+from .subspace_checks import (
+    Check,
+    against_container,
+    against_random_network,
+    memorised,
+    null_space_split,
+    off_manifold,
+    trivial,
+)
+
+if TYPE_CHECKING:
+    from .search import Search
+
+
+class Checks:
+    """Makes the checks of what a search fitted.
+
+    Args:
+        search: what was asked.
+        runner: of its task.
+    """
+
+    def __init__(self, search: Search, runner: Runner) -> None:
+        self._search, self._runner, self._task = search, runner, search.task
+
+    def of(self, one: Finding) -> tuple[Check, ...]:
+        """Return all checks that can be made of a hypothesis."""
+        return tuple(self._each(one))
+
+    def _each(self, one: Finding) -> Iterator[Check]:
+        assert one.candidate is not None
+        test = self._task.parts["test"]
+        rows = test.of(one.hypothesis.variables)
+        score = self.interval(one, "test", one.hits["test"])
+        train = self.interval(one, "train", one.hits["train"])
+        yield trivial((test.labels == test.base_labels).cpu().numpy()[rows], score)
+        if one.hypothesis.method == "swap":
+            return
+        if one.full is not None:
+            entities = test.entities[0][rows], test.source_entities(one.hypothesis.variables)[rows]
+            yield against_container(one.hits["test"], one.full, *entities, seed=self._search.seed)
+        yield memorised(train, score)
+        if one.by_heart is not None:
+            yield _by_heart(train, self.interval(one, "train", one.by_heart))
+        if one.again:
+            yield against_random_network(score, self.interval(one, "test", one.again["test"]))
+        clean, patched = self._states(one)
+        if len(clean) >= 4 and clean.var(0).sum() > 0:
+            yield off_manifold(clean, patched, seed=self._search.seed)
+        yield from self._unread(one.candidate, clean)
+
+    def interval(self, one: Finding, part: str, found: Any) -> Interval:
+        """Return the mean of numbers of a part's pairs with its interval over entities."""
+        pairs, variables, search = self._task.parts[part], one.hypothesis.variables, self._search
+        rows = pairs.of(variables)[: len(found)]
+        return entity_bootstrap(
+            found,
+            pairs.entities[0][rows],
+            pairs.source_entities(variables)[rows],
+            resamples=search.resamples,
+            confidence=search.confidence,
+            seed=search.seed,
+        )
+
+    @torch.no_grad()
+    def _states(self, one: Finding) -> tuple[Tensor, Tensor]:
+        """Return the activations at a container: of inputs as they are, and of test pairs after the edit."""
+        assert one.candidate is not None
+        states, test = self._task.states(one.hypothesis.container), self._task.parts["test"]
+        rows = test.of(one.hypothesis.variables)
+        edited, several = states[test.base[rows]], len(one.hypothesis.variables) > 1
+        for part, variable in enumerate(one.hypothesis.variables):
+            chosen = ((part,),) * len(rows) if several else None
+            edited = one.candidate.intervention(edited, states[test.sources[variable][rows]], chosen)
+        return states.flatten(1), edited.flatten(1)
+
+    def _unread(self, candidate: Candidate, clean: Tensor) -> Iterator[Check]:
+        """Yield what the layer that reads a container cannot see of its subspace, and what each part does by itself."""
+        container, rotation = candidate.hypothesis.container, getattr(candidate.intervention, "rotation", None)
+        slot = find_slot(self._task.model, container.site)
+        if not isinstance(slot.module, nn.Linear) or slot.side != "input" or container.head is not None:
+            return
+        weight = slot.module.weight
+        if not isinstance(rotation, Tensor) or len(rotation) != weight.shape[1]:
+            return
+        split = null_space_split(rotation.detach(), weight.detach(), clean)
+        test, numbers = self._task.parts["test"], {"kernel_share": float(split.kernel_share.mean())}
+        for name, basis in (("connected", split.connected), ("disconnected", split.disconnected)):
+            if basis.shape[1]:
+                (found,) = hits(self._runner, [swap_of(candidate, basis)], test)
+                numbers[f"iia_{name}"] = float(found.mean())
+        said = "; ".join(f"{name} {value:.2f}" for name, value in numbers.items())
+        yield Check("unread", numbers["kernel_share"] > 0.5, numbers, f"{split.explanation} ({said})")
+
+
+def _by_heart(train: Interval, permuted: Interval) -> Check:
+    """Compare a fit with one to labels that are permuted by entity; raised where that learns them about as well."""
+    raised = permuted.high >= train.low
+    ends = {"train": train, "permuted": permuted}
+    numbers = {
+        f"{name}{end}": getattr(one, key)
+        for name, one in ends.items()
+        for end, key in (("", "mean"), ("_low", "low"), ("_high", "high"))
+    }
+    return Check(
+        "by heart",
+        raised,
+        numbers,
+        f"the fit reaches {train.mean:.2f} [{train.low:.2f}, {train.high:.2f}] in training, and one to labels permuted "
+        f"by entity {permuted.mean:.2f} [{permuted.low:.2f}, {permuted.high:.2f}] on these: "
+        f"{'it can learn entities by heart' if raised else 'the labels matter'}",
+    )
