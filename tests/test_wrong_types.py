@@ -158,6 +158,11 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "take": (lambda **k: pairs().take(**k), {"which": [0, 2]}),
     "entities": (lambda **k: pairs().entities(**k), {"side": "base", "by": None}),
     "split": (lambda **k: pairs().split(**k), {"shares": (0.4, 0.3, 0.3), "by": None, "seed": 0}),
+    "batches": (lambda **k: pairs().batches(**k), {
+        "batch_size": 4, "template": "a", "tokenizer": words(), "encode": None,
+        "label": lambda value: value, "positions": 0, "unit": "pos", "interventions": ["a"], "subspaces": None, "seed": 0}),
+    "batches of vectors": (lambda **k: pairs().batches(**k), {
+        "batch_size": 4, "encode": lambda one: [0.5], "label": None, "subspaces": {"a": 0}}),
     "filter": (lambda **k: pairs().filter(**k), {"keep": [True] * 40, "why": "all"}),
     "OnArrays": (at.OnArrays, {"function": len}),
     "Claim": (at.Claim, {"site": at.Site("mlp_output", 0), "feature": [0, 1], "positions": None, "children": ()}),

@@ -481,3 +481,20 @@ def test_how_a_batch_is_run_can_be_replaced():
 def test_progress_true_is_the_bar(capsys):
     fit(face(), batches(), epochs=1, progress=True)
     assert "3/3" in capsys.readouterr().out
+
+
+def test_a_classifier_that_squeezes_its_length_is_fitted_with_a_memory_as_without():
+    from align_transformers.zoo import MLPConfig, create_mlp_classifier
+
+    torch.manual_seed(0)
+    model = create_mlp_classifier(MLPConfig(h_dim=6, n_layer=2, num_classes=3))[2]
+    data = {"inputs_embeds": torch.randn(5, 1, 6), "source_inputs_embeds": torch.randn(5, 1, 6)}
+    batch = {**data, "labels": torch.tensor([0, 1, 2, 0, 1])}
+    learned = []
+    for memory in (True, False):
+        torch.manual_seed(1)
+        turn = LowRankRotatedSpaceIntervention(embed_dim=6, low_rank_dimension=2)
+        made = IntervenableModel({"layer": 0, "component": "block_output", "intervention": turn}, model)
+        fit(made, [batch], epochs=4, memory=memory, **PLAIN)
+        learned.append(turn.rotation.detach())
+    torch.testing.assert_close(learned[0], learned[1], rtol=0, atol=1e-5)

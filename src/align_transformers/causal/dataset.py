@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .._checked import checked
 from .._errors import SpecError
+from .batching import pair_batches
 from .causal_model import CausalModel
 from .drawing import (
     LABEL,
@@ -21,11 +22,17 @@ from .drawing import (
     output_of,
     sets_of,
 )
+from .encoding import Encoder, Labeller, SpotRule
 from .examples import CounterfactualExamples, names_of
 from .given import all_pairs, given_pairs
+from .rendering import Template
 from .samples import CausalSamples
 from .sampling import generator_of
 from .splitting import shares_of, split
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+    from transformers import PreTrainedTokenizerBase
 
 
 class CounterfactualDataset(CounterfactualExamples):
@@ -122,6 +129,69 @@ class CounterfactualDataset(CounterfactualExamples):
             "share": float(mask.mean()) if len(mask) else 0.0,
         }
         return self.take(mask).told(kept=[*self.facts.get("kept", ()), said])
+
+    @checked
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        template: Template | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        encode: Encoder | None = None,
+        label: Labeller | None = None,
+        positions: SpotRule | Mapping[str, SpotRule] | None = None,
+        unit: Literal["pos", "t"] = "pos",
+        interventions: Sequence[str] | None = None,
+        subspaces: Mapping[str, int | Sequence[int]] | None = None,
+        seed: int | None = None,
+    ) -> DataLoader[Any]:
+        """Return the pairs as batches that `fit` and `evaluate` take, again and again.
+
+        Each input becomes tokens or vectors once, by template and tokenizer or by `encode`. Padding is counted in. A
+        variable that is not interchanged in a pair has the base as its source, which changes nothing.
+
+        Args:
+            batch_size: pairs of a batch; the last one may have fewer.
+            template: `"{a}+{b}="`, as `str.format` takes it, or a function from an input (by name) to its text.
+            tokenizer: makes tokens of it, with its special tokens, and padded on its side.
+            encode: a function from an input to a vector `(d,)`, a sequence of vectors `(n, d)`, which become
+                `inputs_embeds`; to whole numbers `(n,)`, `input_ids`; or to a dict of tensors by the model's names.
+            label: how a value of `output` is written, which has to be one token: `" {output}"`, with the leading space
+                that many tokenizers put before a word inside a text; or a function from a value to such a text, or to
+                the number of a token or class. Default: `"{output}"`, without a space; with `encode` whole numbers and
+                truth values as they are, others by their place among the variable's values.
+            positions: where interventions read in the source and write in the base: a number over the real tokens of an
+                input, `"last"`, `at("{a}")` or `last_token("{a}")`, which is the place of `{a}` in the template; a list
+                of these; or by variable. Default: no location columns, so the whole output of a site.
+            unit: what positions count: tokens, or the steps of a recurrent network.
+            interventions: for each intervention of the configuration the variable that it carries. Default: one for
+                each of `variables`, in this order.
+            subspaces: by variable the parts that carry it, where all are in one intervention with a partition.
+            seed: pairs come in a new order each time; default: in their own order.
+
+        Returns:
+            A loader; its columns are explained in `learning.batches`. Besides there are `base_labels` and
+            `source_labels`.
+
+        Raises:
+            SpecError: a label is not one token, or what is given does not fit the pairs.
+            PositionError: an input, which is named, has no such place.
+            UnknownNameError: there is no such variable or input.
+
+        >>> both = CausalModel(["a", "b", "and"], dict.fromkeys(["a", "b", "and"], [False, True]),
+        ...                    {"and": ["a", "b"]}, {"and": lambda a, b: a and b})
+        >>> data = CounterfactualDataset.sample(both, 10, variables="a", seed=0)
+        >>> loader = data.batches(4, encode=lambda one: [float(one["a"]), float(one["b"])], seed=0)
+        >>> batch = next(iter(loader))
+        >>> sorted(batch)
+        ['base_labels', 'inputs_embeds', 'labels', 'source_0_inputs_embeds', 'source_labels']
+        >>> len(loader), batch["inputs_embeds"].shape
+        (3, torch.Size([4, 1, 2]))
+        """
+        return pair_batches(
+            self, batch_size, template=template, tokenizer=tokenizer, encode=encode, label=label, positions=positions,
+            unit=unit, interventions=interventions, subspaces=subspaces, seed=seed,
+        )  # fmt: skip
 
     @classmethod
     @checked

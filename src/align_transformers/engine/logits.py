@@ -42,7 +42,7 @@ def pick_logits(
     """
     logits = logits_of(output)
     if narrowed:
-        logits = logits[:, 0]
+        logits = logits.reshape(-1, logits.shape[-1])  # one column, which a classifier may have squeezed
     elif logits.ndim == 3:
         logits = logits[:, -1] if at is None else logits[at[0].to(logits.device), at[1].to(logits.device)]
     if tokens is None or logits.shape[-1] == len(tokens):

@@ -102,6 +102,11 @@ def _inputs(batch: Batch, names: Sequence[str]) -> dict[str, Any]:
             close = get_close_matches(column, wanted, n=1, cutoff=0.85)
             if close:
                 raise UnknownNameError(f"a column of the batch is {column!r}: did you mean {close[0]!r}?")
+            if column == "attention_mask" and not torch.as_tensor(value).all():
+                raise SpecError(
+                    "the batch is padded, as its attention_mask says, but the model's forward takes none: it would "
+                    "read padding as it reads the rest; make batches of inputs of one length"
+                )
     return found
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from .._errors import SpecError
-from ..metrics import Metric, logit_difference, probability, token_id
+from ..metrics import Metric, logit_difference, probability
 from ..plan import Logits
+from ..vocabulary import token_id
 from ._probe_draws import LabelledPrompts
 from ._prompts import Prompts, ReadAt, token_text
 from ._scoring import name_of, tokens_of, values_of

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from .._errors import SpecError
-from ..metrics import Metric, logit_difference, token_id
+from ..metrics import Metric, logit_difference
 from ..plan import Logits
 from ..table import TAKEN
+from ..vocabulary import token_id
 from ._pairs import Pairs
 from ._prompts import ReadAt, token_text
 from ._sweep import Clean, Measurement, Scorer, vocabulary
