@@ -326,15 +326,16 @@ def trivial(same: Bool[np.ndarray, " pairs"], score: Interval) -> Check:
 
 
 @checked
-def against_random_network(score: Interval, randoms: Sequence[Interval], chance: float) -> Check:
+def against_random_network(score: Interval, *randoms: Interval, chance: float | None = None) -> Check:
     """Compare a score with those of the same fit on networks with new random weights.
 
-    Raised where it is not above the highest of them, intervals apart, or where that one goes at least half of the way
-    from chance to the score. Networks differ (a reversible map reaches .68 on one and .90 on another): take several.
+    Raised where it is not above the highest of them, intervals apart; given what chance scores, also where that one
+    goes half of the way from chance to the score, or farther. Networks differ (a reversible map reaches .68 on one and
+    .90 on another), so one of them may let it pass: take several.
 
     Args:
         score: on the network.
-        randoms: on random ones, on pairs of the same kind.
+        randoms: on random ones, on pairs of the same kind; at least one.
         chance: what the most frequent label scores.
 
     Raises:
@@ -343,18 +344,16 @@ def against_random_network(score: Interval, randoms: Sequence[Interval], chance:
     Sutter et al. 2025, arXiv:2507.08802.
 
     >>> rows, pairs = np.array([[1] * 4, [1, 0, 1, 1]]), np.arange(4)
-    >>> score, random = entity_bootstraps(rows, pairs, pairs[::-1])
-    >>> against_random_network(score, [random], 0.5).raised
+    >>> against_random_network(*entity_bootstraps(rows, pairs, pairs[::-1])).raised
     True
     """
     if not randoms:
         raise SpecError("a score is compared with those on random networks; found none")
     random = max(randoms, key=lambda one: one.mean)
-    reached = (random.mean - chance) / (score.mean - chance) if score.mean > chance else 1.0
-    return Check(
-        "random network",
-        score.low <= max(one.high for one in randoms) or reached >= 0.5,
-        _ends(score=score, random=random) | {"chance": chance, "reached": reached},
-        f"the same fit scores {_said(score)} on the network and {_said(random)} on one with random weights, which is "
-        f"{reached:.0%} of the way from chance ({chance:.2f}) to the first",
-    )
+    raised, numbers = score.low <= max(one.high for one in randoms), _ends(score=score, random=random)
+    said = f"the same fit scores {_said(score)} on the network and {_said(random)} on one with random weights"
+    if chance is not None:
+        reached = (random.mean - chance) / (score.mean - chance) if score.mean > chance else 1.0
+        raised, numbers = raised or reached >= 0.5, numbers | {"chance": chance, "reached": reached}
+        said += f", which is {reached:.0%} of the way from chance ({chance:.2f}) to the first"
+    return Check("random network", raised, numbers, said)
