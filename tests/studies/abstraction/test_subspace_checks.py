@@ -185,10 +185,22 @@ def test_a_score_that_doing_nothing_reaches_is_flagged():
 
 def test_a_score_that_a_random_network_reaches_is_flagged():
     assert against_random_network(interval(0.86, 0.8, 0.9), interval(0.86, 0.8, 0.9)).raised
-    assert against_random_network(interval(0.5, 0.4, 0.6), interval(0.9, 0.8, 1.0)).raised
-    found = against_random_network(interval(0.9, 0.8, 1.0), interval(0.5, 0.4, 0.6))
+    assert against_random_network(interval(0.5, 0.4, 0.6), interval(0.9, 0.8, 1.0), chance=0.1).raised
+    assert against_random_network(interval(0.4, 0.3, 0.45), interval(0.2, 0.1, 0.25), chance=0.5).raised  # both below
+    assert not against_random_network(interval(0.4, 0.3, 0.45), interval(0.2, 0.1, 0.25)).raised
+    several = interval(0.5, 0.4, 0.6), interval(0.6, 0.5, 0.7)
+    found = against_random_network(interval(0.9, 0.8, 1.0), *several, chance=0.5)
     assert not found.raised
-    assert found.explanation.endswith("the first is above the second, by the ends of their intervals")
+    assert found.numbers["random"] == 0.6
+    assert found.numbers["reached"] == pytest.approx(0.25)
+    assert "25% of the way from chance (0.50)" in found.explanation
+    wide = interval(0.4, 0.1, 0.85)
+    assert against_random_network(interval(0.9, 0.8, 1.0), *several, wide, chance=0.5).raised
+    near = against_random_network(interval(0.9, 0.89, 0.91), interval(0.8, 0.79, 0.81), chance=0.5)  # apart, but near
+    assert near.raised
+    assert near.numbers["reached"] == pytest.approx(0.75)
+    with pytest.raises(SpecError, match="found none"):
+        against_random_network(interval(0.9, 0.8, 1.0))
 
 
 def test_what_cannot_be_checked_is_refused():
