@@ -133,6 +133,13 @@ def test_controls_are_grey_and_chance_a_line_in_the_figure():
     assert axes.get_xlim() == (0, 1.03)
 
 
+def test_the_table_draws_itself():
+    table = studies.alignment()
+    assert table.plot().axes[0].get_title(loc="left") == "var_x"
+    assert "No picture" not in table._repr_html_()
+    assert len(table.plot("train").axes) == len(table.plot().axes)
+
+
 def test_the_page_says_it_all_in_its_order(tmp_path):
     reader = read(save_page(studies.alignment(), tmp_path / "a.html"))
     assert reader.loads == []

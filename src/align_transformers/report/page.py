@@ -100,7 +100,8 @@ def save_page(
     """Write a study's table as an interactive HTML page, in one step.
 
     The page holds all that it needs (plotly's script too, about 5 MB). Pointing at a cell shows its numbers with their
-    intervals, and whatever else the table tells of it.
+    intervals, and whatever else the table tells of it. The page of `align` is a report: the verdict, the causal model
+    as a graph, the data, the chosen hypotheses with their controls, flags, what the choice cost, and where it fails.
 
     Args:
         table: of a study.

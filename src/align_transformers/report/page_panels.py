@@ -126,7 +126,7 @@ def _outline(panel: HeatMap, graph: Any) -> list[Any]:
     for (x0, y0), (x1, y1) in panel.outline():
         xs += [x0, x1, None]
         ys += [y0, y1, None]
-    style = {"color": "#111111", "width": 2}
+    style = {"color": _FONT["color"], "width": 3}
     return [graph.Scatter(x=xs, y=ys, mode="lines", line=style, hoverinfo="skip", meta=INK)] if xs else []
 
 

@@ -166,9 +166,8 @@ def _sentence(name: str, rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
     if row is None:
         return f"{name}: nothing was measured, so nothing is shown (hypotheses: {_statuses(rows)})."
     reasons, flags = why_not(row, chance_of(meta)), flags_of(row)
-    train = row.get("train")
-    if reasons and train is not None and _has_interval(row) and train > row["high"]:
-        reasons.append(f"it is not separable from memorising (on the entities of the fit {rate(train)})")
+    if reasons and _is_memorised(row, chance_of(meta)):
+        reasons.append(f"it is not separable from memorising (on the entities of the fit {rate(row['train'])})")
     where = f"{place_of(row)} ({method_of(row)})"
     it = "them" if "," in name else "it"
     if reasons:
@@ -181,6 +180,13 @@ def _sentence(name: str, rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
     parts += [] if reasons else _others(row, rows)
     parts.append(f"flagged: {', '.join(flags)}" if flags else "no flag")
     return f"{name}: {claim}{'; ' if reasons else ': '}{'; '.join(part for part in parts if part)}."
+
+
+def _is_memorised(row: Row, chance: float | None) -> bool:
+    """Whether the fit is above the interval of unseen entities, and above what needs no fit."""
+    needs_no_fit = max(known for known in (chance, row.get("random"), row.get("random_high"), 0.0) if known is not None)
+    train = row.get("train")
+    return train is not None and _has_interval(row) and train > max(row["high"], needs_no_fit)
 
 
 def _has_interval(row: Row) -> bool:
