@@ -203,7 +203,7 @@ def _map(axes: Axes, panel: HeatMap, size: tuple[float, float], named: bool) -> 
         _texts(axes, panel, size[0])
     for (x0, y0), (x1, y1) in panel.outline():
         for colour, wide in (("white", 2.8), (_OUTLINE, 1.4)):  # white around it: it is seen on dark cells, too
-            style = {"color": colour, "linewidth": wide, "zorder": 3 - wide / 10}
+            style: dict[str, Any] = {"color": colour, "linewidth": wide, "zorder": 3 - wide / 10}
             axes.plot((x0, x1), (y0, y1), solid_capstyle="projecting", clip_on=False, **style)
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(-0.5, rows - 0.5))
     flat = _flat(panel, size[0])
