@@ -143,4 +143,74 @@ def steer(layers: tuple[int, ...] = (3,)) -> Table:
     return Table.from_rows(rows, meta=meta)
 
 
-STUDIES = {made.__name__: made for made in (tracing, paths, scrubbing, lens, attribution, attention, probe, steer)}
+def score(prompts: int = 3) -> Table:
+    """The model is right on all prompts but the first."""
+    rows = [
+        {"prompt": n, "text": f"The capital of country number {n} is", "right": float(n > 0), "margin": 2.0 * n - 1}
+        for n in range(prompts)
+    ]  # fmt: skip
+    meta = {"study": "score", "model": "toy", "prompts": [row["text"] for row in rows]}
+    return Table.from_rows(rows, meta={**meta, "metrics": {"right": "accuracy", "margin": "logit difference"}})
+
+
+def swaps(pairs: int = 2) -> Table:
+    """Layer 1 brings half of the answer over at the third token, in each of several pairs."""
+    rows = [
+        {"component": "block_output", "layer": layer, "position": place, "token": token, "pair": pair,
+         "effect": 2.0, "recovered": 0.5 * (layer == 1 and place == 2) + pair / 8}
+        for layer in range(3) for place, token in enumerate(TOKENS) for pair in range(pairs)
+    ]  # fmt: skip
+    meta = {"study": "grid", "model": "toy", "metric": "d", "pairs": pairs}
+    return Table.from_rows(rows, meta={**meta, "base": ["a"] * pairs, "source": ["b"] * pairs})
+
+
+def hypothesis(variables: str, layer: int | None, place: object = "last", **changes: object) -> dict[str, object]:
+    """A row of `align`: 0.25 on test pairs and on new weights, where chance is 0.125."""
+    row: dict[str, object] = {"variables": variables, "component": "block_output", "layer": layer, "head": None}
+    row |= {"place": place, "method": "das", "rank": 4, "seed": 0, "train": 0.5, "validation": 0.3, "iia": 0.25}
+    row |= {"low": 0.15, "high": 0.35, "n": 400, "full": 0.2, "random": 0.125, "random_high": 0.2, "p": 0.01}
+    row |= {"p_corrected": 0.02, "permuted": 0.125, "reinitialised": 0.25, "reinitialised_train": 0.6}
+    return {**row, "dimensions": 4, "flags": "", "chosen": False, "status": "fitted", **changes}
+
+
+def alignment(layers: int = 3) -> Table:
+    """Layer 1 carries `var_x` at the last token, nothing `var_y`; layer 0 is dropped; a joint set at one site."""
+    good = {"train": 0.99, "validation": 0.98, "iia": 0.97, "low": 0.95, "high": 0.99, "full": 0.98}
+    unknown = dict.fromkeys(("train", "validation", "iia", "low", "high", "full", "random", "permuted"))
+    rows = []
+    for name in ("var_x", "var_y"):
+        for layer in range(layers):
+            for place in ("last of {a}", "last"):
+                for seed in (0, 1):
+                    row = hypothesis(name, layer, place, seed=seed)
+                    if name == "var_x" and (layer, place) == (1, "last"):
+                        row |= good if seed == 1 else {"validation": 0.9, "iia": 1.0}
+                        row["chosen"] = seed == 1
+                    if layer == 0:
+                        row |= unknown | {"status": "dropped"}
+                    if name == "var_y" and (layer, place, seed) == (1, "last", 0):
+                        row |= {"chosen": True, "flags": "memorised", "train": 1.0}
+                    rows.append(row)
+    rows.append(hypothesis("var_x, c", 1, **good, method="swap", rank=None, dimensions=None, chosen=True))
+    parents = {"a": [], "b": [], "c": [], "var_x": ["a", "b"], "sum": ["var_x", "c"]}
+    model = {"variables": {name: {"parents": of, "values": 4} for name, of in parents.items()}}
+    data = {"train": {"pairs": 1200, "entities": 60}, "test": {"pairs": 400, "entities": 20}, "trivial_left_out": 31}
+    flag = {"variables": "var_y", "flag": "memorised", "explanation": "far above unseen ones", "train": 1.0}
+    meta = {
+        "study": "align", "model": "toy",
+        "causal_model": {**model, "inputs": ["a", "b", "c"], "outputs": ["sum"], "text": "sum = a + b + c <b>"},
+        "data": {**data, "trivial": 0.07, "base_accuracy": 0.99, "kept": 0.98, "chance": 0.125},
+        "examples": [{"base": "1+2+3=", "source": "2+2+0=", "variables": "var_x", "label": "7"}],
+        "settings": {"ranks": [4], "methods": ["das", "swap"]}, "self_swap": 1.0, "flags": [flag],
+        "selection": [{"variables": "var_x", "validation": 0.98, "test": 0.97, "drop": 0.01}],
+        "buckets": [
+            {"variables": "var_x", "well": {"inputs": 50}, "badly": {"inputs": 10}, "ratio": 3.5, "null_ratio": 1.1,
+             "common": ["a = 3"]}
+        ],
+        "identity": {"weights": "abc"}, "versions": {"torch": "2"}, "passes": {"full": 3}, "seconds": 1.5,
+    }  # fmt: skip
+    return Table.from_rows(rows, meta=meta)
+
+
+_MADE = (tracing, paths, scrubbing, lens, attribution, attention, probe, steer, score, swaps, alignment)
+STUDIES = {made.__name__: made for made in _MADE}

@@ -9,8 +9,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from align_transformers.report import save_page
+from align_transformers.report import Picture, page_of, save_page
 from align_transformers.report.colours import LIGHT, css, shade
+from align_transformers.report.figure_charts import COLOURS, style_of
+from align_transformers.report.panels import Bar, Bars, CurveLine
 
 LOADS = {"src", "href", "data", "action", "poster", "srcset", "background", "manifest"}
 
@@ -79,11 +81,13 @@ def test_hovering_shows_layer_token_position_effect_and_predictions(make_table, 
 
 def test_the_values_and_colours_are_the_tables(make_table, tmp_path):
     table = make_table(lambda layer, position: layer / 100 + position / 10 if layer else None)
-    heat = traces(read(save_page(table, tmp_path / "trace.html")))[0]
+    heat, unknown = traces(read(save_page(table, tmp_path / "trace.html")))
     assert heat["z"][29] == [0.29 + p / 10 for p in range(5)]
     assert heat["z"][0] == [None] * 5
     assert heat["text"][29][4] == "0.69"
-    assert heat["text"][0][0] == "-"
+    assert heat["text"][0][0] == ""
+    assert (unknown["mode"], unknown["text"], unknown["x"], unknown["y"]) == ("text", ["-"] * 5, [*range(5)], [0] * 5)
+    assert "textfont" not in unknown  # it has the colour of the page's text, in both themes
     assert (heat["zmin"], heat["zmax"]) == (0, 1)
     assert heat["colorscale"][0] == [0, css(shade(0.0, LIGHT))]
     assert heat["colorscale"][-1] == [1, css(shade(1.0, LIGHT))]
@@ -129,10 +133,24 @@ def test_texts_of_the_model_are_not_html(make_table, tmp_path):
     assert "&lt;script&gt;" in heat["customdata"][0][0]
 
 
+def test_bars_have_a_line_from_end_to_end_of_each_interval(tmp_path):
+    drawn = Picture("t", ((Bars("", "x", (Bar("a", 2.0, 1.0, 4.0), Bar("b", -1.0), Bar("c", 1.0, control=True))),),))
+    path = tmp_path / "bars.html"
+    path.write_text(page_of(drawn), encoding="utf-8")
+    bars, ends = traces(read(path))
+    assert (bars["x"], bars["y"]) == ([1.0, -1.0, 2.0], [0, 1, 2])  # the first on top
+    assert bars["marker"]["color"] == [style_of(CurveLine("", (), True), 0)[0], COLOURS[1], COLOURS[0]]
+    assert (ends["x"], ends["y"]) == ([1.0, 4.0, None], [2, 2, None])
+    assert "a" in bars["customdata"][2]
+    assert "2 [1, 4]" in bars["customdata"][2]
+
+
 def test_both_themes_are_served(make_table, tmp_path):
     reader = read(save_page(make_table(), tmp_path / "trace.html"))
     assert "prefers-color-scheme: dark" in reader.styles
     assert "prefers-color-scheme: dark" in reader.scripts[-1]
+    outline = traces(reader)[1]
+    assert f'trace.meta === "{outline["meta"]}"' in reader.scripts[-1]  # so it goes with the theme
 
 
 def test_a_failed_write_leaves_the_old_page(make_table, tmp_path, monkeypatch):

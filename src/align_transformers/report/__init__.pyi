@@ -3,6 +3,7 @@ from .kinds import facts, picture, summary
 from .page import page_of, save_page
 from .panels import Picture
 from .terminal import Shown, heat_map, in_terminal
+from .verdicts import verdict
 
 __all__ = [
     "Picture",
@@ -18,4 +19,5 @@ __all__ = [
     "save_heat_map",
     "save_page",
     "summary",
+    "verdict",
 ]

@@ -7,7 +7,7 @@ import os
 import textwrap
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 _DPI = 160
 _INK, _FAINT, _OUTLINE = "#1c1c1c", "#5a5a5a", "#111111"
 _TITLE, _CAPTION = 0.26, 0.17  # heights of lines
-_WORDS = 8.5  # characters of tokens in an inch, nearly
+_WORDS, _TITLE_LETTERS = 8.5, 12.5  # characters of tokens and of panels' titles in an inch, nearly
+_LEVEL = 0.13  # height of the name of a level above bars
 
 
 def save_figure(
@@ -123,19 +124,29 @@ def figure_of(drawn: Picture) -> Figure:
 
 def _box(panel: Panel, row: Sequence[Panel], number: int) -> _Box:
     """Return the room for one panel of a row."""
-    top = 0.3 if panel.title else 0.0
     if isinstance(panel, Curve):
-        return _Box(max(3.1, 6.4 / len(row)), 2.3, 0.75, 0.3, top, 0.6)
+        return _titled(panel, _Box(max(3.1, 6.4 / len(row)), 2.3, 0.75, 0.3, 0.0, 0.6))
     if isinstance(panel, Bars):
         left = 0.35 + max((len(cut(bar.label, 30)) for bar in panel.bars), default=0) / _WORDS
-        return _Box(max(2.6, 6.4 / len(row)), max(0.6, 0.27 * len(panel.bars)), left, 0.5, top, 0.55)
+        tall, top = max(0.6, 0.27 * len(panel.bars)), 0.0 if panel.level is None else _LEVEL
+        return _titled(panel, _Box(max(2.6, 6.4 / len(row)), tall, left, 0.5, top, 0.55))
     wide, tall = _cell(panel, len(row))
     texts = [panel.rows.line(n) for n in range(len(panel.rows))]
     left = 0.5 + max(map(len, texts)) / (_WORDS * 1.1) if number == 0 or not _same_rows(panel, row[0]) else 0.2
     longest = max(len(_short(panel.columns.line(n, " → "))) for n in range(len(panel.columns)))
     labels = 0.3 if _flat(panel, wide) else 0.3 + 0.065 * longest
     right = 1.3 if _has_scale(panel, row) else 0.15
-    return _Box(wide * len(panel.columns), tall * len(panel.rows), left, right, top, labels + 0.12)
+    return _titled(panel, _Box(wide * len(panel.columns), tall * len(panel.rows), left, right, 0.0, labels + 0.12))
+
+
+def _titled(panel: Panel, box: _Box) -> _Box:
+    """Return the box with room for the lines of the panel's title."""
+    lines = _title_lines(panel, box)
+    return replace(box, top=box.top + 0.12 + 0.18 * len(lines)) if lines else box
+
+
+def _title_lines(panel: Panel, box: _Box) -> list[str]:
+    return textwrap.wrap(panel.title, max(12, int((box.wide + box.right) * _TITLE_LETTERS)))
 
 
 def _cell(panel: HeatMap, beside: int) -> tuple[float, float]:
@@ -167,7 +178,9 @@ def _has_scale(panel: HeatMap, row: Sequence[Panel]) -> bool:
 
 def _draw_panel(axes: Axes, panel: Panel, box: _Box) -> None:
     if panel.title:
-        axes.set_title(panel.title, size=9.5, color=_INK, loc="left", parse_math=False)
+        pad = 6.0 + (72 * _LEVEL if isinstance(panel, Bars) and panel.level is not None else 0.0)
+        title = "\n".join(_title_lines(panel, box))
+        axes.set_title(title, size=9.5, color=_INK, loc="left", pad=pad, parse_math=False)
     if isinstance(panel, HeatMap):
         _map(axes, panel, (box.wide / len(panel.columns), box.tall / len(panel.rows)), named=box.left > 0.3)
     elif isinstance(panel, Curve):
@@ -189,7 +202,9 @@ def _map(axes: Axes, panel: HeatMap, size: tuple[float, float], named: bool) -> 
     if size[0] >= 0.4 and size[1] >= 0.16:
         _texts(axes, panel, size[0])
     for (x0, y0), (x1, y1) in panel.outline():
-        axes.plot((x0, x1), (y0, y1), color=_OUTLINE, linewidth=1.4, solid_capstyle="projecting", clip_on=False)
+        for colour, wide in (("white", 2.8), (_OUTLINE, 1.4)):  # white around it: it is seen on dark cells, too
+            style: dict[str, Any] = {"color": colour, "linewidth": wide, "zorder": 3 - wide / 10}
+            axes.plot((x0, x1), (y0, y1), solid_capstyle="projecting", clip_on=False, **style)
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(-0.5, rows - 0.5))
     flat = _flat(panel, size[0])
     names = [_short(panel.columns.line(n, "\n→ " if flat else " → ")) for n in range(columns)]

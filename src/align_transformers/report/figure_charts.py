@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .panels import Bars, Curve, CurveLine
-from .words import cut
+from .panels import Bar, Bars, Curve, CurveLine
+from .words import cut, precise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,11 @@ _MARKS = ("o", "s", "^", "D", "v")
 def style_of(line: CurveLine, number: int) -> tuple[str, str]:
     """Return colour and mark of a line; a control is grey."""
     return (_CONTROL, "x") if line.control else (COLOURS[number % len(COLOURS)], _MARKS[number % len(_MARKS)])
+
+
+def bar_colour(bar: Bar) -> str:
+    """Return the colour of a bar: by its sign, grey for a control."""
+    return _CONTROL if bar.control else COLOURS[1 if (bar.value or 0.0) < 0 else 0]
 
 
 def draw_curve(axes: Axes, curve: Curve) -> None:
@@ -55,13 +60,21 @@ def draw_bars(axes: Axes, bars: Bars) -> None:
     last = len(bars.bars) - 1
     for number, bar in enumerate(bars.bars):
         y, value = last - number, bar.value or 0.0
-        axes.barh(y, value, height=0.66, color=COLOURS[0 if value >= 0 else 1])
+        axes.barh(y, value, height=0.66, color=bar_colour(bar))
         if bar.low is not None and bar.high is not None:
             axes.plot((bar.low, bar.high), (y, y), color=_INK, linewidth=1.2)
             axes.plot((bar.low, bar.high), (y, y), "|", color=_INK, markersize=5)
     _frame(axes, bars.x, "")
     axes.axvline(0, color=_FAINT, linewidth=0.6)
     axes.set_ylim(-0.6, last + 0.6)
+    if bars.share:
+        axes.set_xlim(0, 1.03)
+    if bars.level is not None:
+        axes.axvline(bars.level, color=_INK, linewidth=1, linestyle="--")
+        axes.annotate(
+            f"{bars.level_name} {precise(bars.level)}", (bars.level, 1), (3, 1), xycoords=axes.get_xaxis_transform(),
+            textcoords="offset points", size=7, color=_INK, parse_math=False,
+        )  # fmt: skip
     names = [cut(bar.label, 30) for bar in reversed(bars.bars)]
     for tick in axes.set_yticks(range(len(names)), names, size=8, color=_INK):
         tick.label1.set_parse_math(False)

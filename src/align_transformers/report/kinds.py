@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from .._errors import SpecError, UnknownNameError, near_misses
+from .alignments import picture_of_alignment
 from .attention_maps import picture_of_attention
 from .attributions import picture_of_attribution
 from .averages import picture_of_averages
@@ -17,6 +18,7 @@ from .pair_summary import facts_of_pair, summary_of_pair
 from .panels import Picture
 from .paths import picture_of_paths
 from .probes import picture_of_probes
+from .prompt_scores import picture_of_scores
 from .restorations import picture_of_restorations
 from .scrubbing import picture_of_scrubbing
 from .tabular import Tabular
@@ -33,6 +35,8 @@ _MAKERS: Mapping[str, PictureMaker] = {
     "attention_patterns": picture_of_attention,
     "probe": picture_of_probes,
     "steer": picture_of_doses,
+    "align": picture_of_alignment,
+    "score": picture_of_scores,
 }
 
 

@@ -15,8 +15,9 @@ from .._optional import optional
 from .._version import library_version
 from .colours import DARK, LIGHT
 from .kinds import picture
-from .page_panels import colour_steps, graph_of, width_of
-from .panels import HeatMap, Panel, Picture
+from .page_panels import INK, colour_steps, graph_of, width_of
+from .page_sections import facts_of, html_of, list_of
+from .panels import HeatMap, Panel, Picture, Section
 from .tabular import Tabular
 
 _PAGE = Template("""<!DOCTYPE html>
@@ -43,17 +44,29 @@ ul { padding-left: 1.2rem; }
 @media (max-width: 60rem) { .row { grid-template-columns: minmax(0, 1fr); } }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; border-top: 1px solid var(--line);
   padding-top: .75rem; }
-dd { margin: 0; }
+dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
+section { margin: 1.5rem 0; }
+section h2 { font-size: 1.125rem; margin-bottom: .5rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .875rem; }
+th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); }
+.short { white-space: nowrap; }
+th { color: var(--faint); font-weight: 600; }
+.graph line { stroke: var(--faint); stroke-width: 1.4; }
+.graph path { fill: var(--faint); }
+.graph rect { fill: var(--ground); stroke: var(--faint); }
+.graph text { fill: var(--ink); font-size: 14px; text-anchor: middle; }
 </style>
 </head>
 <body>
 <h1>$title</h1>
+$opening
 <div class="prompts">$prompts</div>
 <p>$caption</p>
 <p class="faint">Point at a cell, a point or a bar for details.</p>
 $panels
-$findings
-<dl>$facts</dl>
+$closing
+$facts
 <script>
 (function () {
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -63,9 +76,14 @@ $findings
     for (const [name, light_scale, dark_scale] of maps) {
       const map = document.getElementById(name);
       Plotly.restyle(map, {colorscale: [dark.matches ? dark_scale : light_scale]}, [0]);
-      if (map.data.length > 1) { Plotly.restyle(map, {"line.color": dark.matches ? "#ffffff" : "#111111"}, [1]); }
     }
-    for (const name of charts) { Plotly.relayout(document.getElementById(name), {"font.color": ink}); }
+    for (const name of charts) {
+      const chart = document.getElementById(name);
+      Plotly.relayout(chart, {"font.color": ink});
+      chart.data.forEach((trace, n) => {
+        if (trace.meta === "$ink") { Plotly.restyle(chart, {"line.color": ink, "marker.color": ink}, [n]); }
+      });
+    }
   }
   dark.addEventListener("change", paint);
   if (dark.matches) { paint(); }
@@ -82,7 +100,8 @@ def save_page(
     """Write a study's table as an interactive HTML page, in one step.
 
     The page holds all that it needs (plotly's script too, about 5 MB). Pointing at a cell shows its numbers with their
-    intervals, and whatever else the table tells of it.
+    intervals, and whatever else the table tells of it. The page of `align` is a report: the verdict, the causal model
+    as a graph, the data, the chosen hypotheses with their controls, flags, what the choice cost, and where it fails.
 
     Args:
         table: of a study.
@@ -116,7 +135,9 @@ def page_of(drawn: Picture) -> str:
         [names[id(panel)], colour_steps(panel.scale, LIGHT), colour_steps(panel.scale, DARK)] for panel in drawn.maps
     ]
     facts = {**drawn.facts, "made with": f"align-transformers {library_version()}"}
-    findings = "".join(f"<li>{escape(line)}</li>" for line in drawn.findings)
+    findings, sections = list_of(drawn.findings), drawn.sections
+    if sections and drawn.findings:
+        findings = html_of(Section("Verdict", drawn.findings))
     first = drawn.panels[0][0]
     return _PAGE.substitute(
         title=escape(drawn.title),
@@ -125,9 +146,11 @@ def page_of(drawn: Picture) -> str:
         panels="\n".join(
             f'<div class="row" style="--panels: {len(row)}">{_row(row, names, first)}</div>' for row in drawn.panels
         ),
-        findings=f"<ul>{findings}</ul>" if findings else "",
-        facts="".join(f"<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items()),
+        opening="\n".join([findings * bool(sections), *(html_of(one) for one in sections if one.opens)]),
+        closing="\n".join([findings * (not sections), *(html_of(one) for one in sections if not one.opens)]),
+        facts=facts_of(facts),
         maps=_script_safe(scales),
+        ink=INK,
         charts=_script_safe(list(names.values())),
     )
 

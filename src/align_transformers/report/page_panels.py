@@ -7,12 +7,14 @@ from html import escape
 from typing import Any
 
 from .colours import LIGHT, Colour, css, shade
-from .figure_charts import style_of
-from .panels import Bars, ColourScale, Curve, CurveLine, HeatMap, Panel
-from .words import cut, with_interval
+from .figure_charts import bar_colour, style_of
+from .panels import Bar, Bars, ColourScale, Curve, CurveLine, HeatMap, Panel
+from .words import cut, precise, with_interval
 
 _FONT = {"size": 13, "color": "#1c1c1c", "family": "system-ui, 'DejaVu Sans', sans-serif"}
 _HOVER = {"align": "left", "bgcolor": "#22262e", "font": {"color": "#f4f4f4", "size": 13}}
+INK = "ink"
+"""The mark of what is drawn in the colour of the page's text, which goes with the theme."""
 _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "x": "x"}
 
 
@@ -32,7 +34,7 @@ def graph_of(panel: Panel, graph: Any) -> Any:
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 60, "r": 20, "t": 10, "b": 50},
+        margin={"l": 60, "r": 20, "t": 24 if isinstance(panel, Bars) and panel.level is not None else 10, "b": 50},
         font=_FONT,
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -64,7 +66,10 @@ def _map(panel: HeatMap, graph: Any) -> Any:
     numbered = len(columns) <= 14
     heat = graph.Heatmap(
         z=[[square.place if square else None for square in row] for row in grid],
-        text=[[escape(cut(square.text, 12)) if square else "" for square in row] for row in grid],
+        text=[
+            [escape(cut(square.text, 12)) if square and square.place is not None else "" for square in row]
+            for row in grid
+        ],
         texttemplate="%{text}" if numbered else None,
         textfont={"size": 11},
         customdata=[[_hover(square.details) if square else "" for square in row] for row in grid],
@@ -76,7 +81,13 @@ def _map(panel: HeatMap, graph: Any) -> Any:
         ygap=1,
         colorbar=_colour_bar(panel.scale),
     )
-    figure = graph.Figure([heat, *_outline(panel, graph)])
+    unknown = [
+        (x, y, square.text)
+        for y, row in enumerate(grid)
+        for x, square in enumerate(row)
+        if square and square.place is None
+    ]
+    figure = graph.Figure([heat, *_outline(panel, graph), *(_words(unknown, graph) if numbered else ())])
     arrow = "<br>→ " if _roomy(panel) else " → "
     names = [arrow.join(map(escape, texts)) for texts in panel.columns.texts]
     plain: dict[str, Any] = {"showgrid": False, "zeroline": False, "tickmode": "array", "ticks": "", "automargin": True}
@@ -87,6 +98,14 @@ def _map(panel: HeatMap, graph: Any) -> Any:
     figure.update_yaxes(title={"text": escape(panel.rows.name)}, range=[-0.5, len(rows) - 0.5], **labels, **plain)
     figure.update_layout(showlegend=False)
     return figure
+
+
+def _words(placed: Sequence[tuple[int, int, str]], graph: Any) -> list[Any]:
+    """Return the texts of cells without a colour: in the colour of the page's text, which goes with the theme."""
+    if not placed:
+        return []
+    xs, ys, texts = zip(*placed, strict=True)
+    return [graph.Scatter(x=xs, y=ys, text=[escape(text) for text in texts], mode="text", hoverinfo="skip")]
 
 
 def _hover(details: Sequence[str]) -> str:
@@ -107,8 +126,8 @@ def _outline(panel: HeatMap, graph: Any) -> list[Any]:
     for (x0, y0), (x1, y1) in panel.outline():
         xs += [x0, x1, None]
         ys += [y0, y1, None]
-    style = {"color": "#111111", "width": 2}
-    return [graph.Scatter(x=xs, y=ys, mode="lines", line=style, hoverinfo="skip")] if xs else []
+    style = {"color": _FONT["color"], "width": 3}
+    return [graph.Scatter(x=xs, y=ys, mode="lines", line=style, hoverinfo="skip", meta=INK)] if xs else []
 
 
 def _curve(panel: Curve, graph: Any) -> Any:
@@ -154,28 +173,42 @@ def _line_traces(panel: Curve, line: CurveLine, number: int, graph: Any) -> list
     return traces
 
 
+def _intervals(bars: Sequence[Bar], graph: Any) -> list[Any]:
+    """Return lines over the bars from the low to the high end of each interval; none where there are no intervals."""
+    xs: list[float | int | None] = []
+    ys: list[float | int | None] = []
+    for number, bar in enumerate(bars):
+        if bar.low is not None and bar.high is not None:
+            xs += [bar.low, bar.high, None]
+            ys += [number, number, None]
+    look: dict[str, Any] = {"line": {"color": _FONT["color"], "width": 1.5}, "meta": INK}
+    look |= {"mode": "lines+markers", "marker": {"symbol": "line-ns-open", "size": 7, "color": _FONT["color"]}}
+    return [graph.Scatter(x=xs, y=ys, hoverinfo="skip", **look)] if xs else []
+
+
+def _number(bar: Bar) -> str:
+    return with_interval(bar.value, bar.low, bar.high)
+
+
 def _bars(panel: Bars, graph: Any) -> Any:
     bars = list(reversed(panel.bars))
-    values = [bar.value or 0.0 for bar in bars]
-    with_band = any(bar.low is not None for bar in bars)
-    reach = {
-        "type": "data",
-        "symmetric": False,
-        "array": [0.0 if bar.high is None else bar.high - value for bar, value in zip(bars, values, strict=True)],
-        "arrayminus": [0.0 if bar.low is None else value - bar.low for bar, value in zip(bars, values, strict=True)],
-        "color": "#777777",
-    }
     chart = graph.Bar(
-        x=values,
+        x=[bar.value or 0.0 for bar in bars],
         y=list(range(len(bars))),
         orientation="h",
-        marker={"color": [css(shade(0.75 if value >= 0 else -0.5, LIGHT)) for value in values]},
-        error_x=reach if with_band else None,
-        customdata=[f"{escape(bar.label)}<br>{with_interval(bar.value, bar.low, bar.high)}" for bar in bars],
+        marker={"color": [bar_colour(bar) for bar in bars]},
+        customdata=[_hover((bar.label, *(bar.details or (_number(bar),)))) for bar in bars],
         hovertemplate="%{customdata}<extra></extra>",
     )
-    figure = graph.Figure([chart])
-    figure.update_xaxes(title={"text": escape(panel.x)}, zeroline=True, zerolinecolor="#999999", showgrid=False)
+    figure = graph.Figure([chart, *_intervals(bars, graph)])
+    reach_of_axis = {"range": [0, 1.03]} if panel.share else {}
+    across = {"zeroline": True, "zerolinecolor": "#999999", "showgrid": False}
+    figure.update_xaxes(title={"text": escape(panel.x)}, **across, **reach_of_axis)
+    if panel.level is not None:
+        said = f"{escape(panel.level_name)} {precise(panel.level)}"
+        label = {"annotation_text": said, "annotation_font_size": 11}
+        label |= {"annotation_yanchor": "bottom", "annotation_xanchor": "left"}
+        figure.add_vline(panel.level, line={"color": "#888888", "dash": "dash", "width": 1.5}, **label)
     names = [escape(cut(bar.label, 36)) for bar in bars]
     figure.update_yaxes(tickvals=list(range(len(bars))), ticktext=names, showgrid=False, automargin=True)
     figure.update_layout(showlegend=False)

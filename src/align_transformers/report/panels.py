@@ -160,24 +160,61 @@ class Curve:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a chart, with its 95 % interval, where it has one."""
+    """One bar of a chart, with its 95 % interval, where it has one; a `control` is grey."""
 
     label: str
     value: float | int | None
     low: float | int | None = None
     high: float | int | None = None
+    control: bool = False
+    details: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars from 0 on, the first on top; `x` says what they measure."""
+    """Bars from 0 on, the first on top; `x` says what they measure.
+
+    Args:
+        title: "" for none.
+        x: what they measure.
+        bars: from top to bottom.
+        share: the axis goes from 0 to 1.
+        level: a number that bars are compared with, such as chance: a dashed line across all of them.
+        level_name: what it is.
+    """
 
     title: str
     x: str
     bars: tuple[Bar, ...]
+    share: bool = False
+    level: float | int | None = None
+    level_name: str = ""
 
 
 Panel = HeatMap | Curve | Bars
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page that is words: what a picture does not show.
+
+    Args:
+        title: its heading.
+        lines: sentences, one below the other.
+        facts: by name, in words.
+        head: the names of the columns of a table; none: no table.
+        rows: of the table, each as long as `head`.
+        parents: by name of a variable those that it is made of; drawn as a graph, inputs at the bottom.
+        opens: it stands above the panels, not below them.
+    """
+
+    title: str
+    lines: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    head: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    parents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    opens: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,8 +229,9 @@ class Picture:
         caption: what is seen and how it is read, below the figure.
         intro: the same above the page's, for newcomers; default: the caption.
         notes: lines below the panels in the terminal, where there is no caption.
-        findings: the main results in words, a line each.
+        findings: the main results in words, a line each; a page with sections has them on top.
         facts: name -> fact.
+        sections: what the page says beside it.
     """
 
     title: str
@@ -205,6 +243,7 @@ class Picture:
     notes: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+    sections: tuple[Section, ...] = ()
 
     @property
     def maps(self) -> tuple[HeatMap, ...]:

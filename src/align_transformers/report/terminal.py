@@ -63,7 +63,9 @@ class Shown:
         width, ascii_only = options.max_width, options.ascii_only
         yield from self._head(ascii_only)
         panels = [panel for row in self.picture.panels for panel in row]
+        left_out: list[Curve] = []
         if self.picture.maps:  # curves over all layers beside maps would fill the screen: the files have them
+            left_out = [panel for panel in panels if isinstance(panel, Curve)]
             panels = [panel for panel in panels if not isinstance(panel, Curve)]
         for number, panel in enumerate(panels):
             yield Text()
@@ -75,6 +77,10 @@ class Shown:
                 yield from MapCanvas(panel, width, coloured, ascii_only).lines(legend=legend)
             else:
                 yield from BarCanvas(panel, width, coloured, ascii_only).lines()
+        if left_out:
+            yield Text()
+            named = ", ".join(dict.fromkeys(panel.title or f"{panel.y} by {panel.x}" for panel in left_out))
+            yield Text(readable(f"figure and page alone: {named}", ascii_only), style=_DIM)
         for line in self.picture.notes:
             yield Text(readable(line, ascii_only))
 

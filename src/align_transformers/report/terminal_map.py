@@ -14,9 +14,21 @@ from rich.text import Text
 from .colours import DARK, Colour, ink, shade
 from .panels import HeatMap, Square
 
-_NUMBERED, _WIDEST, _NARROWEST, _MARGIN = 7, 11, 2, 14
+_NUMBERED, _WIDEST, _NARROWEST, _MARGIN, _SHORT = 7, 11, 2, 14, 4
 _SHADES, _ASCII_SHADES = " ░▒▓█", " .:+#"
-_ASCII = {"·": "_", "→": ">", "↵": "\\n", "⇥": "\\t", "∅": "''", "“": '"', "”": '"', "…": "~", "▇": "#", "■": "#"}
+_ASCII = {
+    "·": "_",
+    "→": ">",
+    "↵": "\\n",
+    "⇥": "\\t",
+    "∅": "''",
+    "“": '"',
+    "”": '"',
+    "…": "~",
+    "▇": "#",
+    "■": "#",
+    "░": ".",
+}
 _BOLD, _DIM = Style(bold=True), Style(dim=True)
 
 
@@ -36,6 +48,19 @@ class MapCanvas:
         return min(_MARGIN, max(len(self.panel.rows.name), *texts)) + 1
 
     @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """What stands above cells whose labels are listed below; none: the labels are short."""
+        columns = self.panel.columns
+        long = any(cell_len(columns.line(n)) > _SHORT for n in range(len(columns)))
+        return columns.numbers or (tuple(range(len(columns))) if long else ())
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether different labels look the same once they are cut to fit into wide cells."""
+        labels = {self.panel.columns.texts[n] for n in range(len(self.panel.columns))}
+        return len({tuple(map(self.fitting, texts)) for texts in labels}) < len(labels)
+
+    @cached_property
     def cell(self) -> int:
         """Width of a cell."""
         room = max(1, self.width - self.gutter) // len(self.panel.columns)
@@ -45,7 +70,7 @@ class MapCanvas:
             max(cell_len(texts[0]), *(cell_len(text) + 1 for text in texts[1:]), 0)
             for texts in self.panel.columns.texts
         ]
-        labels += [cell_len(square.text) for square in self.panel.squares.values()]
+        labels += [cell_len(square.text) + 1 for square in self.panel.squares.values()]
         return min(room, max(_NUMBERED, min(_WIDEST, max(labels) + 1)))
 
     def lines(self, *, legend: bool = True) -> Iterator[Text]:
@@ -56,7 +81,7 @@ class MapCanvas:
             yield from self.header(columns)
             for row in range(len(self.panel.rows)):
                 yield self.row(row, columns)
-        if self.cell < _NUMBERED and self.panel.columns.numbers:
+        if self.numbers and (self.cell < _NUMBERED or self.alike):
             yield Text()
             yield from self.key()
         if legend:
@@ -77,6 +102,8 @@ class MapCanvas:
             yield self.ruler(columns)
             return
         names, rows = [self.panel.columns.texts[n] for n in columns], self.panel.rows.name
+        if self.alike:
+            names = [(str(self.numbers[n]),) for n in columns]
         if any(len(name) > 1 for name in names):
             yield self.labels("", [name[0] for name in names], Style())
             yield self.labels(rows, ["".join("→" + text for text in name[1:]) for name in names], _BOLD)
@@ -92,9 +119,11 @@ class MapCanvas:
             )
         return line
 
-    def fitting(self, text: str) -> str:
-        """Return a text that fits into a wide cell."""
-        return text if cell_len(text) < self.cell else set_cell_size(text, self.cell - 2) + "…"[: not self.ascii_only]
+    def fitting(self, text: str, beside: int = 1) -> str:
+        """Return a text that fits into a wide cell, so many columns being taken by what stands beside it."""
+        if cell_len(text) <= self.cell - beside:
+            return text
+        return set_cell_size(text, self.cell - beside - 1).rstrip() + readable("…", self.ascii_only)
 
     def margin(self, text: str) -> Text:
         """Return the beginning of a line: the label of a row."""
@@ -106,7 +135,7 @@ class MapCanvas:
 
     def ruler(self, columns: range) -> Text:
         """The numbers of the columns above narrow cells; where they have no room, every other, third, ..."""
-        names = [str(n) for n in self.panel.columns.numbers] or [text for text, *_ in self.panel.columns.texts]
+        names = [str(n) for n in self.numbers] or [text for text, *_ in self.panel.columns.texts]
         names = [readable(names[n], self.ascii_only) for n in columns]
         step = -(-(max(map(cell_len, names)) + 1) // self.cell)
         line = self.margin(self.panel.rows.name)
@@ -128,7 +157,7 @@ class MapCanvas:
     def face(self, square: Square) -> str:
         """The characters of a cell."""
         if self.cell >= _NUMBERED:
-            text = self.fitting(readable(square.text, self.ascii_only) + ("*" if square.marked else " "))
+            text = self.fitting(readable(square.text, self.ascii_only), beside=2) + ("*" if square.marked else " ")
             return " " * (self.cell - 1 - cell_len(text)) + text + " "
         mark = "*" if square.marked else ""
         if self.coloured:
@@ -152,15 +181,15 @@ class MapCanvas:
         return Style(color=rich_colour(ink(ground, faint=faint)), bgcolor=rich_colour(ground), bold=bold, dim=False)
 
     def key(self) -> Iterator[Text]:
-        """The labels by number, for narrow cells, as many on a line as there is room for."""
-        line = Text(no_wrap=True)
-        for column, number in enumerate(self.panel.columns.numbers):
+        """The labels by number, for narrow cells, as many on a line as there is room for; longer ones are folded."""
+        line = Text(overflow="fold")
+        for column, number in enumerate(self.numbers):
             entry = Text.assemble((f"{number} ", _DIM), readable(self.panel.columns.line(column), self.ascii_only))
             if len(self.panel.columns.texts[column]) > 1:
                 entry.stylize(_BOLD)
             if line and line.cell_len + entry.cell_len > self.width:
                 yield line
-                line = Text(no_wrap=True)
+                line = Text(overflow="fold")
             line.append_text(entry).append("  ")
         yield line
 
