@@ -41,7 +41,7 @@ def pick_logits(
         narrowed: the model computed these places only.
     """
     logits = logits_of(output)
-    if narrowed:
+    if narrowed and logits.ndim == 3:
         logits = logits[:, 0]
     elif logits.ndim == 3:
         logits = logits[:, -1] if at is None else logits[at[0].to(logits.device), at[1].to(logits.device)]
