@@ -6,7 +6,17 @@ import pytest
 import torch
 import transformers
 
-from align_transformers import IntervenableModel, SiteError, SpecError, UnknownNameError, VanillaIntervention
+from align_transformers import (
+    IntervenableModel,
+    SiteError,
+    SpecError,
+    UnknownNameError,
+    VanillaIntervention,
+    bind,
+    execute,
+    resolve,
+)
+from align_transformers.plan import Logits, Plan, Run
 from align_transformers.zoo import GRUConfig, MLPConfig, create_gru_classifier, create_mlp_classifier, mlp_path
 
 
@@ -21,6 +31,16 @@ def by_hand(model, x, edits=None):
 @pytest.fixture
 def model():
     return create_mlp_classifier(MLPConfig(h_dim=32, n_layer=2))[2]
+
+
+@pytest.mark.parametrize("squeeze", [True, False])
+def test_a_plan_gets_the_logits_of_all_classes_also_where_the_length_is_squeezed_away(squeeze, planner):
+    torch.manual_seed(0)
+    model = create_mlp_classifier(MLPConfig(h_dim=8, n_layer=2, num_classes=3, squeeze_output=squeeze))[2]
+    resolve(model)  # else it is not known where the logits come from
+    x = torch.randn(5, 1, 8)
+    bound = bind(model, Plan((Run("clean", "x"),), ("clean",), Logits()), {"x": x}, {})
+    torch.testing.assert_close(execute(bound).outputs["clean"], by_hand(model, x))
 
 
 def test_its_forward_pass(model):
