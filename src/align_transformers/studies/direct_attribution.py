@@ -32,7 +32,7 @@ from ._scoring import model_name, token_of_each
 _CLOSE = 1e-5
 """What the parts may miss of the logits, as a share of the largest part or of 1 (float32; 1e-6 was the most found)."""
 _ROUNDED = 2.0
-"""By how many eps of what half precision rounds the parts may miss the logits besides (0.7 was the most found)."""
+"""By how many eps of what half precision rounds the parts may miss the logits besides (0.7 was found)."""
 
 
 @checked
@@ -104,8 +104,7 @@ def direct_logit_attribution(
         values |= {site: seen[site].float() for site in ends}
         logits = outcome.outputs["clean"].float()
         norm = _FrozenNorm(resolve(model).slot(ends[1]).module, values[ends[0]], values[ends[1]])
-    chosen = given or logits.argmax(-1).tolist()
-    end = _Unembedding(model, values[ends[1]], logits)
+    chosen, end = given or logits.argmax(-1).tolist(), _Unembedding(model, values[ends[1]], logits)
 
     def less(of: Callable[[Sequence[int]], Tensor]) -> Tensor:
         return of(chosen) - (0 if others is None else of(others))
@@ -116,16 +115,10 @@ def direct_logit_attribution(
     back = norm.back(rows)[:, None]
     constant = (norm.bias * rows).sum(-1) + less(end.constants)
     shares = torch.cat([(torch.stack(added, 1) * back).sum(-1), constant[:, None]], 1)
-    error = (shares.sum(-1) - target).abs()
     stream = torch.stack([values[part.site] for part in parts if not part.heads], 1).cumsum(1)
     rounded = torch.cat([(stream * back).flatten(1), values[ends[1]] * rows], 1)
-    tolerance = _CLOSE * shares.abs().amax(-1).clamp(min=1)
-    tolerance += _ROUNDED * _rounding(outcome.outputs["clean"].dtype) * rounded.norm(dim=1)
-    if not bool((error <= tolerance).all()):
-        raise SpecError(
-            f"the parts of {type(model).__name__} miss the logit by {float(error.max()):.2g}, and not more than "
-            f"{float(tolerance[error.argmax()]):.2g} is rounding: something else adds to its residual stream"
-        )
+    rounded = _rounding(outcome.outputs["clean"].dtype) * rounded.norm(dim=1)
+    error, tolerance = _missed(shares, target, rounded, model)
     return Table.from_rows(
         (
             {**part, "prompt": prompt, "contribution": share}
@@ -146,6 +139,28 @@ def direct_logit_attribution(
             **made_with(model),
         },
     )
+
+
+def _missed(shares: Tensor, logits: Tensor, rounded: Tensor, model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return by how much parts miss the logits, and what they may.
+
+    Args:
+        shares: `(prompts, parts)`.
+        logits: of each prompt.
+        rounded: by how much the model rounds each.
+        model: the user's.
+
+    Raises:
+        SpecError: they miss one by more, or it is no number.
+    """
+    error = (shares.sum(-1) - logits).abs()
+    tolerance = _CLOSE * shares.abs().amax(-1).clamp(min=1) + _ROUNDED * rounded
+    if not bool((error <= tolerance).all()):
+        raise SpecError(
+            f"the parts of {type(model).__name__} miss the logit by {float(error.max()):.2g}, and not more than "
+            f"{float(tolerance[error.argmax()]):.2g} is rounding: something else adds to its residual stream"
+        )
+    return error, tolerance
 
 
 def _clean(
