@@ -27,7 +27,7 @@ from ._data import Prompt
 from ._made_with import made_with
 from ._nodes import heads_at, writers
 from ._prompts import Prompts, ReadAt, encode, token_text
-from ._scoring import model_name, token_of_each
+from ._scoring import token_of_each
 
 _CLOSE = 1e-5
 """What the parts may miss of the logits, as a share of the largest part or of 1 (float32; 1e-6 was the most found)."""
@@ -127,7 +127,6 @@ def direct_logit_attribution(
         ),
         meta={
             "study": "direct_logit_attribution",
-            "model": model_name(model),
             "prompts": list(encoded.texts),
             "answers": [token_text(token, tokenizer) for token in chosen],
             "against": None if others is None else [token_text(token, tokenizer) for token in others],
