@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 from tests.helpers import LAYERS, VOCAB, new_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -238,6 +239,7 @@ COMMANDS = {
     "trace --noise": ["trace", PROMPT, "--noise", "3", "--subject", "w2 w3", "--draws", "3"],
     "paths": ["paths", BASE, SOURCE, "--answers", "w4,w5"],
     "lens": ["lens", PROMPT],
+    "lens --parts": ["lens", PROMPT, "w3 w4 w5", "--parts", "--answer", "w5", "--against", "w6"],
     "attend": ["attend", PROMPT, "--layers", "0"],
     "steer": ["steer", PROMPT, "w5 w6", "--toward", "w1 w7", "--away", "w1 w8", "--answers", "w4,w5", "--layers", "1",
               "--tokens", "2"],
@@ -285,6 +287,9 @@ def test_commands_ask_studies_what_was_said(run, folder):
         "paths", BASE, SOURCE, "--model", folder, "--to", "m2", "--freeze", "all", "--answers", "w4,w5", "--json"
     )
     assert (json.loads(out)["meta"]["receivers"], json.loads(out)["meta"]["freeze"]) == (["m2"], "all")
+    _, out, _ = run("lens", PROMPT, "--model", folder, "--parts", "--answer", "w5", "--positions", "1", "--json")
+    logit = new_model("llama")(torch.tensor([[1, 2]])).logits[0, 1, 5].item()
+    assert sum(row["contribution"] for row in json.loads(out)["rows"]) == pytest.approx(logit, abs=1e-5)
     _, out, _ = run("attend", PROMPT, "--model", folder, "--layers", "1", "--heads", "0,2", "--json")
     assert {(row["layer"], row["head"]) for row in json.loads(out)["rows"]} == {(1, 0), (1, 2)}
 
@@ -303,6 +308,10 @@ def test_commands_ask_studies_what_was_said(run, folder):
         (["paths", BASE, SOURCE, "--answers", "w4"], "--answers 'w4': give two tokens"),
         (["lens", PROMPT, "--value", "rnk"], "--value 'rnk': did you mean 'rank'"),
         (["lens", "@none.txt"], "none.txt"),
+        (["lens", PROMPT, "--against", "w5"], "--against is a token that --parts takes off: give --parts"),
+        (["lens", PROMPT, "--parts", "--layers", "1"], "give no --component, --layers or --value"),
+        (["lens", PROMPT, "--parts", "--positions", "1,2"], "give one of --positions; found '1,2'"),
+        (["lens", PROMPT, "--parts", "--answer", "w5 w6"], "w5 w6"),
         (["attend", PROMPT, "--heads", "x"], "--heads 'x': give numbers and ranges"),
         (["steer", PROMPT, "--toward", "w1", "--away", "w2", "--answers", "w3,w4", "--layers", "1", "--doses", "a"],
          "--doses 'a': give numbers with commas between them"),

@@ -221,7 +221,7 @@ def test_a_checkpoint_with_a_file_missing_is_made_anew(monkeypatch: pytest.Monke
 def test_a_new_wheel_is_converted_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(embedded, "_convert", _write_checkpoint)
     first = embedded_checkpoint(NAME, cache_dir=tmp_path)
-    monkeypatch.setattr(embedded, "version", lambda wheel: "0.2.0")
+    monkeypatch.setattr(embedded, "installed_version", lambda wheel: "0.2.0")
     second = embedded_checkpoint(NAME, cache_dir=tmp_path)
     monkeypatch.setattr(embedded, "FORMAT", embedded.FORMAT + 1)
     assert len({first, second, embedded_checkpoint(NAME, cache_dir=tmp_path)}) == 3

@@ -122,7 +122,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         attention_patterns(model, inputs, component="block_output")
     with pytest.raises(PositionError, match="head 4 does not exist"):
         attention_patterns(model, inputs, heads=[4])
-    with pytest.raises(SiteError, match="layer 3 does not exist"):
+    with pytest.raises(PositionError, match="layer 3 does not exist"):
         attention_patterns(model, inputs, layers=[3])
     with pytest.raises(SpecError, match="no layer is chosen"):
         attention_patterns(model, inputs, layers=[])

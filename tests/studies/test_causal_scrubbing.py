@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tests.fast.families import blocks, shared
-from tests.helpers import padded_tokens, tokens
+from tests.helpers import counted, padded_tokens, tokens
 from torch import Tensor, nn
 
 from align_transformers import (
@@ -199,6 +199,60 @@ def test_a_true_hypothesis_recovers_the_loss_and_a_wrong_one_does_not() -> None:
         assert abs(found["recovered"] - share) < 3 * error < 0.2
     assert wrong["random_itself"] == pytest.approx(1 / len(ids), abs=0.03)
     assert wrong["itself"][0] == pytest.approx(2 / len(ids), abs=0.05)
+
+
+ORDER = {  # above, below: is the one computed from the other, in GPT-2, and where attention and MLP stand side by side?
+    ("mlp_output", "attention_output"): (True, False),
+    ("mlp_activation", "head_output"): (True, False),
+    ("attention_output", "mlp_output"): (False, False),
+    ("attention_value_output", "value_output"): (True, True),
+    ("attention_output", "query_output"): (True, True),
+    ("query_output", "attention_output"): (False, False),
+    ("query_output", "key_output"): (False, False),
+    ("value_output", "attention_input"): (True, True),
+    ("mlp_input", "block_input"): (True, True),
+    ("mlp_output", "mlp_activation"): (True, True),
+    ("mlp_input", "mlp_output"): (False, False),
+}
+
+
+@pytest.mark.parametrize(("above", "below"), ORDER)
+def test_a_site_is_refused_below_one_that_is_not_computed_from_it(above: str, below: str) -> None:
+    for family, fits in zip(("gpt2", "neox"), ORDER[above, below], strict=True):
+        model = shared(family)
+        claim = Claim(Site(above, 1), [0] * 3, children=(Claim(Site(below, 1), [0] * 3),))
+        options: dict[str, Any] = {"answers": LABELS[:3], "draws": 1}
+        with counted(model) as passes:
+            if fits:
+                causal_scrubbing(model, tokens(3, 4), [claim], **options)
+                assert len(passes) > 2
+            else:
+                with pytest.raises(SpecError, match=f"layer 1 {above} is not computed from layer 1 {below}"):
+                    causal_scrubbing(model, tokens(3, 4), [claim], **options)
+                assert passes == [1, 1]  # of one prompt: as it is, and stirred
+
+
+def test_order_is_looked_at_below_other_claims_and_of_paths_but_not_across_layers() -> None:
+    model, some = shared("gpt2"), [0] * 3
+
+    def scrub(*claims: Claim) -> int:
+        with counted(model) as passes:
+            causal_scrubbing(model, tokens(3, 4), claims, answers=LABELS[:3], draws=1)
+        return len(passes)
+
+    def claim(site: Site, *children: Claim) -> Claim:
+        return Claim(site, some, children=children)
+
+    low = claim(Site("attention_output", 0), claim(Site("mlp_output", 0)))
+    with pytest.raises(SpecError, match="attention_output is not computed from layer 0 mlp_output"):
+        scrub(claim(Site("block_output", 2), claim(Site("mlp_output", 1)), low))
+    path = Site("transformer.h[1].mlp.output")
+    with pytest.raises(SpecError, match="is not computed from"):
+        scrub(claim(Site("attention_output", 1), claim(path)))
+    plain = scrub(claim(Site("block_output", 2), claim(Site("mlp_output", 1))))
+    assert scrub(claim(Site("mlp_output", 1), claim(Site("block_output", 0)))) == plain  # nothing was measured
+    assert scrub(claim(path, claim(Site("attention_output", 1)))) == plain + 2
+    assert scrub(claim(Site("block_output", 1), claim(Site("embedding_output")))) == plain + 2
 
 
 def test_draws_are_those_of_the_seed_and_every_prompt_of_its_own_class_is_itself() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from tests.fast.families import blocks, build, shared
 from tests.helpers import padded_tokens, tokens
+from tests.studies.test_path_patching import model_of
 from torch import Tensor
 
 from align_transformers import SiteError, SpecError, direct_logit_attribution
@@ -123,13 +125,46 @@ def test_half_precision_is_that_of_float32_but_for_rounding(family: str, dtype: 
     assert not rounded.meta["capped"]
 
 
-def test_what_adds_unseen_to_the_stream_is_told_in_half_precision_too() -> None:
-    model, inputs = build("llama").to(torch.bfloat16), tokens(1, 5)
-    direct_logit_attribution(model, inputs, answers=7)  # the parts are found
-    added = model.model.layers[1].register_forward_hook(lambda _m, _a, out: out + 3 * out.roll(1, -1))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "gemma2", "mixtral"])
+@torch.no_grad()
+def test_the_parts_are_the_models_own_logit_but_for_what_is_reported(family: str, dtype: torch.dtype) -> None:
+    model, inputs = copy.deepcopy(model_of(family)).to(dtype), tokens(3, 5)
+    table = direct_logit_attribution(model, inputs, answers=[7, 3, 9], against=4)
+    logits = model(**inputs).logits[:, -1].float()
+    if family == "gemma2":
+        logits = model.config.final_logit_softcapping * torch.atanh(logits / model.config.final_logit_softcapping)
+    for prompt, answer in enumerate((7, 3, 9)):
+        parts = [row["contribution"] for row in table.rows() if row["prompt"] == prompt]
+        missed = abs(sum(parts) - float(logits[prompt, answer] - logits[prompt, 4]))
+        largest = max(1.0, *map(abs, parts))
+        if dtype == torch.float32:
+            assert table.meta["tolerance"][prompt] == pytest.approx(1e-5 * largest)
+        else:  # eps is 1/128
+            assert 0.003 * largest < table.meta["tolerance"][prompt] < 0.4 * largest
+        assert table.meta["error"][prompt] <= table.meta["tolerance"][prompt]
+        if family != "gemma2" or dtype == torch.float32:  # a cap in half precision hides what was in front of it
+            assert missed <= table.meta["tolerance"][prompt]
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 4e-5), (torch.bfloat16, 0.5)])
+def test_what_adds_unseen_to_the_stream_is_told(dtype: torch.dtype, share: float) -> None:
+    model, inputs = build("llama").to(dtype), tokens(1, 5)
+    table = direct_logit_attribution(model, inputs, answers=7)  # the parts are found
+    assert table.meta["error"][0] <= table.meta["tolerance"][0]
+    added = model.model.layers[1].register_forward_hook(lambda _m, _a, out: out + share * out.roll(1, -1))
     with pytest.raises(SpecError, match="something else adds"):
         direct_logit_attribution(model, inputs, answers=7)
     added.remove()
+
+
+def test_a_logit_that_is_no_number_is_no_sum() -> None:
+    model = build("llama")
+    direct_logit_attribution(model, tokens(1, 4), answers=7)
+    broken = model.model.layers[2].register_forward_hook(lambda _m, _a, out: out * float("nan"))
+    with pytest.raises(SpecError, match="by nan"):
+        direct_logit_attribution(model, tokens(1, 4), answers=7)
+    broken.remove()
 
 
 def test_what_cannot_be_taken_apart_is_refused() -> None:

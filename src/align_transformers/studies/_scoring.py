@@ -33,7 +33,6 @@ class Scoring:
     """How the logits of a grid become numbers; called with what the clean runs gave, it makes the scorer.
 
     Args:
-        model: its name.
         pairs: the prompts.
         metrics: by name those of each pair, the only one under `""`; `None`: that of the model's own answers.
         answers: of each pair, where they are given.
@@ -43,7 +42,6 @@ class Scoring:
         said: further facts about the table.
     """
 
-    model: str
     pairs: Pairs
     metrics: MetricsByName | None
     answers: Sequence[Answers] | None
@@ -106,7 +104,7 @@ class GridScorer(Scorer):
         """Return the facts about the whole table; of several pairs there are lists."""
         pairs, ends = self.asked.pairs, {name: self._ends(name, "base") for name in self.metrics}
         answers = self.asked.answers or self.says
-        meta: dict[str, Any] = {"model": self.asked.model}
+        meta: dict[str, Any] = {}
         for number, (name, prompts) in enumerate((("base", pairs.base), ("source", pairs.source))):
             facts: dict[str, Sequence[Any]] = {name: prompts.texts}
             for stack, of in prompts.sequences.items():
@@ -236,11 +234,6 @@ def logits_wanted(model: nn.Module, metrics: MetricsByName | None, top: int, pai
     if metrics is None:
         return Logits(None, where, ("base", "source")) if not top else Logits(None, where)
     return Logits(None if top else tokens_of(metrics, model), where)
-
-
-def model_name(model: nn.Module) -> str:
-    """Return what a model is called in a table."""
-    return str(getattr(model, "name_or_path", "") or type(model).__name__)
 
 
 def metrics_for(metric: Any, metrics: Any, count: int, what: str) -> MetricsByName | None:

@@ -30,7 +30,6 @@ from ._layers import sites_of
 from ._made_with import made_with
 from ._places import WhichPlaces, tokens_of_each
 from ._prompts import Tokens, Which, encode, indices
-from ._scoring import model_name
 
 _PATTERNS = ("attention_pattern", "cross_attention_pattern")
 
@@ -77,9 +76,9 @@ def attention_patterns(
         rest, less (`meta["sinks"]`: layers that have one).
 
     Raises:
-        SiteError: the model has no such component or layer, or attends under a mask of which no pattern can be seen.
+        SiteError: the model has no such component, or attends under a mask of which no pattern can be seen.
         SpecError: it attends to more than the tokens of the prompt, or an argument makes no sense.
-        PositionError: a head or position does not exist.
+        PositionError: a layer, head or position does not exist.
 
     Example:
         >>> import transformers
@@ -120,7 +119,6 @@ def attention_patterns(
         plain_meta(
             {
                 "study": "attention_patterns",
-                "model": model_name(model),
                 "component": component,
                 "prompts": list(encoded.texts),
                 "tokens": [list(row) for row in queries.texts],

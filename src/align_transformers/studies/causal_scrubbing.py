@@ -28,9 +28,10 @@ from ..sites import Site
 from ..table import Table
 from ._cell_run import CellRun
 from ._data import Prompt
+from ._feeds import refuse_unfed
 from ._places import places_of
 from ._prompts import Prompts, encode
-from ._scoring import metrics_for, model_name, token_of_each, tokens_of, values_of
+from ._scoring import metrics_for, token_of_each, tokens_of, values_of
 from ._sweep import Clean, Measurement, Scorer, Sweep
 
 
@@ -66,7 +67,7 @@ class Claim:
         if self.heads is not None and not self.heads:
             raise SpecError(f"heads of {self.site} names none; None is all of it")
         for child in self.children:
-            if _depth(child.site) > _depth(self.site) and child.site.stack == self.site.stack:
+            if child.site.stack == self.site.stack and _depth(child.site, self.site) > _depth(self.site, child.site):
                 raise SpecError(f"{self.site} is not computed from {child.site}, which lies behind it")
 
     @property
@@ -75,10 +76,10 @@ class Claim:
         return 1 + sum(child.count for child in self.children)
 
 
-def _depth(site: Site) -> tuple[int, int]:
-    """Return what says of sites of one stack which lies behind which, as far as their names tell."""
-    if site.layer is None or site.definition is None:
-        return (-1, 0)  # a path, or an end of the model: not known
+def _depth(site: Site, other: Site) -> tuple[int, int]:
+    """Return what says of two sites of one stack which lies behind the other, as far as their names tell."""
+    if site.layer is None or other.layer is None or site.definition is None:
+        return (0, 0)  # a path, or an end of the model: not known
     return site.layer, ("input", "inside", "output").index(site.definition.point)
 
 
@@ -133,7 +134,7 @@ def causal_scrubbing(
 
     Raises:
         SpecError: a feature has not one value for each prompt, neither answers nor a metric are given, a claim without
-            positions where lengths differ, or another argument makes no sense.
+            positions where lengths differ, a site does not change with one below it, or an argument makes no sense.
         PositionError: a prompt has no such position, or another number of tokens there.
 
     Example:
@@ -159,6 +160,7 @@ def causal_scrubbing(
     tree = _Resampling(encoded, np.random.default_rng(seed), together, draws)
     for claim in hypothesis:
         tree.check(claim, model)
+    refuse_unfed(model, encoded, hypothesis)
     runs, itself = tree.runs(hypothesis)
     sweep = Sweep(
         "causal_scrubbing",
@@ -171,8 +173,7 @@ def causal_scrubbing(
         facts={"metric": metric, "answers": answers},
     )
     cells = sweep.table(model, store=store, progress=progress, planner=planner)
-    asked = {"draws": draws, "seed": seed, "together": together, "model": model_name(model)}
-    asked["prompts"] = list(encoded.texts)
+    asked = {"draws": draws, "seed": seed, "together": together, "prompts": list(encoded.texts)}
     return _compared(cells, {**asked, "itself": itself})
 
 
@@ -373,10 +374,9 @@ def _compared(cells: Table, facts: Mapping[str, Any]) -> Table:
     ]
     recovered, low, high = _recovered(rows, facts["draws"], facts["seed"])
     by_chance = float(np.mean([row["random_prompt"] == row["prompt"] for row in rows]))
-    made = {name: cells.meta[name] for name in ("identity", "version", "versions", "passes")}
-    said = {"study": "causal_scrubbing", **made, **facts}
+    made = {name: cells.meta[name] for name in ("model", "identity", "version", "versions", "passes")}
     ends = {"recovered": recovered, "low": low, "high": high, "random_itself": by_chance}
-    return Table.from_rows(rows, meta={**said, **ends})
+    return Table.from_rows(rows, meta={"study": "causal_scrubbing", **made, **facts, **ends})
 
 
 def _recovered(

@@ -18,7 +18,7 @@ from .._checked import checked
 from .._errors import SpecError
 from ..engine import Planner
 from ..interventions import VanillaIntervention
-from ..models import evaluating, resolve
+from ..models import evaluating
 from ..plan import Edit, Logits, Read, Run
 from ..positions import Positions
 from ..sites import Site
@@ -27,9 +27,10 @@ from ._cell_run import CellRun
 from ._cells import layers_near, width_of
 from ._corruption import Subject, check_embeddings, counterfactual_inputs, noisy, subjects_of
 from ._data import Prompt
+from ._layers import depth_of
 from ._places import Placed, WhichPlaces, places_of
 from ._prompts import Prompts, Which, encode, indices, token_text
-from ._scoring import model_name, token_of_each
+from ._scoring import token_of_each
 from ._sweep import Clean, Measurement, Scorer, Sweep
 
 ROLES = (
@@ -157,9 +158,7 @@ def causal_tracing(
     }
     asked = {"window": widths, "severed": list(severed), "severed_at": severed_at if severed else None}
     drawn = {"noise": deviation, "draws": draws, "seed": seed if deviation is not None else None}
-    facts = {"study": "causal_tracing", "model": model_name(model)}
-    meta = {**cells.meta, **facts, **said, **asked, **drawn}
-    return _averaged(cells, meta)
+    return _averaged(cells, {**cells.meta, "study": "causal_tracing", **said, **asked, **drawn})
 
 
 # --- what is restored -------------------------------------------------------------------------------------------------
@@ -195,7 +194,7 @@ class _Restorations:
         """Yield a run for each layer; its cells are the tokens of all prompts, in all draws."""
         if component in self.severed:
             raise SpecError(f"{component} is restored and severed; take it from one of these")
-        stack = self.model_stack(component)
+        stack = depth_of(self.model, component)
         places = [
             (prompt, place)
             for prompt, own in enumerate(places_of(self.prompts, self.stack, positions))
@@ -215,13 +214,6 @@ class _Restorations:
             yield CellRun(
                 Run(name, "corrupted", tuple(edits), examples), tuple({"layer": layer, **cell} for cell in cells)
             )
-
-    def model_stack(self, component: str) -> int:
-        """Return how many layers there are where a component is."""
-        found, site = resolve(self.model), Site(component, 0)
-        if site.layer is None or site.stack not in found.stacks:
-            found.slot(site)  # which says why
-        return len(found.stacks[site.stack])
 
     def _restore(self, name: str, site: Site, lines: Sequence[_Line]) -> Edit:
         at = self._columns(lines)

@@ -5,7 +5,7 @@ Elhage et al. 2021, "A mathematical framework for transformer circuits"; Wang et
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +27,12 @@ from ._data import Prompt
 from ._made_with import made_with
 from ._nodes import heads_at, writers
 from ._prompts import Prompts, ReadAt, encode, token_text
-from ._scoring import model_name, token_of_each
+from ._scoring import token_of_each
 
-_CLOSE = 1e-4
-"""What the parts may miss of the logits, as a share of the largest part and logit (float32 sums of many parts)."""
+_CLOSE = 1e-5
+"""What the parts may miss of the logits, as a share of the largest part or of 1 (float32; 1e-6 was the most found)."""
+_ROUNDED = 2.0
+"""By how many eps of what half precision rounds the parts may miss the logits besides (0.7 was found)."""
 
 
 @checked
@@ -71,12 +73,14 @@ def direct_logit_attribution(
         A `Table`, one row a part and prompt: `component` (`block_input` of layer 0: the embeddings;
         `head_contribution`, `mlp_contribution`, ...), `layer`, `head`, `contribution` (in logits). `component`
         `attention_bias` is what an output projection's bias adds, `constant` what biases of norm and unembedding add.
-        `meta` has for each prompt `logit`, which the rows sum up to, and `error`, by how much they miss it. Where the
-        model caps its logits (`capped`), it is that in front of the cap.
+        `meta` has for each prompt `logit`, which the rows sum up to, `error`, by how much they miss it, and
+        `tolerance`, what they may: 1e-5 of the largest part, or of 1; a model in half precision rounds its residual
+        stream x_p behind every part p, so that there it is 2 eps |w * (A x_p)| more, the Euclidean norm over channels
+        and parts. Where the model caps its logits (`capped`), `logit` is that in front of the cap.
 
     Raises:
         SiteError: it is not known what the blocks add to the residual stream, or that they add it.
-        SpecError: the parts do not sum up to the logits, or an argument makes no sense.
+        SpecError: the parts miss a logit by more than the tolerance, or an argument makes no sense.
 
     Example:
         >>> import transformers
@@ -100,22 +104,21 @@ def direct_logit_attribution(
         values |= {site: seen[site].float() for site in ends}
         logits = outcome.outputs["clean"].float()
         norm = _FrozenNorm(resolve(model).slot(ends[1]).module, values[ends[0]], values[ends[1]])
-    chosen = given or logits.argmax(-1).tolist()
-    end = _Unembedding(model, values[ends[1]], logits)
-    rows = end.rows(chosen) - (0 if others is None else end.rows(others))
+    chosen, end = given or logits.argmax(-1).tolist(), _Unembedding(model, values[ends[1]], logits)
+
+    def less(of: Callable[[Sequence[int]], Tensor]) -> Tensor:
+        return of(chosen) - (0 if others is None else of(others))
+
+    rows, target = less(end.rows), less(end.logits)
     told, added = zip(*_told(parts, values), strict=True)
-    constant = (norm.bias * rows).sum(-1) + end.constants(chosen) - (0 if others is None else end.constants(others))
     told = (*told, {"component": "constant", "layer": None, "head": None})
-    shares = torch.cat([(torch.stack(added, 1) * norm.back(rows)[:, None]).sum(-1), constant[:, None]], 1)
-    target = end.logits(chosen) - (0 if others is None else end.logits(others))
-    error = (shares.sum(-1) - target).abs()
-    largest = shares.abs().amax(-1).clamp(min=1)
-    rounded = _rounding(outcome.outputs["clean"].dtype) * (norm(values[ends[0]]) * rows).abs().sum(-1)
-    if bool((error > _CLOSE * largest + rounded).any()):
-        raise SpecError(
-            f"the parts of {type(model).__name__} miss the logit by {float(error.max()):.2g}: something else adds to "
-            "its residual stream"
-        )
+    back = norm.back(rows)[:, None]
+    constant = (norm.bias * rows).sum(-1) + less(end.constants)
+    shares = torch.cat([(torch.stack(added, 1) * back).sum(-1), constant[:, None]], 1)
+    stream = torch.stack([values[part.site] for part in parts if not part.heads], 1).cumsum(1)
+    rounded = torch.cat([(stream * back).flatten(1), values[ends[1]] * rows], 1)
+    rounded = _rounding(outcome.outputs["clean"].dtype) * rounded.norm(dim=1)
+    error, tolerance = _missed(shares, target, rounded, model)
     return Table.from_rows(
         (
             {**part, "prompt": prompt, "contribution": share}
@@ -124,17 +127,39 @@ def direct_logit_attribution(
         ),
         meta={
             "study": "direct_logit_attribution",
-            "model": model_name(model),
             "prompts": list(encoded.texts),
             "answers": [token_text(token, tokenizer) for token in chosen],
             "against": None if others is None else [token_text(token, tokenizer) for token in others],
             "logit": target.tolist(),
             "error": error.tolist(),
+            "tolerance": tolerance.tolist(),
             "capped": end.capped,
             "passes": {way: [p.way for p in outcome.passes].count(way) for way in {p.way for p in outcome.passes}},
             **made_with(model),
         },
     )
+
+
+def _missed(shares: Tensor, logits: Tensor, rounded: Tensor, model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return by how much parts miss the logits, and what they may.
+
+    Args:
+        shares: `(prompts, parts)`.
+        logits: of each prompt.
+        rounded: by how much the model rounds each.
+        model: the user's.
+
+    Raises:
+        SpecError: they miss one by more, or it is no number.
+    """
+    error = (shares.sum(-1) - logits).abs()
+    tolerance = _CLOSE * shares.abs().amax(-1).clamp(min=1) + _ROUNDED * rounded
+    if not bool((error <= tolerance).all()):
+        raise SpecError(
+            f"the parts of {type(model).__name__} miss the logit by {float(error.max()):.2g}, and not more than "
+            f"{float(tolerance[error.argmax()]):.2g} is rounding: something else adds to its residual stream"
+        )
+    return error, tolerance
 
 
 def _clean(
@@ -292,7 +317,7 @@ class _Unembedding:
         return found * self._factor
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
-        """Return the logit of a token for each prompt."""
+        """Return the logit of a token for each prompt, in front of a cap."""
         return (self._normed * self.rows(tokens)).sum(-1) + self.constants(tokens)
 
 

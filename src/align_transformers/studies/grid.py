@@ -19,7 +19,7 @@ from ._data import PairedPrompt, Prompt
 from ._pairs import Align, pair_up
 from ._places import WhichPlaces
 from ._prompts import ReadAt, Which
-from ._scoring import Answer, Scoring, answers_for, answers_metric, logits_wanted, metrics_for, model_name
+from ._scoring import Answer, Scoring, answers_for, answers_metric, logits_wanted, metrics_for
 from ._sweep import Sweep
 
 
@@ -138,7 +138,7 @@ def grid(
         (Run("base", "base"), Run("source", "source")),
         runs,
         asked.interventions(model, pairs),
-        Scoring(model_name(model), pairs, wanted, named, top, tokenizer, neurons, said),
+        Scoring(pairs, wanted, named, top, tokenizer, neurons, said),
         logits_wanted(model, wanted, top, pairs, at),
         facts={
             "columns": [side.columns(at) for side in (pairs.base, pairs.source)],

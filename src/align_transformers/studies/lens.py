@@ -18,16 +18,17 @@ from .._checked import checked
 from .._errors import SpecError
 from ..engine import Planner
 from ..interventions import VanillaIntervention
-from ..models import find_slot, resolve
+from ..models import find_slot
 from ..plan import Edit, Logits, Read, Run
 from ..positions import Positions
 from ..sites import Site
 from ..table import Table
 from ._cell_run import CellRun
 from ._data import Prompt
+from ._layers import depth_of
 from ._places import WhichPlaces, places_of
 from ._prompts import Prompts, Tokens, Which, encode, indices, token_text
-from ._scoring import model_name, token_of_each
+from ._scoring import token_of_each
 from ._sweep import Clean, Measurement, Scorer, Sweep
 
 
@@ -104,7 +105,7 @@ def logit_lens(
     )
     table = sweep.table(model, store=store, progress=progress, planner=planner)
     tokens = [list(row) for row in encoded.tokens("decoder").texts]
-    facts = {"study": "logit_lens", "model": model_name(model), "prompts": list(encoded.texts), "tokens": tokens}
+    facts = {"study": "logit_lens", "prompts": list(encoded.texts), "tokens": tokens}
     return Table.from_rows(table.rows(), meta={**table.meta, **facts})
 
 
@@ -114,14 +115,10 @@ def _runs(
     """Yield a run for each component and layer; its cells are the tokens of all prompts."""
     if not components:
         raise SpecError("components names nothing: give a list of names, such as ['block_output']")
-    found = resolve(model)
     for name in dict.fromkeys(components):
-        stack = Site(name, 0).stack
-        if stack not in found.stacks:
-            found.slot(Site(name, 0))  # which says why
+        stack, depth = Site(name, 0).stack, depth_of(model, name)
         if stack == "encoder":
             raise SpecError(f"{name} is behind no unembedding: a lens reads the decoder, 'decoder.block_output'")
-        depth = len(found.stacks[stack])
         end = Site(f"{stack}.block_output" if stack else "block_output", depth - 1)
         tokens, width = prompts.tokens(stack), find_slot(model, end).width
         places = [

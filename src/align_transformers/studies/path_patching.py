@@ -27,7 +27,7 @@ from ._pairs import Align, Pairs, pair_up
 from ._paths import Freeze, Paths
 from ._places import WhichPlaces, places_of
 from ._prompts import ReadAt
-from ._scoring import Answer, GridScorer, Scoring, answers_for, answers_metric, logits_wanted, metrics_for, model_name
+from ._scoring import Answer, GridScorer, Scoring, answers_for, answers_metric, logits_wanted, metrics_for
 from ._sweep import Clean, Measurement, Scorer, Sweep
 
 
@@ -128,7 +128,7 @@ def path_patching(
     given = metrics_for(metric, metrics, len(pairs), "pairs")
     named = answers_for(answers, pairs, given)
     wanted = given or answers_metric(named, tokenizer)
-    scoring = Scoring(model_name(model), pairs, wanted, named, 0, tokenizer, None)
+    scoring = Scoring(pairs, wanted, named, 0, tokenizer, None)
     said = {"freeze": freeze, "through": [list(map(str, hop)) for hop in hops], "receivers": list(map(str, ends))}
     sweep = Sweep(
         "path_patching",

@@ -33,7 +33,7 @@ from ._probe_fits import Erasure, estimator_of
 from ._probe_places import ProbedPlace, places_probed
 from ._probe_scoring import ProbeScoring, answers_of
 from ._prompts import Prompts, ReadAt, Which, encode
-from ._scoring import metrics_for, model_name
+from ._scoring import metrics_for
 from ._sweep import Sweep
 
 Progressing = Callable[[int, int], None]
@@ -169,15 +169,15 @@ def probe(
     kind = estimator if isinstance(estimator, str) else str(asked)
     facts = {"estimator": kind, "erasure": erasure, "folds": folds, "draws": draws, "seed": seed}
     passes += Counter(cells.meta["passes"])
-    meta = {**cells.meta, **_facts(model, encoded, places, known), **facts, "passes": dict(passes)}
+    meta = {**cells.meta, **_facts(encoded, places, known), **facts, "passes": dict(passes)}
     return Table.from_rows(_rows(cells, fits, known, seed), meta=meta)
 
 
-def _facts(model: nn.Module, prompts: Prompts, places: Sequence[ProbedPlace], known: LabelledPrompts) -> dict[str, Any]:
-    """Return what the table says of the model, the prompts and their labels."""
+def _facts(prompts: Prompts, places: Sequence[ProbedPlace], known: LabelledPrompts) -> dict[str, Any]:
+    """Return what the table says of the prompts and their labels."""
     counts, tokens = known.counts(), prompts.tokens(places[0].site.sequence)
     return {
-        "study": "probe", "model": model_name(model), "prompts": list(prompts.texts),
+        "study": "probe", "prompts": list(prompts.texts),
         "tokens": [list(row) for row in tokens.texts], "labels": counts,
         "majority": max(counts.values()) / len(known), "groups": known.n_groups, "types": known.n_types,
     }  # fmt: skip

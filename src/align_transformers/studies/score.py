@@ -19,7 +19,7 @@ from ..table import Table
 from ._cell_run import CellRun
 from ._data import Prompt
 from ._prompts import ReadAt, encode
-from ._scoring import MetricsByName, metrics_for, model_name, name_of, tokens_of, values_of
+from ._scoring import MetricsByName, metrics_for, name_of, tokens_of, values_of
 from ._sweep import Clean, Measurement, Scorer, Sweep
 
 
@@ -85,7 +85,7 @@ def score(
         (),
         (CellRun(Run("prompts", "prompts", (), tuple(range(len(encoded)))), cells),),
         {},
-        _PromptScoring(model_name(model), encoded.texts, found),
+        _PromptScoring(encoded.texts, found),
         Logits(tokens_of(found, model), () if read == ends else (("prompts", read),)),
     )
     return sweep.table(model, store=store, progress=progress, planner=planner)
@@ -96,12 +96,10 @@ class _PromptScoring:
     """Makes the scorer.
 
     Args:
-        model: its name.
         prompts: their texts.
         metrics: by name the metric of each prompt.
     """
 
-    model: str
     prompts: tuple[str, ...]
     metrics: MetricsByName
 
@@ -136,4 +134,4 @@ class _PromptScorer(Scorer):
         """Return what was measured of which model."""
         names = {name: name_of(metrics) for name, metrics in self.asked.metrics.items()}
         told = {"metric": names[""]} if "" in names else {"metrics": names}
-        return {"study": "score", "model": self.asked.model, "prompts": list(self.asked.prompts), **told}
+        return {"study": "score", "prompts": list(self.asked.prompts), **told}

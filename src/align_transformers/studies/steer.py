@@ -19,6 +19,7 @@ from .._errors import SpecError
 from ..engine import Planner
 from ..interventions import Intervention
 from ..metrics import Metric, Metrics
+from ..sites import Site
 from ..table import Table
 from ..table.values import mean_of
 from ._data import Prompt
@@ -29,7 +30,7 @@ from ._made_with import made_with
 from ._places import WhichPlaces, columns_of
 from ._prompts import Prompts, Which, encode
 from ._samples import Continuation, Sample, Steered
-from ._scoring import MetricsByName, metrics_for, model_name, name_of
+from ._scoring import MetricsByName, metrics_for, name_of
 
 TextMetric = Annotated[
     Callable[[Sequence[str]], Sequence[float]], "A function from the continuations to one number each"
@@ -114,8 +115,8 @@ def steer(
     Raises:
         SpecError: there is nothing to fit a direction to, nothing that the metric sees is steered, or another argument
             makes no sense.
-        PositionError: a position does not exist.
-        SiteError: the model has no such component or layer.
+        PositionError: a position or a layer does not exist.
+        SiteError: the model has no such component.
 
     Example:
         >>> import transformers
@@ -133,7 +134,7 @@ def steer(
     """
     _check(max_new_tokens, batch_size, temperature, control, seed)
     amounts, encoded = _amounts(doses), encode(prompts, tokenizer, model, columns)
-    sites = sites_of(model, component, layers)
+    sites = sites_of(model, Site(component, 0).component, layers)  # a Site refuses what has no layer
     rows = None if positions is None else columns_of(encoded, sites[0].stack, positions, but_first=skip_first)
     grows = generated and sites[0].stack != "encoder"
     metrics = metrics_for(metric, None, len(encoded), "prompts") if isinstance(metric, Metric | Sequence) else None
@@ -165,7 +166,7 @@ def steer(
         "seed": seed,
         "passes": dict(reader.passes + writer.passes),
     }
-    return Table.from_rows(table, meta={"study": "steer", "model": model_name(model), **made_with(model), **meta})
+    return Table.from_rows(table, meta={"study": "steer", **made_with(model), **meta})
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------------
