@@ -14,6 +14,8 @@ from ..._bar import bar
 from ..._checked import checked
 from ..._errors import SpecError
 from ...causal import CausalModel, CounterfactualDataset
+from ...causal.encoding import Encoder, Labeller
+from ...causal.rendering import Template
 from ...learning.losses import Measure
 from ...learning.settings import Settings
 from ...models import evaluating, find_slot
@@ -21,12 +23,11 @@ from ...sites import Site, in_block
 from .._layers import sites_of
 from .._places import WhichPlaces
 from .._prompts import Which, indices
-from .encoding import Encode, Encoding
 from .hypothesis import Hypothesis, variable_sets
 from .methods import Make, Methods
 from .result import AlignmentResult
 from .search import CONTROLS, Control, Search, SearchOrder
-from .task import Container, Task, make_task
+from .task import Container, Task, Writing, make_task
 
 _UNUSED = (
     "accumulate",
@@ -45,10 +46,10 @@ def align(
     causal_model: CausalModel,
     data: CounterfactualDataset | Mapping[str, CounterfactualDataset],
     *,
-    template: str | Encode | None = None,
+    template: Template | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    encode: Encode | None = None,
-    label: str | Callable[[Any], Any] | None = None,
+    encode: Encoder | None = None,
+    label: Labeller | None = None,
     variables: Sequence[str | Sequence[str]] | None = None,
     sites: str | Site | Sequence[str | Site] = "block_output",
     layers: Which = "all",
@@ -86,12 +87,13 @@ def align(
         model: gives logits; not changed.
         causal_model: what it is supposed to compute.
         data: pairs, shared out 60 : 20 : 20 by entity; or three data sets by name: `train`, `validation`, `test`.
-        template: how an input is written: a text with `{name}` for values of variables, or a function of a setting.
-        tokenizer: of the model.
-        encode: instead of a template a function of a setting: numbers of tokens, a vector or vectors of floats, or a
-            dict of the model's arguments.
-        label: how a label is written: a text with `{label}`, or a function of it to a text or number. Default: words
-            with a leading space, numbers without; the number of a class, where the model gets no text.
+        template: how an input is written: `"{a}+{b}="`, or a function from an input (by name) to its text.
+        tokenizer: makes tokens of it.
+        encode: instead of a template a function from an input to a vector `(d,)` or several `(n, d)`, to numbers of
+            tokens `(n,)`, or to a dict of tensors by the model's names.
+        label: how a value of the output is written, which has to be one token: `" {output}"`; or a function from a
+            value to such a text, or to the number of a token or class. Default: `"{output}"`; without a tokenizer
+            whole numbers as they are, others by their place among the variable's values.
         variables: names, each alone, and tuples of names: together in one container, each in its own block of a
             rotation. Default: each alone, and all together where the data interchanges several at once.
         sites: names of components, or sites.
@@ -129,6 +131,26 @@ def align(
         PositionError: an input has no such place.
 
     Geiger et al. 2021, arXiv:2106.02997; Geiger et al. 2023, arXiv:2303.02536.
+
+    Example:
+        >>> import torch
+        >>> from align_transformers import CounterfactualDataset, align, causal_model
+        >>> @causal_model
+        ... def add(a: range(5), b: range(5), c: range(5)):
+        ...     x = a + b
+        ...     return x + c
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4, bias=False), torch.nn.Linear(4, 13))
+        >>> sums = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
+        >>> k = torch.arange(13.0)
+        >>> with torch.no_grad():  # a network that adds a and b first
+        ...     _ = net[0].weight.copy_(sums), net[1].bias.copy_(-(k**2))
+        ...     _ = net[1].weight.copy_(2 * k[:, None] * torch.tensor([1.0, 1.0, 0.0, 0.0]))
+        >>> data = CounterfactualDataset.sample(add, 1000, variables="x", seed=0)
+        >>> def encode(one):
+        ...     return [float(one["a"]), float(one["b"]), float(one["c"])]
+        >>> found = align(net, add, data, encode=encode, sites="0.output", methods="das", max_steps=60, draws=9)
+        >>> found.best()["iia"], found.best()["random"] < 0.3
+        (1.0, True)
     """
     chosen = Methods.of(methods, ranks)
     _check(settings, controls, {"seeds": seeds, "batch_size": batch_size, "draws": draws, "memory": memory})
@@ -136,9 +158,9 @@ def align(
     parts = dict(data) if isinstance(data, Mapping) else data.split(seed=seed)
     _check_parts(parts, causal_model)
     first = parts["train"]
-    encoding = Encoding(template, encode, label, _classes(causal_model, first.output))
+    writing = Writing(template, tokenizer, encode, label)
     with evaluating(model):
-        task = make_task(model, causal_model, parts, encoding, tokenizer, positions)
+        task = make_task(model, causal_model, parts, writing, positions)
         containers = _containers(model, sites, layers, heads, task)
         sets = variable_sets(variables, task.parts["train"].sets, first.variables)
         facts = {name: dict(part.facts) for name, part in parts.items()}
@@ -175,11 +197,6 @@ def _check_parts(parts: Mapping[str, CounterfactualDataset], causal_model: Causa
             raise SpecError(f"data: the part {name!r} has no pair")
         if part.causal_model is not causal_model:
             raise SpecError(f"data: the part {name!r} was made with another causal model than the one that is given")
-
-
-def _classes(causal_model: CausalModel, output: str) -> Sequence[Any] | None:
-    values = causal_model.values[output]
-    return values if isinstance(values, tuple) else None
 
 
 def _containers(model: nn.Module, sites: Any, layers: Which, heads: Which | None, task: Task) -> list[Container]:

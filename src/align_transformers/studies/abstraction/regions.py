@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,24 +29,32 @@ class Regions:
     entities: tuple[Mapping[str, Any], ...]
     shared: tuple[Shared, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-able data."""
-        found = {}
+    def members(self, bucket: Literal["well", "badly"], side: Literal["base", "source"]) -> list[Mapping[str, Any]]:
+        """Return the entities on one side of a bucket.
+
+        Args:
+            bucket: what is explained well, or badly.
+            side: of the pairs.
+        """
+        one = getattr(self.buckets, bucket)
+        return [self.entities[number] for number in (one.bases if side == "base" else one.sources)]
+
+    def summary(self) -> dict[str, Any]:
+        """Return it in numbers and words, as JSON-able data."""
+        found: dict[str, Any] = {}
         for name in ("well", "badly"):
             one = getattr(self.buckets, name)
-            found[name] = {
-                "bases": [dict(self.entities[n]) for n in one.bases],
-                "sources": [dict(self.entities[n]) for n in one.sources],
-                "n": one.n,
-                "iia": one.mean,
-            }
-        ratios = self.buckets.null_ratios
+            found[name] = {"pairs": one.n, "iia": one.mean, "bases": len(one.bases), "sources": len(one.sources)}
         return {
             **found,
             "found": self.buckets.found,
             "ratio": self.buckets.ratio,
-            "null_ratio": max(ratios) if ratios else None,
-            "common": [dict(one._asdict()) for one in self.shared],
+            "null_ratio": max(self.buckets.null_ratios, default=None),
+            "common": [
+                f"{one.bucket} explained {one.side}s: {one.variable} = {one.value!r} in {one.inside} of "
+                f"{one.of_inside}, outside in {one.outside} of {one.of_outside} (p {one.p:.2g})"
+                for one in self.shared
+            ],
         }
 
 

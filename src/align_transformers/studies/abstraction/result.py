@@ -15,6 +15,8 @@ from ..._errors import SpecError
 from ...causal import CausalModel
 from ...config import RepresentationConfig
 from ...intervenable import IntervenableModel
+from ...report.page import save_page
+from ...report.verdicts import verdict
 from ...table import Table
 from .finding import Finding, best_of_each
 from .hypothesis import Candidate
@@ -46,7 +48,9 @@ class AlignmentResult:
         """Make the table of a search."""
         chosen = best_of_each(findings, methods=False)
         rows = [_row(one, search, findings, one in chosen) for one in findings]
-        return cls(Table.from_rows(rows, meta={**meta, **_facts(search, findings, chosen)}), tuple(findings), search)
+        facts = {**meta, **_facts(search, findings, chosen)}
+        facts["verdict"] = list(verdict(rows, facts))
+        return cls(Table.from_rows(rows, meta=facts), tuple(findings), search)
 
     def best(self, variables: str | Sequence[str] | None = None) -> dict[str, Any]:
         """Return the row that was chosen for some variables on the validation pairs.
@@ -91,6 +95,17 @@ class AlignmentResult:
             value: a column; default: `iia`.
         """
         return self.table.plot(value)
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Write the search as one HTML page: verdict, hypothesis, data, scores, controls, flags, regions, pictures.
+
+        Args:
+            path: of the page.
+
+        Returns:
+            The path.
+        """
+        return save_page(self.table, path)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the table, and what was chosen for each set of variables as an intervention that can be loaded alone.
@@ -194,16 +209,19 @@ def _facts(search: Search, findings: Sequence[Finding], chosen: Sequence[Finding
     data: dict[str, Any] = {}
     for name, pairs in task.parts.items():
         entities = {*pairs.entities[0].tolist(), *(n for of in pairs.entities[1].values() for n in of.tolist())}
-        data[name] = {"pairs": len(pairs), "entities": len(entities), **search.facts[name]}
+        data[name] = {"pairs": len(pairs), "entities": len(entities)}
     test = task.parts["test"]
     counts = Counter(test.labels.tolist())
     data["trivial"] = float((test.labels == test.base_labels).double().mean())
     data["chance"] = max(counts.values()) / len(test)
+    data |= {**search.kept}
+    data["trivial_left_out"] = search.facts["train"].get("trivial_left_out")
     said = {id(one): ", ".join(one.hypothesis.variables) for one in findings}
     steps = {status: sum(one.steps for one in findings if one.status == status) for status in ("fitted", "dropped")}
     return {
         "causal_model": _described(task.causal_model),
         "data": data,
+        "made": {name: dict(facts) for name, facts in search.facts.items()},
         "examples": _examples(search),
         "settings": {
             **search.settings.to_dict(),
@@ -220,8 +238,19 @@ def _facts(search: Search, findings: Sequence[Finding], chosen: Sequence[Finding
             }
             for one in chosen
         ],
-        "self_swap": {said[id(one)]: one.self_swap for one in chosen},
+        "self_swap": min((one.self_swap for one in chosen if one.self_swap is not None), default=None),
         "flags": [
+            {
+                "variables": said[id(one)],
+                "flag": check.flag,
+                "explanation": check.explanation,
+                **{name: round(value, 4) for name, value in check.numbers.items()},
+            }
+            for one in chosen
+            for check in one.checks
+            if check.raised
+        ],
+        "checks": [
             {
                 "variables": said[id(one)],
                 "hypothesis": str(one.hypothesis),
@@ -234,7 +263,7 @@ def _facts(search: Search, findings: Sequence[Finding], chosen: Sequence[Finding
             for one in findings
             for check in one.checks
         ],
-        "buckets": [{"variables": said[id(one)], **one.regions.to_dict()} for one in chosen if one.regions is not None],
+        "buckets": [{"variables": said[id(one)], **one.regions.summary()} for one in chosen if one.regions is not None],
     }
 
 

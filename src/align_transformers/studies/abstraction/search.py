@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -67,6 +67,7 @@ class Search:
     confidence: float
     seed: int
     store: Path | None
+    kept: Mapping[str, float] = field(default_factory=dict)
 
     def result(self, tell: Callable[[int, int], None]) -> AlignmentResult:
         """Carry the search out.
@@ -77,12 +78,13 @@ class Search:
         started = time.perf_counter()
         solved = self.task.solved()
         work = replace(self, task=self._solved(solved)) if self.only_solved else self
+        before, after = (sum(map(len, one.task.parts.values())) for one in (self, work))
+        work = replace(work, kept={"base_accuracy": float(solved.mean()), "kept": after / before})
         findings = work._carried_out(tell)
         meta = {
             **made_with(self.task.model),
             "study": "align",
             "seconds": time.perf_counter() - started,
-            "base_accuracy": float(solved.mean()),
         }
         return AlignmentResult.of(work, findings, meta)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,8 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ..._errors import SpecError
 from ...causal import CausalModel, CounterfactualDataset
+from ...causal.domain import as_column
+from ...causal.encoding import Encoder, Labeller, encoded_vectors, label_numbers
+from ...causal.rendering import RenderedText, Template, rendered
 from ...engine import Inputs, batch_size, bind
 from ...engine.inputs import examples_of
+from ...models import uncompiled
 from ...models.devices import input_device
 from ...plan import Logits, Plan, Read, Run
 from ...planners import execute
@@ -24,9 +29,8 @@ from ...sites import Site
 from .._data import Given
 from .._places import WhichPlaces, named_spots, tokens_of_each
 from .._prompts import Prompts, encoded
-from .encoding import Encoding
 
-LabelWriter = Callable[[Sequence[Any]], Tensor]
+LabelWriter = Callable[[Any], Tensor]
 """From `n` values of the output to numbers of tokens or classes, `(n,)`."""
 
 Indices = Int64[np.ndarray, " n"]
@@ -125,6 +129,7 @@ class Task:
     inputs: Inputs
     settings: tuple[Mapping[str, Any], ...]
     prompts: Prompts | None
+    texts: tuple[RenderedText, ...]
     places: Mapping[PlaceName, Any]
     parts: Mapping[str, CounterfactualPairs]
     writer: LabelWriter
@@ -142,7 +147,11 @@ class Task:
 
     def _found(self, stack: str, place: PlaceName) -> tuple[tuple[int, ...], ...]:
         assert self.prompts is not None
-        tokens = tokens_of_each(self.prompts, stack, {str(place): self.places[place]})
+        spots = self.places[place]
+        if self.texts:
+            listed = list(spots) if isinstance(spots, list | tuple) else [spots]
+            spots = [[text.meant(spot) for spot in listed] for text in self.texts]
+        tokens = tokens_of_each(self.prompts, stack, {str(place): spots})
         counts = sorted({len(own) for own in tokens})
         if len(counts) > 1 or not counts[0]:
             raise SpecError(
@@ -164,7 +173,7 @@ class Task:
         return (int(shape[1]) if len(shape) > 2 else 1), int(shape[-1])
 
     def states(self, container: Container) -> Tensor:
-        """Return the activations of every input in a container, `(inputs, units, width)`; of vectors `(inputs, width)`."""
+        """Return the activations in a container, `(inputs, units, width)`; of vectors `(inputs, width)`."""
         if container not in self._states:
             self.read([container])
         return self._states[container]
@@ -233,7 +242,7 @@ class Task:
         }
         masks = {variable: [variable in found for found in pairs.sets] for variable in sources}
         said = self.causal_model.run_many(base, others, masks)[self.output]
-        return replace(pairs, labels=self.writer(said.tolist()))
+        return replace(pairs, labels=self.writer(said))
 
     def labels_under(self, base: Sequence[int], source: Sequence[int], variables: Collection[str]) -> Tensor:
         """Return what the causal model says of bases in which some variables have the values that they have in sources.
@@ -246,7 +255,7 @@ class Task:
         columns = self.columns()
         bases, sources = ({name: [of[n] for n in side] for name, of in columns.items()} for side in (base, source))
         said = self.causal_model.run_many(bases, dict.fromkeys(variables, sources))[self.output]
-        return self.writer(said.tolist())
+        return self.writer(said)
 
     def with_model(self, model: nn.Module) -> Task:
         """Return the same task for another model of the same kind."""
@@ -263,12 +272,32 @@ class Task:
         return False
 
 
+@dataclass(frozen=True, eq=False)
+class Writing:
+    """How inputs and labels are written; the arguments are those of `CounterfactualDataset.batches`.
+
+    Raises:
+        SpecError: an input is written in two ways, or in none.
+    """
+
+    template: Template | None
+    tokenizer: PreTrainedTokenizerBase | None
+    encode: Encoder | None
+    label: Labeller | None
+
+    def __post_init__(self) -> None:
+        if (self.template is None) == (self.encode is None):
+            raise SpecError(
+                "say how an input is written: template='{a}+{b}=' for a text, or encode= a function of an input that "
+                "gives tokens or a vector; one of them"
+            )
+
+
 def make_task(
     model: nn.Module,
     causal_model: CausalModel,
     parts: Mapping[str, CounterfactualDataset],
-    encoding: Encoding,
-    tokenizer: PreTrainedTokenizerBase | None,
+    writing: Writing,
     positions: WhichPlaces | None,
 ) -> Task:
     """Encode the inputs of a data set, each once.
@@ -277,8 +306,7 @@ def make_task(
         model: that will get them.
         causal_model: names the inputs.
         parts: of the data, by name.
-        encoding: from a setting to what the model gets, and from a label to what it says.
-        tokenizer: where it gets texts.
+        writing: how inputs and labels are written.
         positions: the places that are swapped; `None`: the last token, or of what is no sequence of tokens all of it.
 
     Raises:
@@ -286,7 +314,7 @@ def make_task(
         PositionError: a prompt has no such place.
     """
     known: dict[tuple[Any, ...], int] = {}
-    names = causal_model.inputs
+    names, first = causal_model.inputs, next(iter(parts.values()))
 
     def numbers(columns: Mapping[str, Any]) -> Indices:
         rows = zip(*(np.asarray(columns[name]).tolist() for name in names), strict=True)
@@ -294,26 +322,28 @@ def make_task(
 
     found = {part: _numbered(data, numbers) for part, data in parts.items()}
     settings = tuple(dict(zip(names, row, strict=True)) for row in known)
-    inputs, prompts = _encoded(model, settings, encoding, tokenizer)
-    device = input_device(model)
+    device, output = input_device(model), first.output
+    tokenizer = writing.tokenizer if writing.template is not None else None
 
-    def writer(labels: Sequence[Any]) -> Tensor:
-        return encoding.labels(labels, tokenizer).to(device)
+    def writer(labels: Any) -> Tensor:
+        return label_numbers(as_column(labels), output, writing.label, causal_model.values[output], tokenizer).to(
+            device
+        )
 
     made = {
         part: CounterfactualPairs(
             base,
             sources,
             tuple(data.sets()),
-            writer(data.labels.tolist()),
-            writer(data.base_labels.tolist()),
+            writer(data.labels),
+            writer(data.base_labels),
             (data.entities("base"), {name: data.entities(name) for name in sources}),
         )
         for (part, data), (base, sources) in zip(parts.items(), found.values(), strict=True)
     }
-    first = next(iter(parts.values()))
+    inputs, prompts, texts = _encoded(model, settings, writing)
     places = _places(prompts, positions)
-    return Task(model, causal_model, inputs, settings, prompts, places, made, writer, first.output, first.entity)
+    return Task(model, causal_model, inputs, settings, prompts, texts, places, made, writer, output, first.entity)
 
 
 def _numbered(
@@ -324,25 +354,28 @@ def _numbered(
 
 
 def _encoded(
-    model: nn.Module,
-    settings: Sequence[Mapping[str, Any]],
-    encoding: Encoding,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> tuple[Inputs, Prompts | None]:
+    model: nn.Module, settings: Sequence[Mapping[str, Any]], writing: Writing
+) -> tuple[Inputs, Prompts | None, tuple[RenderedText, ...]]:
     """Return inputs as the model gets them, and as prompts where they are sequences of tokens."""
-    made = [encoding.input(setting) for setting in settings]
-    fields = [{name: str(value) for name, value in setting.items()} for setting in settings]
-    if isinstance(made[0], str):
-        given = Given(made, None, {}, {"base": fields})
-        prompts = encoded(given, "base", tokenizer, model, "input")
-        return prompts.inputs, prompts
-    if isinstance(made[0], Mapping):
-        return {name: torch.stack([torch.as_tensor(one[name]) for one in made]) for name in made[0]}, None
-    stacked = torch.stack([torch.as_tensor(one) for one in made]).to(input_device(model))
-    if stacked.is_floating_point():
-        return stacked, None
-    prompts = encoded(Given({"input_ids": stacked}, None, {}, {"base": fields}), "base", tokenizer, model, "input")
-    return prompts.inputs, prompts
+    if writing.template is not None:
+        texts = tuple(rendered(writing.template, setting) for setting in settings)
+        fields = [{name: str(value) for name, value in setting.items()} for setting in settings]
+        given = Given([text.text for text in texts], None, {}, {"base": fields})
+        prompts = encoded(given, "base", writing.tokenizer, model, "input")
+        return prompts.inputs, prompts, texts
+    assert writing.encode is not None
+    vectors = encoded_vectors(settings, writing.encode)
+    columns, _ = vectors.batch(range(len(settings)))
+    device = input_device(model)
+    columns = {name: of.to(device) for name, of in columns.items()}
+    if "input_ids" in columns:
+        prompts = encoded(Given(columns, None, {}, {}), "base", None, model, "input")
+        return prompts.inputs, prompts, ()
+    named = inspect.signature(uncompiled(model).forward).parameters
+    if columns.keys() == {"inputs_embeds"} and "inputs_embeds" not in named:
+        rows = [torch.as_tensor(writing.encode(dict(setting))) for setting in settings]
+        return torch.stack(rows).to(columns["inputs_embeds"]), None, ()  # the model's only argument, as it was made
+    return columns, None, ()
 
 
 def _places(prompts: Prompts | None, positions: WhichPlaces | None) -> dict[PlaceName, Any]:
