@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tests.helpers import new_model, tokens
 
-from align_transformers import ActivationCache
-from align_transformers.fast.cache import row_keys
+from align_transformers import ActivationCache, Edit, Logits, Plan, Positions, Run, Site
+from align_transformers.fast.cache import remembered, row_keys
 
 
 def test_two_caches_may_share_a_folder(tmp_path):
@@ -52,3 +53,13 @@ def test_what_stands_inside_of_containers_and_arrays_counts_whole():
         keys = [row_keys({"input_ids": ids, "more": one}, "") for one in (first, second, first)]
         assert keys[0] == keys[2]
         assert set(keys[0]).isdisjoint(keys[1])
+
+
+def test_what_is_remembered_says_how_large_a_pass_may_be():
+    """A planner divides passes by the bytes of a token; of states from a memory it has to know them, too."""
+    model, ids = new_model("gpt2"), tokens(2, 5)
+    site, at = Site("block_output", 1), Positions(((1,), (2,)))
+    plan = Plan((Run("base", "x", (Edit("zero", site, "zero", at),)),), ("base",), Logits())
+    with torch.no_grad():
+        found = remembered(model, plan, {"x": ids}, {}, ActivationCache())
+    assert found.known["x"].bytes > 4 * 32  # more than what a block itself returns for a token

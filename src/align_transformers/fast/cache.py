@@ -336,13 +336,14 @@ def _taken_apart(kept: States, example: int, first: int) -> Parts:
             parts[f"key.{block}.{number}"] = seen.key[example].clone()
             parts[f"value.{block}.{number}"] = seen.value[example].clone()
             table.append((block, number, mask))
-    return parts | {"attended": torch.tensor(table, dtype=torch.long).view(-1, 3)}
+    attended = torch.tensor(table, dtype=torch.long).view(-1, 3)
+    return parts | {"attended": attended, "bytes": torch.tensor(kept.bytes)}
 
 
 def _put_together(parts: Sequence[Parts], blocks: Blocks) -> States:
     """Return the states of a batch from those of its examples."""
-    kept = States(len(parts))
-    batch = {name: torch.stack([one[name] for one in parts]) for name in parts[0] if name != "attended"}
+    kept = States(len(parts), bytes=float(parts[0]["bytes"]))
+    batch = {name: torch.stack([one[name] for one in parts]) for name in parts[0] if name not in ("attended", "bytes")}
     for name, value in batch.items():
         kind, _, block = name.partition(".")
         if kind in ("input", "output"):

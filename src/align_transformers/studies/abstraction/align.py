@@ -148,7 +148,8 @@ def align(
         >>> data = CounterfactualDataset.sample(add, 1000, variables="x", seed=0)
         >>> def encode(one):
         ...     return [float(one["a"]), float(one["b"]), float(one["c"])]
-        >>> found = align(net, add, data, encode=encode, sites="0.output", methods="das", max_steps=60, draws=9)
+        >>> found = align(net, add, data, encode=encode, sites="0.output", methods="das", lr=0.05,
+        ...               max_steps=150, draws=9)
         >>> found.best()["iia"], found.best()["random"] < 0.3
         (1.0, True)
     """

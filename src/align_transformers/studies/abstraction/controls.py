@@ -15,6 +15,9 @@ from ...learning.held import seeded
 from ...models import uncompiled
 from .task import CounterfactualPairs, Task
 
+_ELSEWHERE = 7919
+"""Added to the seed of a new network: a network that was made with the small seeds that people use is another one."""
+
 
 def permuted_labels(task: Task, part: str, seed: int) -> CounterfactualPairs:
     """Return pairs labelled as if each source entity were another one: the same one in all pairs.
@@ -58,7 +61,7 @@ def reinitialised(model: nn.Module, seed: int) -> nn.Module:
         SpecError: some of its modules do not say how their parameters begin.
     """
     inner = uncompiled(model)
-    with seeded(seed):
+    with seeded(seed + _ELSEWHERE):
         if isinstance(inner, PreTrainedModel):
             made: nn.Module = type(inner)(copy.deepcopy(inner.config))
             first = next(inner.parameters())

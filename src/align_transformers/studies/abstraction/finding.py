@@ -14,7 +14,7 @@ from .hypothesis import Candidate, Hypothesis
 from .regions import Regions
 from .subspace_checks import Check
 
-Hits = Float[np.ndarray, " pairs"]
+Hits = Float[np.ndarray, " _"]
 """For each pair 1 where the network says what the causal model does, else 0."""
 
 

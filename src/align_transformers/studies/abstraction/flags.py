@@ -24,6 +24,7 @@ from .subspace_checks import (
     off_manifold,
     trivial,
 )
+from .task import CounterfactualPairs, Indices
 
 if TYPE_CHECKING:
     from .search import Search
@@ -60,7 +61,9 @@ class Checks:
         if one.by_heart is not None:
             yield _by_heart(train, self.interval(one, "train", one.by_heart))
         if one.again:
-            yield against_random_network(score, self.interval(one, "test", one.again["test"]))
+            yield against_random_network(
+                score, self.interval(one, "test", one.again["test"]), chance=_chance(test, rows)
+            )
         clean, patched = self._states(one)
         if len(clean) >= 4 and clean.var(0).sum() > 0:
             yield off_manifold(clean, patched, seed=self._search.seed)
@@ -108,6 +111,11 @@ class Checks:
                 numbers[f"iia_{name}"] = float(found.mean())
         said = "; ".join(f"{name} {value:.2f}" for name, value in numbers.items())
         yield Check("unread", numbers["kernel_share"] > 0.5, numbers, f"{split.explanation} ({said})")
+
+
+def _chance(pairs: CounterfactualPairs, rows: Indices) -> float:
+    """Return the share of the most frequent label."""
+    return float(pairs.labels.cpu()[torch.from_numpy(rows)].unique(return_counts=True)[1].max()) / len(rows)
 
 
 def _by_heart(train: Interval, permuted: Interval) -> Check:

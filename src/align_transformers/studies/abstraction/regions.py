@@ -58,13 +58,16 @@ class Regions:
         }
 
 
-def regions_of(runner: Runner, candidate: Candidate, seed: int) -> Regions:
+def regions_of(runner: Runner, candidate: Candidate, seed: int) -> Regions | None:
     """Measure an interchange on pairs of all parts, and split the inputs by what came of it.
 
     Args:
         runner: of the task.
         candidate: which interchange.
         seed: of the shuffles.
+
+    Returns:
+        The regions; `None` where no pair can tell, since no interchange changes the label.
     """
     task, variables = runner.task, candidate.hypothesis.variables
     numbers: list[Any] = []
@@ -74,6 +77,8 @@ def regions_of(runner: Runner, candidate: Candidate, seed: int) -> Regions:
         hit.append(hits(runner, [candidate], pairs, _PAIRS)[0])
         tells.append((pairs.labels != pairs.base_labels).cpu().numpy()[rows])
         numbers.append(np.stack([pairs.base[rows], pairs.source_numbers(variables)[rows]]))
+    if not np.concatenate(tells).any():
+        return None
     keys = [tuple(setting[name] for name in task.entity) for setting in task.settings]
     known = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     entity = np.array([known[key] for key in keys], np.int64)

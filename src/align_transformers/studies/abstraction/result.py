@@ -63,15 +63,16 @@ class AlignmentResult:
         """
         return dict(list(self.table.rows())[self._chosen(variables)])
 
-    def buckets(self, variables: str | Sequence[str] | None = None) -> Regions:
+    def buckets(self, variables: str | Sequence[str] | None = None) -> Regions | None:
         """Return where the chosen interchange works: between which bases and sources, and what these have in common.
 
         Args:
             variables: as for `best`.
+
+        Returns:
+            The regions; `None` where no interchange changes the label.
         """
-        found = self.findings[self._chosen(variables)].regions
-        assert found is not None
-        return found
+        return self.findings[self._chosen(variables)].regions
 
     def intervenable(self, variables: str | Sequence[str] | None = None) -> IntervenableModel:
         """Return the chosen interchange as an intervenable model: to be run, saved and shared as any.

@@ -154,7 +154,7 @@ def hits(
     pairs: CounterfactualPairs,
     most: int | None = None,
     tell: Callable[[int], None] = lambda done: None,
-) -> list[Float[np.ndarray, " pairs"]]:
+) -> list[Float[np.ndarray, " _"]]:
     """Return for each pair of each candidate 1.0 where the network says what the causal model does, else 0.0.
 
     Args:

@@ -33,7 +33,7 @@ from .._prompts import Prompts, encoded
 LabelWriter = Callable[[Any], Tensor]
 """From `n` values of the output to numbers of tokens or classes, `(n,)`."""
 
-Indices = Int64[np.ndarray, " n"]
+Indices = Int64[np.ndarray, " _"]
 """Indices of inputs or pairs, from 0."""
 PlaceName = str | None
 """The name of tokens that are swapped together; `None` is the whole input."""
