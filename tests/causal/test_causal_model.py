@@ -103,6 +103,15 @@ def test_values_may_be_anything_where_they_are_not_listed() -> None:
     assert on_arrays.run_forward({"x": 1.4}) == {"x": 1.4, "y": 3}
 
 
+def test_vectors_and_values_of_several_kinds_are_interchanged_in_some_examples() -> None:
+    model = CausalModel(["v", "k", "y"], {}, {"y": ["v", "k"]}, {"y": lambda v, k: (v[0], k)})
+    inputs = {"v": np.array([[1.0, 2.0], [3.0, 4.0]]), "k": np.array([1, 2])}
+    other = {"v": np.array([[5.0, 6.0], [7.0, 8.0]]), "k": np.array(["one", "two"])}
+    found = model.run_many(inputs, {"v": other, "k": other}, {"v": [True, False], "k": [False, True]})
+    assert found["y"].tolist() == [(5.0, 1), (3.0, "two")]
+    assert found["v"].tolist() == [[5.0, 6.0], [3.0, 4.0]]
+
+
 def test_a_function_is_called_once_for_each_setting() -> None:
     calls: list[tuple[int, ...]] = []
 

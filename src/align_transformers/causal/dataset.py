@@ -23,19 +23,20 @@ from .drawing import (
     sets_of,
 )
 from .encoding import Encoder, Labeller, SpotRule
-from .examples import CounterfactualExamples, names_of
+from .examples import names_of
 from .given import all_pairs, given_pairs
 from .rendering import Template
 from .samples import CausalSamples
 from .sampling import generator_of
 from .splitting import shares_of, split
+from .storing import StoredExamples
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from transformers import PreTrainedTokenizerBase
 
 
-class CounterfactualDataset(CounterfactualExamples):
+class CounterfactualDataset(StoredExamples):
     """Pairs of a base and sources, and what the causal model says after an interchange.
 
     The label of an example is `output` in the base, where each interchanged variable has the value that it has in its

@@ -84,6 +84,20 @@ def joined(columns: Sequence[Column]) -> Column:
     return np.concatenate(columns) if len(kinds) == 1 else as_column([one for of in columns for one in of.tolist()])
 
 
+def chosen(mask: Column, yes: Column, no: Column) -> Column:
+    """Return row by row one of two columns.
+
+    Args:
+        mask: `(n,)` booleans: where it is that of `yes`.
+        yes: `(n,)`, or with further axes.
+        no: likewise.
+    """
+    if yes.ndim == 1 and yes.dtype.kind == no.dtype.kind:
+        return np.where(mask, yes, no)
+    rows = np.arange(len(mask))
+    return joined([yes, no])[np.where(mask, rows, len(mask) + rows)]
+
+
 def _codes(column: Column) -> Column:
     """Return a number for each row, from 0 on, the same for the same."""
     if column.ndim > 1:

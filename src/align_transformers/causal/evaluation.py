@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._errors import SpecError, UnknownNameError, near_misses
+from .distinct import chosen
 from .domain import Column, Domain, Mechanism, as_column
 
 
@@ -95,6 +96,6 @@ class Evaluation:
                 found[name] = self.mechanisms[name]([found[parent] for parent in self.parents[name]], size)
             else:
                 raise SpecError(f"the input {name!r} is not given, and has no default")
-            if other is not None:
-                found[name] = np.where(mask, other, found[name])  # type: ignore[arg-type]
+            if other is not None and mask is not None:
+                found[name] = chosen(mask, other, found[name])
         return found
