@@ -287,6 +287,8 @@ def test_what_cannot_be_run_is_refused() -> None:
             model.run_forward(given_inputs)
     with pytest.raises(SpecError, match="'b' has 1 values, where there are 2"):
         model.run_many({"a": [1, 2], "b": [1], "c": [1, 2]})
+    with pytest.raises(SpecError, match="the input 'c' is not given"):  # though x does not come of it
+        model.run_many({name: [1] for name in "abc"}, {"x": {"a": [1], "b": [2]}})
     with pytest.raises(SpecError, match="need 2 entries"):
         model.run_many({name: [1, 2] for name in "abc"}, {"x": {name: [1] for name in "abc"}})
     with pytest.raises(SpecError, match="nothing can be drawn"):

@@ -62,7 +62,7 @@ class Evaluation:
 
     def decode(self, columns: Mapping[str, Column]) -> dict[str, Column]:
         """Return columns as arrays of values."""
-        return {name: domain.array[of] if (domain := self.domains[name]) else of for name, of in columns.items()}
+        return {name: domain.decode(of) if (domain := self.domains[name]) else of for name, of in columns.items()}
 
     def row(self, columns: Mapping[str, Column], number: int) -> dict[str, Any]:
         """Return the values of one example."""
@@ -72,7 +72,11 @@ class Evaluation:
         }
 
     def run(
-        self, given: Mapping[str, Column], size: int, instead: Mapping[str, tuple[Column | None, Column]] | None = None
+        self,
+        given: Mapping[str, Column],
+        size: int,
+        instead: Mapping[str, tuple[Column | None, Column]] | None = None,
+        until: str | None = None,
     ) -> dict[str, Column]:
         """Return all variables of some examples.
 
@@ -80,6 +84,7 @@ class Evaluation:
             given: those whose values are known.
             size: how many examples.
             instead: by name a column, and in which examples (booleans; `None`: all) it stands for the variable.
+            until: the variable that is wanted; those behind it are not run.
 
         Raises:
             SpecError: an input that has no default is not given.
@@ -98,4 +103,6 @@ class Evaluation:
                 raise SpecError(f"the input {name!r} is not given, and has no default")
             if other is not None and mask is not None:
                 found[name] = chosen(mask, other, found[name])
+            if name == until:
+                break
         return found
