@@ -1,6 +1,6 @@
 """Counterfactuals of a small causal model: arrays of ours, and the loop through dictionaries that one writes by hand.
 
-Both get a million pairs of inputs of a + b + c, swap x = a + b, and say the sum: ours of all, the loop of the first ones.
+Both get pairs of inputs of a + b + c, swap x = a + b, and say the sum: ours of a million, the loop of the first ones.
 """
 
 from __future__ import annotations
@@ -66,10 +66,8 @@ def loop(task: Task) -> Callable[..., Tensor]:
 
     def rows(seed: int, count: int) -> list[dict[str, int]]:
         columns = inputs(seed)
-        return [
-            dict(zip("abc", row, strict=True))
-            for row in zip(*(columns[name][:count].tolist() for name in "abc"), strict=True)
-        ]
+        listed = zip(*(columns[name][:count].tolist() for name in "abc"), strict=True)
+        return [dict(zip("abc", row, strict=True)) for row in listed]
 
     known: dict[int, Any] = {}
 
