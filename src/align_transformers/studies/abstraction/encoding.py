@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..._errors import SpecError
-from ...metrics import token_id
+from ...vocabulary import token_id
 
 Encode = Callable[[Mapping[str, Any]], Any]
 
