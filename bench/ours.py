@@ -6,6 +6,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+import counterfactuals
 import study_works
 import torch
 import work
@@ -200,5 +201,7 @@ WORKS = {
     "generate": generate,
     "overhead": overhead,
     "batching": hooks.batching,
+    "counterfactuals": counterfactuals.ours,
+    "counterfactual data": counterfactuals.drawn,
     **study_works.WORKS,
 }

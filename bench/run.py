@@ -22,6 +22,7 @@ from typing import Any
 
 import sections
 import work
+from counterfactuals import PAIRS
 from driver import FOLDER, QUIET, Bench
 from sections import Case, Row, agreement, at_most, cells, faster, finished, seconds, token_layer, unavoidable
 from work import LAYERS, POSITIONS, SMOLLM2, WIDE
@@ -155,6 +156,25 @@ def _grown(bench: Bench, layers: int, positions: int, cost: float) -> Row:
     return finished(bench, row, "")
 
 
+def causal(bench: Bench) -> list[Row]:
+    """A million counterfactuals of a small causal model, and a data set of as many pairs."""
+    count = 20_000
+    works: dict[str, Any] = {
+        "ours": ("ours", "counterfactuals", {}),
+        "hooks": ("hooks", "counterfactuals", {"count": count}),
+        "drawn": ("ours", "counterfactual data", {}),
+    }
+    answers = bench.turns(works)
+    times = {label: seconds(one) / (count if label == "hooks" else PAIRS) for label, one in answers.items()}
+    row = Row("a counterfactual of a + b + c, of a million; the loop through dictionaries: of 20,000", "us")
+    row.figures = {"loop": 1e6 * times["hooks"], "ours": 1e6 * times["ours"]}
+    row.goals = [faster("loop", 50)]
+    row.agreement = {"ours": agreement("ours", answers["ours"][-1]["values"], answers["hooks"][-1]["values"])}
+    made = Row("a data set of a million pairs: drawn, labelled, without the trivial ones, counted", "s")
+    made.figures = {"ours": PAIRS * times["drawn"]}
+    return [finished(bench, row, "counterfactuals"), finished(bench, made, "")]
+
+
 SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "blocks": blocks,
     "heads": heads,
@@ -166,6 +186,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "pairs": pairs,
     "growth": growth,
     "wide": wide,
+    "causal": causal,
     **studies.sections_of(SMOL),
 }
 

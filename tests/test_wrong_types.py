@@ -159,10 +159,14 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "entities": (lambda **k: pairs().entities(**k), {"side": "base", "by": None}),
     "split": (lambda **k: pairs().split(**k), {"shares": (0.4, 0.3, 0.3), "by": None, "seed": 0}),
     "batches": (lambda **k: pairs().batches(**k), {
-        "batch_size": 4, "template": "a", "tokenizer": words(), "encode": None,
-        "label": lambda value: value, "positions": 0, "unit": "pos", "interventions": ["a"], "subspaces": None, "seed": 0}),
+        "batch_size": 4, "template": "a", "tokenizer": words(), "encode": None, "label": lambda value: value,
+        "positions": 0, "unit": "pos", "interventions": ["a"], "subspaces": None, "seed": 0}),
     "batches of vectors": (lambda **k: pairs().batches(**k), {
         "batch_size": 4, "encode": lambda one: [0.5], "label": None, "subspaces": {"a": 0}}),
+    "from_dataset": (at.CounterfactualDataset.from_dataset, {
+        "dataset": [{"base": {"a": 0}, "sources": {"a": {"a": 1}}, "where": {"a": True}}], "causal_model": adder(),
+        "output": None, "entity": None}),
+    "load of pairs": (at.CounterfactualDataset.load, {"folder": "./nothing", "causal_model": adder()}),
     "filter": (lambda **k: pairs().filter(**k), {"keep": [True] * 40, "why": "all"}),
     "OnArrays": (at.OnArrays, {"function": len}),
     "Claim": (at.Claim, {"site": at.Site("mlp_output", 0), "feature": [0, 1], "positions": None, "children": ()}),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import counterfactuals
 import torch
 import work
 from peers import study_loops
@@ -307,5 +308,6 @@ WORKS = {
     "one_pass": one_pass,
     "batching": batching,
     "token_layers": token_layers,
+    "counterfactuals": counterfactuals.loop,
     **study_loops.WORKS,
 }

@@ -350,7 +350,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a wrong format": ({**WORDS, "template": "{a:q}"}, SpecError, "Unknown format code"),
     "no text": ({**WORDS, "template": lambda one: 3}, SpecError, "it gave 3"),
     "an empty text": ({**WORDS, "template": lambda one: ""}, SpecError, "has no token"),
-    "a label of two tokens": ({**WORDS, "label": " {output}"}, SpecError, "is not one token but 2"),
+    "a label of two tokens": ({**WORDS, "label": " {label}"}, SpecError, "is not one token but 2"),
     "an unknown field of a label": ({**WORDS, "label": "{a}"}, UnknownNameError, "label has the field 'a'"),
     "a label of nothing": ({**WORDS, "label": lambda value: None}, SpecError, "found None"),
     "a place that is not there": ({**WORDS, "positions": 9}, PositionError, "position 9 does not exist"),
@@ -376,6 +376,18 @@ def test_what_makes_no_sense_is_refused_at_once(what: str) -> None:
     changed, kind, message = WRONG[what]
     with pytest.raises(kind, match=re.escape(message)):
         pairs(40).batches(**{"batch_size": 8, **changed})
+
+
+def test_words_have_a_leading_space_and_numbers_none() -> None:
+    words = CausalModel(["p", "word"], {"p": range(2)}, {"word": ["p"]}, {"word": lambda p: "ab"[p]})
+    data = CounterfactualDataset.pairs(words, [{"p": 0}, {"p": 1}], "p")
+    options: dict[str, Any] = {"template": "{p}", "tokenizer": tokenizer()}
+    with pytest.raises(SpecError, match=r"' b' is not one token but 2.*without the leading space"):
+        data.batches(2, **options)
+    for label in ("{label}", "{word}", lambda value: value, lambda value: SIGNS.index(value)):
+        (batch,) = list(data.batches(2, label=label, **options))
+        assert batch["labels"].tolist() == [SIGNS.index("b"), SIGNS.index("a")]
+        assert batch["base_labels"].tolist() == [SIGNS.index("a"), SIGNS.index("b")]
 
 
 def test_a_class_that_is_not_known_is_asked_for() -> None:

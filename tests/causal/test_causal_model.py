@@ -103,6 +103,15 @@ def test_values_may_be_anything_where_they_are_not_listed() -> None:
     assert on_arrays.run_forward({"x": 1.4}) == {"x": 1.4, "y": 3}
 
 
+def test_vectors_and_values_of_several_kinds_are_interchanged_in_some_examples() -> None:
+    model = CausalModel(["v", "k", "y"], {}, {"y": ["v", "k"]}, {"y": lambda v, k: (v[0], k)})
+    inputs = {"v": np.array([[1.0, 2.0], [3.0, 4.0]]), "k": np.array([1, 2])}
+    other = {"v": np.array([[5.0, 6.0], [7.0, 8.0]]), "k": np.array(["one", "two"])}
+    found = model.run_many(inputs, {"v": other, "k": other}, {"v": [True, False], "k": [False, True]})
+    assert found["y"].tolist() == [(5.0, 1), (3.0, "two")]
+    assert found["v"].tolist() == [[5.0, 6.0], [3.0, 4.0]]
+
+
 def test_a_function_is_called_once_for_each_setting() -> None:
     calls: list[tuple[int, ...]] = []
 
@@ -278,6 +287,8 @@ def test_what_cannot_be_run_is_refused() -> None:
             model.run_forward(given_inputs)
     with pytest.raises(SpecError, match="'b' has 1 values, where there are 2"):
         model.run_many({"a": [1, 2], "b": [1], "c": [1, 2]})
+    with pytest.raises(SpecError, match="the input 'c' is not given"):  # though x does not come of it
+        model.run_many({name: [1] for name in "abc"}, {"x": {"a": [1], "b": [2]}})
     with pytest.raises(SpecError, match="need 2 entries"):
         model.run_many({name: [1, 2] for name in "abc"}, {"x": {name: [1] for name in "abc"}})
     with pytest.raises(SpecError, match="nothing can be drawn"):

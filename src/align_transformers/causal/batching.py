@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from .._errors import SpecError
 from .distinct import DistinctInputs
 from .domain import Column
-from .encoding import (
+from .encoded_inputs import (
     EncodedInputs,
     Encoder,
     Labeller,

@@ -22,20 +22,21 @@ from .drawing import (
     output_of,
     sets_of,
 )
-from .encoding import Encoder, Labeller, SpotRule
-from .examples import CounterfactualExamples, names_of
+from .encoded_inputs import Encoder, Labeller, SpotRule
+from .examples import names_of
 from .given import all_pairs, given_pairs
 from .rendering import Template
 from .samples import CausalSamples
 from .sampling import generator_of
 from .splitting import shares_of, split
+from .storing import StoredExamples
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from transformers import PreTrainedTokenizerBase
 
 
-class CounterfactualDataset(CounterfactualExamples):
+class CounterfactualDataset(StoredExamples):
     """Pairs of a base and sources, and what the causal model says after an interchange.
 
     The label of an example is `output` in the base, where each interchanged variable has the value that it has in its
@@ -156,10 +157,10 @@ class CounterfactualDataset(CounterfactualExamples):
             tokenizer: makes tokens of it, with its special tokens, and padded on its side.
             encode: a function from an input to a vector `(d,)`, a sequence of vectors `(n, d)`, which become
                 `inputs_embeds`; to whole numbers `(n,)`, `input_ids`; or to a dict of tensors by the model's names.
-            label: how a value of `output` is written, which has to be one token: `" {output}"`, with the leading space
-                that many tokenizers put before a word inside a text; or a function from a value to such a text, or to
-                the number of a token or class. Default: `"{output}"`, without a space; with `encode` whole numbers and
-                truth values as they are, others by their place among the variable's values.
+            label: how a label is written, which has to be one token: `" {label}"`, with the leading space that many
+                tokenizers put before a word inside a text; or a function from a label to such a text, or to the number
+                of a token or class. Default: `" {label}"` for words and `"{label}"` for all else; with `encode` whole
+                numbers and truth values as they are, others by their place among the values of `output`.
             positions: where interventions read in the source and write in the base: a number over the real tokens of an
                 input, `"last"`, `at("{a}")` or `last_token("{a}")`, which is the place of `{a}` in the template; a list
                 of these; or by variable. Default: no location columns, so the whole output of a site.

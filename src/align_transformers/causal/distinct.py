@@ -11,6 +11,9 @@ import numpy as np
 
 from .domain import Column, as_column
 
+_TABLE = 2**20
+"""Numbers up to which equal ones are found through a table; more are sorted."""
+
 
 @dataclass(frozen=True, eq=False)
 class DistinctInputs:
@@ -57,12 +60,20 @@ def distinct_rows(columns: Sequence[Column]) -> tuple[Column, Column]:
     Args:
         columns: each `(n,)`, or with further axes.
     """
-    codes = np.zeros(len(columns[0]), np.int64)
-    for column in columns:
-        own = _codes(column)
-        codes = np.unique(codes * (int(own.max(initial=0)) + 1) + own, return_inverse=True)[1].reshape(-1)
-    _, firsts, places = np.unique(codes, return_index=True, return_inverse=True)
-    return firsts, places.reshape(-1)
+    keys, size = _keys(columns)
+    if size > _TABLE + 4 * len(keys):
+        _, firsts, places = np.unique(keys, return_index=True, return_inverse=True)
+        return firsts, places.reshape(-1)
+    first = np.full(size, -1, np.int64)
+    first[keys[::-1]] = np.arange(len(keys))[::-1]
+    place = np.cumsum(first >= 0) - 1
+    return first[first >= 0], place[keys]
+
+
+def count_distinct(columns: Sequence[Column]) -> int:
+    """Return how many rows of some columns are different."""
+    keys = np.sort(_keys(columns)[0])
+    return int((keys[1:] != keys[:-1]).sum()) + min(len(keys), 1)
 
 
 def stable_numbers(columns: Mapping[str, Column]) -> Column:
@@ -84,11 +95,44 @@ def joined(columns: Sequence[Column]) -> Column:
     return np.concatenate(columns) if len(kinds) == 1 else as_column([one for of in columns for one in of.tolist()])
 
 
-def _codes(column: Column) -> Column:
-    """Return a number for each row, from 0 on, the same for the same."""
+def chosen(mask: Column, yes: Column, no: Column) -> Column:
+    """Return row by row one of two columns.
+
+    Args:
+        mask: `(n,)` booleans: where it is that of `yes`.
+        yes: `(n,)`, or with further axes.
+        no: likewise.
+    """
+    if yes.ndim == 1 and yes.dtype.kind == no.dtype.kind:
+        return np.where(mask, yes, no)
+    rows = np.arange(len(mask))
+    return joined([yes, no])[np.where(mask, rows, len(mask) + rows)]
+
+
+def _keys(columns: Sequence[Column]) -> tuple[Column, int]:
+    """Return a number for each row, from 0 on, the same for the same; and a bound above all of them."""
+    keys, size = np.zeros(len(columns[0]), np.int64), 1
+    for column in columns:
+        own, count = _codes(column)
+        if size * count > 2**62:
+            found, keys = np.unique(keys, return_inverse=True)
+            keys, size = keys.reshape(-1), len(found)
+        keys, size = keys * count + own, size * count
+    return keys, size
+
+
+def _codes(column: Column) -> tuple[Column, int]:
+    """Return a number for each row of a column, from 0 on, the same for the same; and a bound above all of them."""
     if column.ndim > 1:
-        return np.unique(column.reshape(len(column), -1), axis=0, return_inverse=True)[1].reshape(-1)
+        found, codes = np.unique(column.reshape(len(column), -1), axis=0, return_inverse=True)
+        return codes.reshape(-1), max(len(found), 1)
+    if column.dtype.kind in "biu" and len(column):
+        low, high = int(column.min()), int(column.max())
+        if high - low < _TABLE:
+            return column.astype(np.int64) - low, high - low + 1
     if column.dtype.kind != "O":
-        return np.unique(column, return_inverse=True)[1].reshape(-1)
+        found, codes = np.unique(column, return_inverse=True)
+        return codes.reshape(-1), max(len(found), 1)
     known: dict[Any, int] = {}
-    return np.array([known.setdefault(value, len(known)) for value in column.tolist()], np.int64)
+    codes = np.array([known.setdefault(value, len(known)) for value in column.tolist()], np.int64)
+    return codes, max(len(known), 1)

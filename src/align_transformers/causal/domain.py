@@ -82,6 +82,10 @@ class Domain:
         whole = all(type(value) is int for value in self.values)
         return self.values[0] if whole and self.values == tuple(range(self.values[0], self.values[-1] + 1)) else None
 
+    def decode(self, numbers: Column) -> Column:
+        """Return the values that have some numbers."""
+        return self.array.take(numbers) if self._first is None else numbers + self._first
+
     def number(self, value: Any, whence: str) -> int:
         """Return the number of a value.
 
@@ -109,11 +113,10 @@ class Domain:
             SpecError: the variable has not all of them.
         """
         if isinstance(values, np.ndarray) and values.dtype.kind in "iu" and self._first is not None:
-            numbers = values.astype(np.int64) - self._first
-            outside = (numbers < 0) | (numbers >= len(self.values))
-            if outside.any():
+            if values.size and not self.values[0] <= values.min() <= values.max() <= self.values[-1]:
+                outside = (values < self.values[0]) | (values > self.values[-1])
                 self.number(values[outside.argmax()].item(), whence)
-            return numbers
+            return values.astype(np.int64) - self._first
         if isinstance(values, np.ndarray) and values.dtype.kind in "biufU":
             distinct, places = np.unique(values, return_inverse=True)
             return np.array([self.number(one, whence) for one in distinct.tolist()], np.int64)[places]
@@ -154,6 +157,7 @@ class Mechanism:
         small = self._settings is not None and self._settings <= _TABLE and domain is not None
         # Numbers of the variable's values by setting, -1 where it has not come up. Two threads write the same there.
         self._table = np.full(self._settings or 1, -1, np.int64) if small else None
+        self._full = False
 
     def __call__(self, columns: Sequence[Column], size: int) -> Column:
         """Return the variable in many examples.
@@ -170,18 +174,25 @@ class Mechanism:
         if self._settings > 2**62:
             _, firsts, places = np.unique(np.stack(columns), axis=1, return_index=True, return_inverse=True)
             return self._of_settings([column[firsts] for column in columns])[places.reshape(-1)]
-        keys = np.zeros(size, np.int64)
-        for column, (_, domain) in zip(columns, self._parents, strict=True):
-            keys = keys * len(domain or ()) + column
+        keys = self._keys(columns, size)
         if self._table is None:
             _, firsts, places = np.unique(keys, return_index=True, return_inverse=True)
             return self._of_settings([column[firsts] for column in columns])[places]
-        found = self._table[keys]
-        if (missing := found < 0).any():
+        found = self._table.take(keys)
+        if not self._full and (missing := found < 0).any():
             new = np.flatnonzero(np.bincount(keys[missing], minlength=1))
             self._table[new] = self._of_settings(list(self._taken_apart(new)))
-            found = self._table[keys]
+            self._full = bool((self._table >= 0).all())
+            found = self._table.take(keys)
         return found
+
+    def _keys(self, columns: Sequence[Column], size: int) -> Column:
+        """Return for each example the number of its setting of the parents."""
+        keys = columns[0].copy() if columns else np.zeros(size, np.int64)
+        for column, (_, domain) in zip(columns[1:], self._parents[1:], strict=True):
+            keys *= len(domain or ())
+            keys += column
+        return keys
 
     def _taken_apart(self, keys: Column) -> Iterable[Column]:
         """Return the columns of the parents that give some keys."""

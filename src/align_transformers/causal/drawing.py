@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._errors import SpecError
-from .distinct import distinct_inputs, distinct_rows, joined
+from .distinct import count_distinct, distinct_inputs, distinct_rows, joined
 from .domain import Column
 from .sampling import TRIES
 
@@ -289,4 +289,4 @@ def distinct_count(
 ) -> int:
     """Return how many different pairs there are."""
     inputs = distinct_inputs(base, sources)
-    return len(distinct_rows([inputs.base, *inputs.sources.values(), *where.values()])[0])
+    return count_distinct([inputs.base, *inputs.sources.values(), *where.values()])

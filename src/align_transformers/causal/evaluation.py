@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._errors import SpecError, UnknownNameError, near_misses
+from .distinct import chosen
 from .domain import Column, Domain, Mechanism, as_column
 
 
@@ -61,7 +62,7 @@ class Evaluation:
 
     def decode(self, columns: Mapping[str, Column]) -> dict[str, Column]:
         """Return columns as arrays of values."""
-        return {name: domain.array[of] if (domain := self.domains[name]) else of for name, of in columns.items()}
+        return {name: domain.decode(of) if (domain := self.domains[name]) else of for name, of in columns.items()}
 
     def row(self, columns: Mapping[str, Column], number: int) -> dict[str, Any]:
         """Return the values of one example."""
@@ -71,7 +72,11 @@ class Evaluation:
         }
 
     def run(
-        self, given: Mapping[str, Column], size: int, instead: Mapping[str, tuple[Column | None, Column]] | None = None
+        self,
+        given: Mapping[str, Column],
+        size: int,
+        instead: Mapping[str, tuple[Column | None, Column]] | None = None,
+        until: str | None = None,
     ) -> dict[str, Column]:
         """Return all variables of some examples.
 
@@ -79,6 +84,7 @@ class Evaluation:
             given: those whose values are known.
             size: how many examples.
             instead: by name a column, and in which examples (booleans; `None`: all) it stands for the variable.
+            until: the variable that is wanted; those behind it are not run.
 
         Raises:
             SpecError: an input that has no default is not given.
@@ -95,6 +101,8 @@ class Evaluation:
                 found[name] = self.mechanisms[name]([found[parent] for parent in self.parents[name]], size)
             else:
                 raise SpecError(f"the input {name!r} is not given, and has no default")
-            if other is not None:
-                found[name] = np.where(mask, other, found[name])  # type: ignore[arg-type]
+            if other is not None and mask is not None:
+                found[name] = chosen(mask, other, found[name])
+            if name == until:
+                break
         return found

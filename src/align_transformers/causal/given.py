@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._errors import SpecError, UnknownNameError, near_misses
-from .distinct import joined
+from .distinct import chosen
 from .domain import Column, as_column
 from .drawing import DrawnPairs, labelled, sets_of
 
@@ -95,8 +95,7 @@ def given_pairs(
             raise SpecError(
                 f"there are {size} bases and {len(next(iter(taken.values())))} sources of {name!r}: one each"
             )
-        which = np.where(mask, np.arange(size), size + np.arange(size))
-        sources[name] = {one: joined([taken[one], own[one]])[which] for one in own}
+        sources[name] = {one: chosen(mask, taken[one], own[one]) for one in own}
     return _labelled(causal_model, own, sources, masks, output)
 
 

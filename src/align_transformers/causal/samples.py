@@ -63,7 +63,8 @@ class CausalSamples:
             mask = None if where is None or name not in where else np.asarray(where[name], bool)
             if (mask is not None and mask.shape != (size,)) or _length(source) != size:
                 raise SpecError(f"interchanged[{name!r}] and where[{name!r}] need {size} entries, as inputs have")
-            taken = self._evaluation.run(self._evaluation.encode(source, size), size)[self._evaluation.known(name)]
+            known = self._evaluation.known(name)
+            taken = self._evaluation.run(self._evaluation.encode(source, size), size, until=known)[known]
             instead[name] = (mask, taken)
         return self._evaluation.decode(self._evaluation.run(columns, size, instead))
 

@@ -195,7 +195,7 @@ def _said(tensor: Tensor | None) -> str:
 
 
 Labeller = str | Callable[[Any], Any]
-"""`" {output}"`, or a function from a value to the text of a token, or to a whole number."""
+"""`" {label}"`, or a function from a value to the text of a token, or to a whole number."""
 
 
 def label_numbers(
@@ -210,7 +210,7 @@ def label_numbers(
     Args:
         values: of the variable that labels are of.
         output: its name.
-        label: how a value is written; default: as it is, where there is a tokenizer.
+        label: how a value is written; default, where there is a tokenizer: `" {label}"` for words, else `"{label}"`.
         listed: what the variable may be, in order, if that is listed.
         tokenizer: makes tokens of texts.
 
@@ -235,8 +235,8 @@ def _label(
         if not isinstance(listed, tuple):
             raise SpecError(f"which class {value!r} is, is not known: give label=, a function from a value to a number")
         return listed.index(value)
-    said = "{output}" if label is None else label
-    written = rendered(said, {"output": value, output: value}, "label").text if isinstance(said, str) else said(value)
+    said = label if label is not None else " {label}" if isinstance(value, str) else "{label}"
+    written = rendered(said, {"label": value, output: value}, "label").text if isinstance(said, str) else said(value)
     if isinstance(written, str) or (isinstance(written, int | np.integer) and not isinstance(written, bool)):
         try:
             return token_id(written if isinstance(written, str) else int(written), tokenizer)
