@@ -196,16 +196,23 @@ def alignment(layers: int = 3) -> Table:
     model = {"variables": {name: {"parents": of, "values": 4} for name, of in parents.items()}}
     data = {"train": {"pairs": 1200, "entities": 60}, "test": {"pairs": 400, "entities": 20}, "trivial_left_out": 31}
     flag = {"variables": "var_y", "flag": "memorised", "explanation": "far above unseen ones", "train": 1.0}
+    flag |= {"hypothesis": "var_y: ...", "chosen": True, "raised": True}
+    calm = {**flag, "variables": "var_x", "flag": "off manifold", "raised": False, "explanation": "as far out"}
+    shared = {"bucket": "badly", "side": "base", "variable": "a", "value": 3, "inside": 4, "of_inside": 5}
+    shared |= {"outside": 1, "of_outside": 20, "p": 0.01}
+    well = {"bases": [{"a": 1}] * 12, "sources": [{"a": 2}] * 20, "n": 350, "iia": 0.99}
     meta = {
         "study": "align", "model": "toy",
         "causal_model": {**model, "inputs": ["a", "b", "c"], "outputs": ["sum"], "text": "sum = a + b + c <b>"},
         "data": {**data, "trivial": 0.07, "base_accuracy": 0.99, "kept": 0.98, "chance": 0.125},
-        "examples": [{"base": "1+2+3=", "source": "2+2+0=", "variables": "var_x", "label": "7"}],
-        "settings": {"ranks": [4], "methods": ["das", "swap"]}, "self_swap": 1.0, "flags": [flag],
-        "selection": [{"variables": "var_x", "validation": 0.98, "test": 0.97, "drop": 0.01}],
+        "examples": [{"base": "1+2+3=", "sources": {"var_x": "2+2+0="}, "label": 7, "base_label": 6}],
+        "settings": {"ranks": [4], "methods": ["das", "swap"]},
+        "self_swap": {"var_x": 1.0}, "search": {"hypotheses": 25},
+        "flags": [calm, flag, {**flag, "chosen": False}],
+        "selection": [{"variables": "var_x", "validation": 0.98, "test": 0.97, "drop": 0.01, "of": 12}],
         "buckets": [
-            {"variables": "var_x", "well": {"inputs": 50}, "badly": {"inputs": 10}, "ratio": 3.5, "null_ratio": 1.1,
-             "common": ["a = 3"]}
+            {"variables": "var_x", "well": well, "badly": {**well, "iia": 0.4, "n": 50}, "found": True, "ratio": 3.5,
+             "null_ratio": 1.1, "common": [shared]}
         ],
         "identity": {"weights": "abc"}, "versions": {"torch": "2"}, "passes": {"full": 3}, "seconds": 1.5,
     }  # fmt: skip

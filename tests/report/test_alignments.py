@@ -147,12 +147,15 @@ def test_the_page_says_it_all_in_its_order(tmp_path):
     order = (
         "Verdict", "var_x: block_output of layer 1", "Hypothesis", "sum = a + b + c <b>",
         "var_x is made of a, b (4 values).", "Inputs: a (4 values), b (4 values), c (4 values).", "Output: sum.",
-        "Data", ".99 of the prompts", ".98 of the pairs are kept", ".07 of the pairs were trivial",
-        "31 trivial pairs are left out", "1.00 of the test pairs keep", "1200 pairs, 60 entities", "Examples",
-        "1+2+3=", "The chosen hypotheses", ".97 [.95, .99]", ".12 (up to .20)", ".25 (fit: .60)",
-        "Point at a cell", "Flags", "var_y: memorised: far above unseen ones (train: 1)", "Selection", ".01",
-        "Where it fails", "inputs: 50", "3.5", "a = 3", "Settings", "das, swap", "Identity", "abc", "Versions",
-        "Cost", "full: 3", "made with",
+        "Data", ".99 of the prompts", ".98 of the pairs are kept", ".07 of the test pairs are trivial",
+        "31 trivial pairs are left out", "var_x: 1.00 of the test pairs keep", "1200 pairs, 60 entities",
+        "Examples", "1+2+3=", "var_x: 2+2+0=", "The chosen hypotheses", ".97 [.95, .99]", ".12 (up to .20)",
+        ".25 (fit: .60)", "Point at a cell", "Flags", "Of hypotheses that were not chosen 1 flags were raised", "var_y",
+        "memorised", "yes", "far above unseen ones", "train: 1", "off manifold", "no", "as far out", "Selection",
+        "12", ".01", "Where it fails",
+        "var_x: where it does not, 4 of 5 bases have a = 3; elsewhere 1 of 20 (p 0.01).",
+        "IIA .99, 350 pairs, 12 bases, 20 sources", "IIA .40, 50 pairs", "3.5", "1.1", "Search", "25", "Settings",
+        "das, swap", "Identity", "abc", "Versions", "Cost", "full: 3", "made with",
     )  # fmt: skip
     at = 0
     for said in order:
@@ -166,7 +169,7 @@ def test_a_page_of_a_bare_table_has_what_there_is(tmp_path):
     table = Table.from_rows([studies.hypothesis("v", 0)], meta={"study": "align", "model": "toy"})
     text = read(save_page(table, tmp_path / "a.html")).text
     assert "The chosen hypotheses" in text
-    assert "No flag was raised." in text
+    assert "No flag was raised of the chosen hypotheses." in text
     assert not {"Hypothesis", "Data", "Selection", "Where it fails"} & set(text.split("\n"))
 
 

@@ -45,7 +45,6 @@ REFUSALS = {
     "random without an end": ({"low": 0.4, "random": 0.4, "random_high": None}, r"random control's \(\.40\)"),
     "p": ({"p_corrected": 0.06}, r"p = \.06 against random subspaces, corrected over the grid"),
     "p that is not corrected": ({"p": 0.06, "p_corrected": None}, r"p = \.06 against random subspaces(?!, corr)"),
-    "permuted": ({"permuted": 0.95}, r"labels permuted by entity are fitted as well \(\.95\)"),
     "new weights": ({"reinitialised": 0.96}, r"not separable from what a network with new weights gives \(\.96\)"),
 }  # fmt: skip
 
@@ -65,7 +64,7 @@ def test_each_rule_refuses_by_itself_and_says_why(rule):
     [{"low": 0.2001}, {"p_corrected": 0.05}, {"permuted": 0.949}, {"reinitialised": 0.949}, {"p": 0.5}],
 )
 def test_just_within_a_rule_it_is_shown(changes):
-    assert "not shown" not in said(row(permuted=changes.pop("permuted", 0.1), **changes))
+    assert " carries it" in said(row(**{"permuted": 0.1, **changes}))
 
 
 def test_part_of_it_is_said_to_be_a_part():
@@ -77,8 +76,20 @@ def test_part_of_it_is_said_to_be_a_part():
 def test_a_flag_takes_the_word_carries_away():
     sentence = said(row(flags="exceeds its container, off the manifold"))
     assert "carries" not in sentence
-    assert "stands out from all controls that were measured, with a flag: IIA .97" in sentence
+    assert "stands out from random subspaces, new weights and chance, with a flag: IIA .97" in sentence
     assert sentence.endswith("flagged: exceeds its container, off the manifold.")
+
+
+def test_labels_that_are_learned_by_heart_take_it_away_too():
+    sentence = said(row(permuted=0.95))
+    assert "carries" not in sentence
+    assert (
+        "stands out from random subspaces, new weights and chance, but labels permuted by entity are learned as "
+        in sentence
+    )
+    assert "well (.95): IIA .97" in sentence
+    only = said(row(permuted=0.95, random=None, random_high=None, p_corrected=None), meta={})
+    assert "stands out from new weights, but labels" in only
 
 
 def test_memorising_is_named_where_unseen_entities_are_not_told_apart():

@@ -18,10 +18,10 @@ _HEADS: Mapping[str, str] = {
 _SHARES: Mapping[str, str] = {
     "base_accuracy": "of the prompts the model answers as the causal model does",
     "kept": "of the pairs are kept, since the model answers them rightly",
-    "trivial": "of the pairs were trivial: the interchange does not change the answer",
-    "chance": "of the labels are the most frequent one: chance",
+    "trivial": "of the test pairs are trivial: the interchange does not change the answer",
+    "chance": "of the test labels are the most frequent one: chance",
 }
-_TOLD = ("settings", "identity", "versions")
+_TOLD = ("search", "settings", "identity", "versions")
 """Mapping[str, Any] that have a section each."""
 
 
@@ -91,17 +91,26 @@ def _values(facts: Mapping[str, Any]) -> str:
 def _data(meta: Mapping[str, Any]) -> Iterator[Section]:
     data: Mapping[str, Any] = meta.get("data") or {}
     parts = {name: one for name, one in data.items() if isinstance(one, Mapping)}
-    facts = {name: ", ".join(f"{said(count)} {of}" for of, count in one.items()) for name, one in parts.items()}
+    facts = {name: _part(one) for name, one in parts.items()}
     lines = [f"{rate(data[name])} {words}." for name, words in _SHARES.items() if data.get(name) is not None]
     if data.get("trivial_left_out") is not None:
         lines.append(f"{data['trivial_left_out']} trivial pairs are left out.")
-    if meta.get("self_swap") is not None:
-        lines.append(f"{rate(meta['self_swap'])} of the test pairs keep their answer when an input is its own source.")
+    swaps = meta.get("self_swap")
+    for name, kept in (swaps if isinstance(swaps, Mapping) else {"": swaps}).items():
+        if kept is not None:
+            of = f"{name}: " if name else ""
+            lines.append(f"{of}{rate(kept)} of the test pairs keep their answer when an input is its own source.")
     known = {*parts, *_SHARES, "trivial_left_out"}
     facts |= {str(name): said(value) for name, value in data.items() if name not in known}
     if lines or facts:
         yield Section("Data", tuple(lines), facts, opens=True)
     yield from _examples(meta.get("examples") or ())
+
+
+def _part(facts: Mapping[str, Any]) -> str:
+    counts = [f"{facts[of]} {of}" for of in ("pairs", "entities") if facts.get(of) is not None]
+    others = {name: value for name, value in facts.items() if name not in ("pairs", "entities")}
+    return "; ".join([", ".join(counts), *([said(others)] if others else [])])
 
 
 def _examples(examples: Sequence[Any]) -> Iterator[Section]:
@@ -151,23 +160,34 @@ def _p(row: Row) -> float | None:
 
 
 def _flags(flags: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
-    if flags:
-        lines = []
-        for one in flags:
-            numbers = {k: v for k, v in one.items() if k not in ("variables", "flag", "explanation")}
-            told = f" ({said(numbers)})" if numbers else ""
-            lines.append(f"{one.get('variables', '')}: {one.get('flag', '')}: {one.get('explanation', '')}{told}")
-        yield Section("Flags", ("A flag is a reason to look closer, not a verdict.", *lines))
-    else:
-        yield Section("Flags", ("No flag was raised.",))
+    """Yield the checks of the chosen hypotheses, those first that raised a flag, and how many flags others have."""
+    own = sorted((one for one in flags if one.get("chosen", True)), key=lambda one: not one.get("raised", True))
+    others = sum(bool(one.get("raised", True)) for one in flags if not one.get("chosen", True))
+    lines = ["A flag is a reason to look closer, not a verdict."]
+    if not any(one.get("raised", True) for one in own):
+        lines.append("No flag was raised of the chosen hypotheses.")
+    if others:
+        lines.append(f"Of hypotheses that were not chosen {others} flags were raised: see the table.")
+    head = ("Variables", "Check", "Flag", "What was found", "Numbers")
+    yield Section("Flags", tuple(lines), head=head if own else (), rows=tuple(map(_check, own)))
+
+
+def _check(one: Mapping[str, Any]) -> tuple[str, ...]:
+    words = ("variables", "hypothesis", "chosen", "flag", "raised", "explanation")
+    numbers = {name: value for name, value in one.items() if name not in words}
+    said_of_it = (said(one.get("variables")), said(one.get("flag")), said(bool(one.get("raised", True))))
+    return (*said_of_it, said(one.get("explanation")), said(numbers) if numbers else "")
 
 
 def _selection(selection: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
     if selection:
         names = ("validation", "test", "drop")
-        rows = tuple((str(one["variables"]), *(_signed(one.get(name)) for name in names)) for one in selection)
+        rows = tuple(
+            (str(one["variables"]), said(one.get("of")), *(_signed(one.get(name)) for name in names))
+            for one in selection
+        )
         line = "The best of many on validation pairs is in part the luckiest: by so much it drops on test pairs."
-        head = ("Variables", "Validation", "Test", "Drop")
+        head = ("Variables", "Chosen among", "Validation", "Test", "Drop")
         yield Section("Selection", (line,), head=head, rows=rows)
 
 
@@ -176,12 +196,37 @@ def _signed(value: float | int | None) -> str:
 
 
 def _buckets(buckets: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
-    if buckets:
-        lines = (
-            "Inputs are parted into those whose interchanges with each other agree with the causal model, and others.",
-            "Ratio: of the likelihoods with and without the parting; beside it that of shuffled results.",
-        )
-        names = ("variables", "well", "badly", "ratio", "null_ratio", "common")
-        head = ("Variables", "Well explained", "Badly explained", "Ratio", "Shuffled", "In common")
-        rows = tuple(tuple(said(one.get(name)) for name in names) for one in buckets)
-        yield Section("Where it fails", lines, head=head, rows=rows)
+    if not buckets:
+        return
+    lines = [
+        "Inputs are parted into bases and sources between which the interchange works, and the rest. Ratio: the "
+        "log-likelihood that the parting gains; beside it the most that it gains on shuffled results.",
+    ]
+    rows = []
+    for one in buckets:
+        name, parts = str(one.get("variables", "")), [one.get(side) or {} for side in ("well", "badly")]
+        rows.append((name, *map(_bucket, parts), said(one.get("ratio")), said(one.get("null_ratio"))))
+        if one.get("found") is False:
+            lines.append(f"{name}: the parting is no better than that of shuffled results, so it says nothing.")
+        lines += [f"{name}: {_shared(value)}" for value in one.get("common") or ()]
+    head = ("Variables", "Works", "Does not", "Ratio", "Shuffled")
+    yield Section("Where it fails", tuple(lines), head=head, rows=tuple(rows))
+
+
+def _bucket(facts: Mapping[str, Any]) -> str:
+    """Return a bucket in words: its score, its pairs, and how many bases and sources make it up."""
+    told = [f"IIA {rate(facts['iia'])}"] if "iia" in facts else []
+    told += [f"{facts['n']} pairs"] if "n" in facts else []
+    told += [f"{len(facts[side])} {side}" for side in ("bases", "sources") if side in facts]
+    return ", ".join(told) or said(facts)
+
+
+def _shared(value: Any) -> str:
+    """Return what entities of a bucket have in common."""
+    if not isinstance(value, Mapping) or "of_inside" not in value:
+        return said(value)
+    where = "where it works" if value["bucket"] == "well" else "where it does not"
+    return (
+        f"{where}, {value['inside']} of {value['of_inside']} {value['side']}s have {value['variable']} = "
+        f"{said(value['value'])}; elsewhere {value['outside']} of {value['of_outside']} (p {precise(value['p'])})."
+    )

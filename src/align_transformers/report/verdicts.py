@@ -4,14 +4,15 @@ A sentence is about the hypothesis that was chosen on validation pairs and says 
 "carries" only where
 
 1. the IIA has an interval, and at least one control was measured;
-2. the interval lies above chance, the random subspaces (above the upper end of theirs, where it is known), the labels
-   permuted by entity, and the same fit on a network with new random weights: of each that was measured;
+2. the interval lies above chance, the random subspaces (above the upper end of theirs, where it is known), and the same
+   fit on a network with new random weights: of each that was measured;
 3. the p-value against random subspaces, corrected over the grid where that is known, is at most .05;
-4. no flag was raised.
+4. the interval lies above what a fit to labels permuted by entity scores on these: the fit learns nothing by heart;
+5. no flag was raised.
 
-It says "carries ... in part" unless the whole interval lies at `MOST` or above. Where 1 to 3 hold and there are flags
-it says "stands out from all controls that were measured", and names the flags. Else it says "not shown" and why.
-Controls that were not measured are named, and so is how many other places are not told apart from the chosen one.
+It says "carries ... in part" unless the whole interval lies at `MOST` or above. Where 1 to 3 hold, but not 4 or 5, it
+says what it stands out from, and the reservation. Else it says "not shown" and why. Controls that were not measured are
+named, and so is how many other places are not told apart from the chosen one.
 """
 
 from __future__ import annotations
@@ -155,8 +156,6 @@ def _reasons(row: Row, chance: float | None) -> Iterator[str]:
         elif p is not None and p > ALPHA:
             corrected = ", corrected over the grid" if row.get("p_corrected") is not None else ""
             yield f"p = {rate(p)} against random subspaces{corrected}"
-    if row.get("permuted") is not None and low <= row["permuted"]:
-        yield f"labels permuted by entity are fitted as well ({rate(row['permuted'])})"
     if row.get("reinitialised") is not None and low <= row["reinitialised"]:
         yield f"it is not separable from what a network with new weights gives ({rate(row['reinitialised'])})"
 
@@ -172,14 +171,28 @@ def _sentence(name: str, rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
     it = "them" if "," in name else "it"
     if reasons:
         claim = f"not shown that {where} carries {it}: {'; '.join(reasons)}"
-    elif flags:
-        claim = f"{where} stands out from all controls that were measured, with a flag"
+    elif flags or _is_by_heart(row):
+        but = "with a flag" if flags else f"but labels permuted by entity are learned as well ({rate(row['permuted'])})"
+        claim = f"{where} stands out from {_stands_out(row, chance_of(meta))}, {but}"
     else:
         claim = f"{where} carries {it}" + " in part" * (row["low"] < MOST)
     parts = [f"IIA {rate_with_interval(row)}{_of(row, meta)}", ", ".join(_numbers(row, chance_of(meta)))]
     parts += [] if reasons else _others(row, rows)
     parts.append(f"flagged: {', '.join(flags)}" if flags else "no flag")
     return f"{name}: {claim}{'; ' if reasons else ': '}{'; '.join(part for part in parts if part)}."
+
+
+def _stands_out(row: Row, chance: float | None) -> str:
+    """Return what the interval of a hypothesis lies above, in words."""
+    above = [CONTROLS[name] for name in ("random", "reinitialised") if row.get(name) is not None]
+    above += ["chance"] * (chance is not None)
+    return " and ".join(
+        [", ".join(above[:-1]), above[-1]] if len(above) > 1 else above or ["nothing that was measured"]
+    )
+
+
+def _is_by_heart(row: Row) -> bool:
+    return row.get("permuted") is not None and bool(row["low"] <= row["permuted"])
 
 
 def _is_memorised(row: Row, chance: float | None) -> bool:
