@@ -12,7 +12,7 @@ from torch import nn
 from .._errors import SpecError
 from ..engine import Planner
 from ..table import Table
-from ._agreement import agreement, check_seed, draw, missed
+from ._agreement import CellSample, agreement, check_seed, draw, missed
 from ._estimates import Estimate, Estimates, How, cells_of
 from ._swaps import Swaps
 
