@@ -170,8 +170,9 @@ def _rows(
     """Yield the row of each cell."""
     known = {} if exact is None else dict(zip(drawn.each, exact.columns["effect"], strict=True))
     strongest, number = set(drawn.strongest), 0
+    ends = {side: scorer.ends("", side) for side in {one.run.input for one in swaps.runs}}
     for one, estimate in zip(swaps.runs, found, strict=True):
-        own, other = scorer.ends("", one.run.input)
+        own, other = ends[one.run.input]
         drops = [None] * len(one) if estimate.drops is None else estimate.drops.tolist()
         lines = zip(one.cells, estimate.effects.tolist(), estimate.changes.tolist(), drops, strict=True)
         for cell, effect, change, dropped in lines:
