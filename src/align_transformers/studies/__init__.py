@@ -7,6 +7,7 @@ from ._cell_run import CellRun
 from ._sweep import Clean, Measurement, Scorer, Sweep
 from .abstraction import AlignmentResult, align
 from .attention_patterns import attention_patterns
+from .attribution import attribution
 from .causal_scrubbing import Claim, causal_scrubbing
 from .causal_tracing import causal_tracing
 from .direct_attribution import direct_logit_attribution
@@ -27,6 +28,7 @@ __all__ = [
     "Sweep",
     "align",
     "attention_patterns",
+    "attribution",
     "causal_scrubbing",
     "causal_tracing",
     "direct_logit_attribution",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,19 +59,28 @@ class CellRun:
             begin: the first cell.
             end: one past the last.
         """
-        if (begin, end) == (0, len(self)):
+        return self.take(range(begin, end), f"{begin}:{end}")
+
+    def take(self, cells: Sequence[int], name: str = "some") -> CellRun:
+        """Return some of the cells, under names of their own; itself if it is all of them.
+
+        Args:
+            cells: their numbers.
+            name: what stands behind the names of runs and edits.
+        """
+        if list(cells) == list(range(len(self))):
             return self
-        lines = _Lines(begin, end, len(self), frozenset(run.name for run in self.through))
+        lines = _Lines(tuple(cells), name, len(self), frozenset(run.name for run in self.through))
         through = tuple(map(lines.of_run, self.through))
-        return CellRun(lines.of_run(self.run), self.cells[begin:end], through)
+        return CellRun(lines.of_run(self.run), tuple(self.cells[cell] for cell in cells), through)
 
 
 @dataclass(frozen=True)
 class _Lines:
     """Some of the lines of runs that have `count` of them; those named `own` are divided alike."""
 
-    begin: int
-    end: int
+    chosen: tuple[int, ...]
+    name: str
     count: int
     own: frozenset[str]
 
@@ -94,7 +103,9 @@ class _Lines:
 
     def _some(self, lines: Any) -> Any:
         """Return the lines of what has one for each cell; what is the same for all stays as it is."""
-        return lines[self.begin : self.end] if lines is not None and len(lines) == self.count else lines
+        if lines is None or len(lines) != self.count:
+            return lines
+        return tuple(lines[line] for line in self.chosen)
 
     def _name(self, name: str) -> str:
-        return f"{name} [{self.begin}:{self.end}]"
+        return f"{name} [{self.name}]"

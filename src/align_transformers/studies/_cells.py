@@ -117,9 +117,10 @@ class Selection:
 
     def _near(self, model: nn.Module, site: Site) -> list[Site]:
         """Return the sites that are swapped together with one, in order of layers, itself among them."""
-        if site.layer is None:
+        width = width_of(self.window, site.component)
+        if site.layer is None or width == 1:
             return [site]
-        layers = layers_near(site.layer, width_of(self.window, site.component), depth_of(model, site.component))
+        layers = layers_near(site.layer, width, depth_of(model, site.component))
         near = [Site(site.component, layer) for layer in layers]
         return [one for one in near if one == site or resolve(model).find(one) is not None]
 

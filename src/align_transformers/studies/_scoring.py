@@ -87,7 +87,7 @@ class GridScorer(Scorer):
         numbers = {
             columns_of_metric(name): (
                 self._values(name, found.logits, pairs, self.clean.logits[edited]),
-                self._ends(name, edited),
+                self.ends(name, edited),
             )
             for name in self.metrics
         }
@@ -102,7 +102,7 @@ class GridScorer(Scorer):
 
     def meta(self) -> dict[str, Any]:
         """Return the facts about the whole table; of several pairs there are lists."""
-        pairs, ends = self.asked.pairs, {name: self._ends(name, "base") for name in self.metrics}
+        pairs, ends = self.asked.pairs, {name: self.ends(name, "base") for name in self.metrics}
         answers = self.asked.answers or self.says
         meta: dict[str, Any] = {}
         for number, (name, prompts) in enumerate((("base", pairs.base), ("source", pairs.source))):
@@ -134,7 +134,7 @@ class GridScorer(Scorer):
         """
         return values_of([self.metrics[name][pair] for pair in pairs], logits, clean[list(pairs)], self.clean.tokens)
 
-    def _ends(self, name: str, edited: str) -> tuple[list[float], list[float]]:
+    def ends(self, name: str, edited: str) -> tuple[list[float], list[float]]:
         """Return for every pair a metric of the two clean runs: of the one that is edited, and of the other."""
         clean = self.clean.logits
         other = "source" if edited == "base" else "base"
@@ -190,20 +190,33 @@ def values_of(metrics: Sequence[Metric], logits: Tensor, clean: Tensor, tokens: 
         clean: of the unedited runs, likewise.
         tokens: ids of the tokens that the columns are; `None` for the whole vocabulary.
     """
+    return metric_values(metrics, logits, clean, tokens).tolist()
+
+
+def metric_values(
+    metrics: Sequence[Metric], logits: Tensor, clean: Tensor, tokens: Sequence[int] | None = None
+) -> Tensor:
+    """Return what each line of logits is worth, as a tensor, in the graph of the logits.
+
+    Args:
+        metrics: as for `values_of`.
+        logits: likewise.
+        clean: likewise.
+        tokens: likewise.
+    """
     lines: dict[int, list[int]] = {}
     for line, metric in enumerate(metrics):
         lines.setdefault(id(metric), []).append(line)
-    found = [0.0] * len(metrics)
+    parts = []
     for which in lines.values():
         metric, some, plain = metrics[which[0]], logits[which], clean[which]
         if tokens is None or metric.tokens is None:
-            values = metric(some, plain)
+            parts.append(metric(some, plain))
         else:
             columns = [tokens.index(token) for token in metric.tokens]
-            values = metric.of(some[:, columns], plain[:, columns])
-        for line, value in zip(which, values.tolist(), strict=True):
-            found[line] = value
-    return found
+            parts.append(metric.of(some[:, columns], plain[:, columns]))
+    order = torch.tensor([line for which in lines.values() for line in which], device=logits.device)
+    return torch.cat([part.to(logits.device) for part in parts])[order.argsort()] if parts else logits.new_zeros(0)
 
 
 def tokens_of(metrics: MetricsByName, model: nn.Module) -> tuple[int, ...] | None:

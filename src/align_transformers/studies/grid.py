@@ -12,15 +12,15 @@ from .._checked import checked
 from .._errors import SpecError
 from ..engine import Planner
 from ..metrics import Metrics
-from ..plan import Run
 from ..table import Table
-from ._cells import DirectionName, Selection, width_of
+from ._cells import DirectionName, Selection
 from ._data import PairedPrompt, Prompt
-from ._pairs import Align, pair_up
+from ._pairs import Align
 from ._places import WhichPlaces
 from ._prompts import ReadAt, Which
-from ._scoring import Answer, Scoring, answers_for, answers_metric, logits_wanted, metrics_for
-from ._sweep import Sweep
+from ._scoring import Answer
+from ._screening import screened
+from ._swaps import asked_swaps
 
 
 @checked
@@ -45,6 +45,8 @@ def grid(
     align: Align = None,
     at: ReadAt = -1,
     top: int = 0,
+    screen: int | None = None,
+    seed: int = 0,
     store: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | bool | None = None,
     planner: Planner | None = None,
@@ -91,6 +93,10 @@ def grid(
             `"last"` on, as many as both have; default: that is refused.
         at: where the metric is read, for all prompts or for each: a number or an anchor of one token.
         top: tell so many of the most probable tokens after each swap; this takes the logits of all tokens.
+        screen: measure the so many strongest cells alone, as `attribution` with `method="atp"` estimates them. The
+            column `estimate` has what was estimated, `meta["screen"]` how probable it is that a stronger cell was
+            missed, from the errors at as many cells drawn from the others.
+        seed: of that drawing.
         store: a folder that parts are written to, each in one step. The same call goes on where a killed one was.
         progress: called after every pass with the cells done and the cells in all; `True` for a bar (rich).
         planner: which passes are run, as for `execute`; `one_by_one` runs every swap in full, to check a number.
@@ -123,31 +129,11 @@ def grid(
         (2, 2)
     """
     asked = Selection(components, layers, heads, neurons, directions, window)
-    asked.check()
     if top < 0:
         raise SpecError(f"top={top} is how many of the most probable tokens are told, from 0")
-    pairs = pair_up(base, source, tokenizer, model, columns, positions, last, align)
-    given = metrics_for(metric, metrics, len(pairs), "pairs")
-    named = answers_for(answers, pairs, given)
-    wanted = given or answers_metric(named, tokenizer)
-    runs = asked.runs(model, pairs)
-    said = {"study": "grid", "window": {name: width_of(window, name) for name in components}}
-    sweep = Sweep(
-        "grid",
-        {"base": pairs.base.inputs, "source": pairs.source.inputs},
-        (Run("base", "base"), Run("source", "source")),
-        runs,
-        asked.interventions(model, pairs),
-        Scoring(pairs, wanted, named, top, tokenizer, neurons, said),
-        logits_wanted(model, wanted, top, pairs, at),
-        facts={
-            "columns": [side.columns(at) for side in (pairs.base, pairs.source)],
-            "metric": metric if metrics is None else metrics,
-            "answers": answers,
-            "top": top,
-            "prompts": [of.ids for side in (pairs.base, pairs.source) for of in side.sequences.values()],
-            "components, layers or directions": [(one.run.name, len(one)) for one in runs],
-            "positions, heads or neurons": [one.cells for one in runs],
-        },
+    swaps = asked_swaps(
+        model, asked, (base, source, tokenizer, columns, positions, last, align), (metric, metrics, answers), top, at
     )
-    return sweep.table(model, store=store, progress=progress, planner=planner)
+    if screen is not None:
+        return screened(model, swaps, screen, seed, store=store, progress=progress, planner=planner)
+    return swaps.sweep("grid").table(model, store=store, progress=progress, planner=planner)
