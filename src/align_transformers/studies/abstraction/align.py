@@ -14,7 +14,7 @@ from ..._bar import bar
 from ..._checked import checked
 from ..._errors import SpecError
 from ...causal import CausalModel, CounterfactualDataset
-from ...causal.encoding import Encoder, Labeller
+from ...causal.encoded_inputs import Encoder, Labeller
 from ...causal.rendering import Template
 from ...learning.losses import Measure
 from ...learning.settings import Settings
@@ -92,8 +92,8 @@ def align(
         encode: instead of a template a function from an input to a vector `(d,)` or several `(n, d)`, to numbers of
             tokens `(n,)`, or to a dict of tensors by the model's names.
         label: how a value of the output is written, which has to be one token: `" {output}"`; or a function from a
-            value to such a text, or to the number of a token or class. Default: `"{output}"`; without a tokenizer
-            whole numbers as they are, others by their place among the variable's values.
+            value to such a text, or to the number of a token or class. Default: words with a space before them, all
+            else without; and without a tokenizer whole numbers as they are, others by their place among the values.
         variables: names, each alone, and tuples of names: together in one container, each in its own block of a
             rotation. Default: each alone, and all together where the data interchanges several at once.
         sites: names of components, or sites.

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ..._errors import SpecError
 from ...causal import CausalModel, CounterfactualDataset
 from ...causal.domain import as_column
-from ...causal.encoding import Encoder, Labeller, encoded_vectors, label_numbers
+from ...causal.encoded_inputs import Encoder, Labeller, encoded_vectors, label_numbers
 from ...causal.rendering import RenderedText, Template, rendered
 from ...engine import Inputs, batch_size, bind
 from ...engine.inputs import examples_of
