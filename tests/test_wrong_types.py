@@ -78,6 +78,16 @@ def adder() -> at.CausalModel:
     return at.CausalModel(["a", "b"], {"a": range(3)}, {"b": ["a"]}, {"b": lambda a: a + 1})
 
 
+SUMS = at.CausalModel(
+    ["a", "b", "sum"], {"a": range(4), "b": range(4)}, {"sum": ["a", "b"]}, {"sum": lambda a, b: a + b}
+)
+PARTS = at.CounterfactualDataset.sample(SUMS, 200, variables="a", seed=0)
+
+
+def numbers_of(one: dict[str, Any]) -> list[float]:
+    return [float(one["a"]), float(one["b"])]
+
+
 def pairs() -> at.CounterfactualDataset:
     return at.CounterfactualDataset.sample(adder(), 40, variables="a", seed=0)
 
@@ -137,6 +147,12 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "direct_logit_attribution": (at.direct_logit_attribution, {
         "model": model(), "prompts": tokens(1, 3), "answers": 4, "against": 5, "heads": True, "at": -1,
         "tokenizer": None, "columns": None, "planner": at.one_by_one}),
+    "align": (lambda **k: at.align(k.pop("model"), k.pop("causal_model"), k.pop("data"), encode=numbers_of, **k), {
+        "model": nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 7)), "causal_model": SUMS, "data": PARTS,
+        "tokenizer": None, "label": None, "variables": ["a"], "sites": "0.output", "layers": "all", "heads": None,
+        "positions": None, "methods": ["swap"], "ranks": 1, "seeds": 1, "loss": "all", "batch_size": 4,
+        "search": "all", "controls": [], "draws": 2, "only_solved": False, "random_model": None, "memory": 2**20,
+        "resamples": 2, "confidence": 0.9, "seed": 0, "store": None, "progress": None}),
     "steer": (at.steer, {
         "model": model(), "prompts": tokens(1, 3), "metric": at.logit_difference(4, 5), "layers": [0],
         "direction": torch.ones(32), "positive": None, "negative": None, "read_at": -1,

@@ -11,7 +11,8 @@ from align_transformers import CausalModel, CounterfactualDataset, causal_model
 from align_transformers.learning.losses import cross_entropy
 from align_transformers.learning.settings import Settings
 from align_transformers.studies.abstraction.fitting import Lesson
-from align_transformers.studies.abstraction.task import Task, Writing, make_task
+from align_transformers.studies.abstraction.task import Task
+from align_transformers.studies.abstraction.task_making import Writing, make_task
 
 
 @causal_model

@@ -27,7 +27,8 @@ from .hypothesis import Hypothesis, variable_sets
 from .methods import Make, Methods
 from .result import AlignmentResult
 from .search import CONTROLS, Control, Search, SearchOrder
-from .task import Container, Task, Writing, make_task
+from .task import Container, Task
+from .task_making import Writing, make_task
 
 _UNUSED = (
     "accumulate",
@@ -91,7 +92,7 @@ def align(
         tokenizer: makes tokens of it.
         encode: instead of a template a function from an input to a vector `(d,)` or several `(n, d)`, to numbers of
             tokens `(n,)`, or to a dict of tensors by the model's names.
-        label: how a value of the output is written, which has to be one token: `" {output}"`; or a function from a
+        label: how a value of the output is written, which has to be one token: `" {label}"`; or a function from a
             value to such a text, or to the number of a token or class. Default: words with a space before them, all
             else without; and without a tokenizer whole numbers as they are, others by their place among the values.
         variables: names, each alone, and tuples of names: together in one container, each in its own block of a

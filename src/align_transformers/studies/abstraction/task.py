@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,24 +10,18 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from ..._errors import SpecError
-from ...causal import CausalModel, CounterfactualDataset
-from ...causal.domain import as_column
-from ...causal.encoded_inputs import Encoder, Labeller, encoded_vectors, label_numbers
-from ...causal.rendering import RenderedText, Template, rendered
+from ...causal import CausalModel
+from ...causal.rendering import RenderedText
 from ...engine import Inputs, batch_size, bind
 from ...engine.inputs import examples_of
-from ...models import uncompiled
-from ...models.devices import input_device
 from ...plan import Logits, Plan, Read, Run
 from ...planners import execute
 from ...positions import Positions
 from ...sites import Site
-from .._data import Given
-from .._places import WhichPlaces, named_spots, tokens_of_each
-from .._prompts import Prompts, encoded
+from .._places import tokens_of_each
+from .._prompts import Prompts
 
 LabelWriter = Callable[[Any], Tensor]
 """From `n` values of the output to numbers of tokens or classes, `(n,)`."""
@@ -270,132 +263,3 @@ class Task:
             if not torch.equal(states[base[some]], states[source[some]]):
                 return True
         return False
-
-
-@dataclass(frozen=True, eq=False)
-class Writing:
-    """How inputs and labels are written; the arguments are those of `CounterfactualDataset.batches`.
-
-    Raises:
-        SpecError: an input is written in two ways, or in none.
-    """
-
-    template: Template | None
-    tokenizer: PreTrainedTokenizerBase | None
-    encode: Encoder | None
-    label: Labeller | None
-
-    def __post_init__(self) -> None:
-        if (self.template is None) == (self.encode is None):
-            raise SpecError(
-                "say how an input is written: template='{a}+{b}=' for a text, or encode= a function of an input that "
-                "gives tokens or a vector; one of them"
-            )
-
-
-def make_task(
-    model: nn.Module,
-    causal_model: CausalModel,
-    parts: Mapping[str, CounterfactualDataset],
-    writing: Writing,
-    positions: WhichPlaces | None,
-) -> Task:
-    """Encode the inputs of a data set, each once.
-
-    Args:
-        model: that will get them.
-        causal_model: names the inputs.
-        parts: of the data, by name.
-        writing: how inputs and labels are written.
-        positions: the places that are swapped; `None`: the last token, or of what is no sequence of tokens all of it.
-
-    Raises:
-        SpecError: an input or a label cannot be encoded.
-        PositionError: a prompt has no such place.
-    """
-    known: dict[tuple[Any, ...], int] = {}
-    names, first = causal_model.inputs, next(iter(parts.values()))
-
-    def numbers(columns: Mapping[str, Any]) -> Indices:
-        rows = zip(*(np.asarray(columns[name]).tolist() for name in names), strict=True)
-        return np.array([known.setdefault(tuple(row), len(known)) for row in rows], np.int64)
-
-    found = {part: _numbered(data, numbers) for part, data in parts.items()}
-    settings = tuple(dict(zip(names, row, strict=True)) for row in known)
-    device, output = input_device(model), first.output
-    tokenizer = writing.tokenizer if writing.template is not None else None
-
-    def writer(labels: Any) -> Tensor:
-        return label_numbers(as_column(labels), output, writing.label, causal_model.values[output], tokenizer).to(
-            device
-        )
-
-    made = {
-        part: CounterfactualPairs(
-            base,
-            sources,
-            tuple(data.sets()),
-            writer(data.labels),
-            writer(data.base_labels),
-            (data.entities("base"), {name: data.entities(name) for name in sources}),
-        )
-        for (part, data), (base, sources) in zip(parts.items(), found.values(), strict=True)
-    }
-    inputs, prompts, texts = _encoded(model, settings, writing)
-    places = _places(prompts, positions)
-    return Task(model, causal_model, inputs, settings, prompts, texts, places, made, writer, output, first.entity)
-
-
-def _numbered(
-    data: CounterfactualDataset, numbers: Callable[[Mapping[str, Any]], Indices]
-) -> tuple[Indices, dict[str, Indices]]:
-    base = numbers(data.base)
-    return base, {name: np.where(data.where[name], numbers(of), base) for name, of in data.sources.items()}
-
-
-def _encoded(
-    model: nn.Module, settings: Sequence[Mapping[str, Any]], writing: Writing
-) -> tuple[Inputs, Prompts | None, tuple[RenderedText, ...]]:
-    """Return inputs as the model gets them, and as prompts where they are sequences of tokens."""
-    if writing.template is not None:
-        texts = tuple(rendered(writing.template, setting) for setting in settings)
-        fields = [{name: str(value) for name, value in setting.items()} for setting in settings]
-        given = Given([text.text for text in texts], None, {}, {"base": fields})
-        prompts = encoded(given, "base", writing.tokenizer, model, "input")
-        return prompts.inputs, prompts, texts
-    assert writing.encode is not None
-    vectors = encoded_vectors(settings, writing.encode)
-    columns, _ = vectors.batch(range(len(settings)))
-    device = input_device(model)
-    columns = {name: of.to(device) for name, of in columns.items()}
-    if "input_ids" in columns:
-        prompts = encoded(Given(columns, None, {}, {}), "base", None, model, "input")
-        return prompts.inputs, prompts, ()
-    named = inspect.signature(uncompiled(model).forward).parameters
-    if columns.keys() == {"inputs_embeds"} and "inputs_embeds" not in named:
-        rows = [torch.as_tensor(writing.encode(dict(setting))) for setting in settings]
-        return torch.stack(rows).to(columns["inputs_embeds"]), None, ()  # the model's only argument, as it was made
-    return columns, None, ()
-
-
-def _places(prompts: Prompts | None, positions: WhichPlaces | None) -> dict[PlaceName, Any]:
-    """Return the tokens of each place by its name; those without a name are places of one token."""
-    if prompts is None:
-        if positions is not None:
-            raise SpecError("positions: these inputs are no sequences of tokens, so there are no places to name")
-        return {None: "all"}
-    return dict(_each_place(prompts, {"last": -1} if positions is None else positions))
-
-
-def _each_place(prompts: Prompts, positions: WhichPlaces) -> Iterator[tuple[PlaceName, Any]]:
-    for name, containers in named_spots(positions).items():
-        if name is not None:
-            yield name, containers
-        elif isinstance(containers, str) and containers == "all":
-            lengths = {len(ids) for ids in prompts.tokens("").ids}
-            if len(lengths) > 1:
-                raise SpecError("positions='all' needs prompts of one length: name places such as {'last': -1}")
-            yield from ((str(token), token) for token in range(lengths.pop()))
-        else:
-            listed = containers if isinstance(containers, list | tuple) else [containers]
-            yield from ((str(one), one) for one in listed)
