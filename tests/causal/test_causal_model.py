@@ -179,6 +179,18 @@ def test_balanced_samples_can_be_of_one_value_and_of_given_classes() -> None:
     assert (given_classes.sample_inputs(50, generator, balanced="x")["b"] == 0).all()
 
 
+def test_given_classes_are_kept_by_models_that_are_made_of_a_model() -> None:
+    only = {"x": {number: [{"a": number, "b": 0}] for number in range(10)}}
+    values = {"a": DIGITS, "b": DIGITS, "x": range(19), "y": range(19), "z": range(19)}
+    parents, functions = {"x": ["a", "b"], "y": ["x"], "z": ["y"]}, {"x": lambda a, b: a + b, "y": int, "z": int}
+    model = CausalModel(list(values), values, parents, functions, equiv_classes=only)
+    only["x"][3].append({"a": 0, "b": 3})  # is no business of the model
+    for made in (model, model.add_variable("odd", [0, 1], ["x"], lambda x: x % 2), model.marginalize("y")):
+        assert (made.sample_inputs(50, np.random.default_rng(0), balanced="x")["b"] == 0).all()
+    for made in (model.add_variable("k", [0], [], None, {"x": lambda a, b, k: a + b}), model.marginalize("x")):
+        assert made.sample_inputs(50, np.random.default_rng(0), balanced="y")["b"].any()
+
+
 def test_what_is_no_tree_cannot_be_balanced() -> None:
     values = {"a": DIGITS, "x": range(1, 11), "y": range(11)}
     parents, functions = {"x": ["a"], "y": ["x", "a"]}, {"x": lambda a: a + 1, "y": lambda x, a: max(x, a)}
@@ -259,6 +271,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a text": ({"values": {"a": "01", "b": [0, 1]}}, "is a list, a range or a function"),
     "a name twice": ({"variables": ["a", "b", "a"]}, "found 'a' twice"),
     "values of no variable": ({"values": {"a": [0, 1], "b": [0, 1], "z": [0]}}, "values tells of 'z', no variable"),
+    "a circle of one": ({"parents": {"b": ["b"]}}, "circle: b -> b"),
+    "classes of no variable": ({"equiv_classes": {"z": {}}}, "equiv_classes tells of 'z', no variable"),
+    "classes of an input": ({"equiv_classes": {"a": {0: [{}]}}}, "has for each value a list of settings of parents"),
+    "a class of another value": ({"equiv_classes": {"b": {1: [{"a": 0}]}}}, "which functions.'b'. does not give"),
+    "a class without a parent": ({"equiv_classes": {"b": {1: [{}]}}}, "a list of settings of a; found"),
+    "a class of no value": ({"equiv_classes": {"b": {7: [{"a": 0}]}}}, "7, which is not among the values of 'b'"),
     "no function at all": ({"functions": {"b": 3}}, "is a function of the values of the parents; found 3"),
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from align_transformers import SpecError
@@ -142,3 +143,18 @@ def expression(a, b):
 def test_what_cannot_be_read_is_refused(function: Any, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         causal_model(values={})(function)
+
+
+def test_ranges_may_be_missing() -> None:
+    """As the words of the field have it: nothing but the function."""
+
+    @causal_model
+    def sum_of_three(a, b, c):
+        var_x = a + b
+        return var_x + c
+
+    assert sum_of_three.values["var_x"] is None
+    base, source = {"a": 1, "b": 2, "c": 3}, {"a": 50, "b": 0.5, "c": 0}
+    assert sum_of_three.run_interchange(base, {"var_x": source})["output"] == 53.5
+    with pytest.raises(SpecError, match="nothing can be drawn"):
+        sum_of_three.sample_inputs(1, np.random.default_rng(0))

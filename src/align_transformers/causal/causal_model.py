@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +11,15 @@ from .._errors import SpecError
 from .domain import Domain, Mechanism
 from .evaluation import Evaluation
 from .samples import CausalSamples, Setting
-from .structure import check_arity, check_names, composed, some_inputs, sorted_by_parents, steps_from_inputs
+from .structure import (
+    check_arity,
+    check_names,
+    class_columns,
+    composed,
+    some_inputs,
+    sorted_by_parents,
+    steps_from_inputs,
+)
 
 
 class CausalModel(CausalSamples):
@@ -60,7 +68,8 @@ class CausalModel(CausalSamples):
         equiv_classes: Mapping[str, Mapping[Any, Sequence[Setting]]] | None = None,
     ) -> None:
         self.variables = tuple(variables)
-        check_names(self.variables, values=values, parents=parents, functions=functions, timesteps=timesteps or {})
+        named = {"timesteps": timesteps or {}, "equiv_classes": equiv_classes or {}}
+        check_names(self.variables, values=values, parents=parents, functions=functions, **named)
         self.values: Mapping[str, Any] = MappingProxyType({name: _values(name, values.get(name)) for name in variables})
         self.parents = MappingProxyType({name: tuple(parents.get(name, ())) for name in variables})
         self.functions: Mapping[str, Any] = MappingProxyType(dict(functions))
@@ -72,13 +81,13 @@ class CausalModel(CausalSamples):
         self.inputs = tuple(name for name in self.variables if not self.parents[name])
         self.outputs = tuple(name for name in self.variables if not self.children[name])
         self.timesteps = MappingProxyType(dict(timesteps or steps_from_inputs(order, self.parents)))
-        self._classes = dict(equiv_classes or {})
         domains = {name: Domain(name, of) if isinstance(of, tuple) else None for name, of in self.values.items()}
         mechanisms = {
             name: Mechanism(name, of, domains[name], [(one, domains[one]) for one in self.parents[name]])
             for name, of in self.functions.items()
         }
         self._evaluation = Evaluation(order, self.parents, domains, mechanisms)
+        self._classes = class_columns(self._evaluation, equiv_classes or {})
         columns, size = some_inputs(self._evaluation, self.inputs)
         if size:
             self._evaluation.run(columns, size)
@@ -178,6 +187,7 @@ class CausalModel(CausalSamples):
             {**self.parents, variable: parents, **{child: [*self.parents[child], variable] for child in new}},
             {**self.functions, **new} | ({} if function is None else {variable: function}),
             None if timestep is None else {**self.timesteps, variable: timestep},
+            self._classes_but(new),
         )
 
     @checked
@@ -211,7 +221,17 @@ class CausalModel(CausalSamples):
         values, of_parents, of_functions = (
             {name: of[name] for name in kept if name in of} for of in (self.values, parents, functions)
         )
-        return CausalModel(kept, values, of_parents, of_functions)
+        classes = self._classes_but([variable, *self.children[variable]])
+        return CausalModel(kept, values, of_parents, of_functions, None, classes)
+
+    def _classes_but(self, names: Collection[str]) -> dict[str, dict[Any, list[dict[str, Any]]]]:
+        """Return the settings of parents that were given, but for those of some variables."""
+        found: dict[str, dict[Any, list[dict[str, Any]]]] = {}
+        for name, columns in self._classes.items():
+            for number in range(len(columns[name])) if name not in names else ():
+                setting = self._evaluation.row(columns, number)
+                found.setdefault(name, {}).setdefault(setting.pop(name), []).append(setting)
+        return found
 
     def _changes(self, name: str, child: str, setting: Setting, actual: Setting) -> bool:
         """Whether some other value of a variable would change a child of it."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._errors import PositionError, SpecError, UnknownNameError, near_misses
-from ..anchors import Spot, offsets_of, tokens_at
+from ..anchors import Offsets, Spot, offsets_of, tokens_at
 from ..vocabulary import token_id
 from .domain import Column
 from .rendering import RenderedText, Template, rendered
@@ -38,7 +38,8 @@ class EncodedInputs:
         texts: of each; empty where they are no texts.
         pad: the token that stands for none.
         side: on which side padding is, `"left"` or `"right"`.
-        tokenizer: tells where a piece of text stands; `None` where there are no texts.
+        tokenizer: made the tokens; `None` where there are no texts.
+        offsets: of each text's tokens; `None` where the tokenizer does not tell.
     """
 
     columns: Mapping[str, Sequence[Tensor]]
@@ -47,6 +48,7 @@ class EncodedInputs:
     pad: int
     side: str
     tokenizer: PreTrainedTokenizerBase | None
+    offsets: Sequence[Offsets] | None = None
 
     def batch(self, numbers: Sequence[int]) -> tuple[dict[str, Tensor], list[int]]:
         """Return some of them as a batch, and the column of the first real token of each.
@@ -102,11 +104,11 @@ class EncodedInputs:
             found.append(tuple(place for places in own for place in places))
         return found
 
-    def _read(self, number: int) -> tuple[str, Sequence[tuple[int, int]]]:
+    def _read(self, number: int) -> tuple[str, Offsets]:
         if self.tokenizer is None:
             raise SpecError("where a text stands is told by a tokenizer: give template and tokenizer, or numbers")
         text = self.texts[number].text
-        return text, offsets_of(self.tokenizer, text)
+        return text, offsets_of(self.tokenizer, text) if self.offsets is None else self.offsets[number]
 
 
 def encoded_texts(
@@ -125,14 +127,16 @@ def encoded_texts(
     if not callable(tokenizer) or not hasattr(tokenizer, "padding_side"):
         raise SpecError(f"tokenizer is one of transformers; found {tokenizer!r:.80}")
     texts = [rendered(template, setting) for setting in settings]
-    found = tokenizer([one.text for one in texts])["input_ids"] if texts else []
+    fast = bool(getattr(tokenizer, "is_fast", False))
+    told = tokenizer([one.text for one in texts], return_offsets_mapping=fast)
+    found = told["input_ids"]
     if empty := [text.text for text, own in zip(texts, found, strict=True) if not own]:
         raise SpecError(f"the text {empty[0]!r} has no token")
     ids = [torch.tensor(own) for own in found]
     pad = tokenizer.pad_token_id
     return EncodedInputs(
         {"input_ids": ids}, [len(own) for own in ids], texts, 0 if pad is None else int(pad), tokenizer.padding_side,
-        tokenizer,
+        tokenizer, told["offset_mapping"] if fast else None,
     )  # fmt: skip
 
 

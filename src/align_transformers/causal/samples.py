@@ -28,7 +28,7 @@ class CausalSamples:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     values: Mapping[str, Any]
-    _classes: Mapping[str, Mapping[Any, Sequence[Setting]]]
+    _classes: Mapping[str, Mapping[str, Column]]
     _evaluation: Evaluation
 
     @checked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ def settings_of(evaluation: Evaluation, name: str) -> Mapping[str, Column]:
 
 def balanced_inputs(
     evaluation: Evaluation,
-    classes: Mapping[str, Mapping[Any, Sequence[Mapping[str, Any]]]],
+    classes: Mapping[str, Mapping[str, Column]],
     name: str,
     value: Any,
     size: int,
@@ -115,7 +115,7 @@ def balanced_inputs(
 
     Args:
         evaluation: of the model.
-        classes: by variable and value the settings of the parents that give it, where they are known.
+        classes: by variable, where they are known, the settings of its parents and under its own name what they give.
         name: the variable.
         value: of it; `None`: any that it can have.
         size: how many inputs.
@@ -133,7 +133,7 @@ def balanced_inputs(
             if one not in found:
                 found[one] = generator.integers(len(domain), size=size)
             continue
-        columns = _known_settings(evaluation, classes, one)
+        columns = classes[one] if one in classes else settings_of(evaluation, one)
         order = np.argsort(columns[one], kind="stable")
         counts = np.bincount(columns[one], minlength=len(domain))
         if one not in found:
@@ -167,12 +167,3 @@ def _tree(evaluation: Evaluation, name: str) -> list[str]:
                     )
                 above.add(parent)
     return [one for one in evaluation.order if one in above]
-
-
-def _known_settings(
-    evaluation: Evaluation, classes: Mapping[str, Mapping[Any, Sequence[Mapping[str, Any]]]], name: str
-) -> Mapping[str, Column]:
-    if name not in classes:
-        return settings_of(evaluation, name)
-    rows = [{**setting, name: value} for value, settings in classes[name].items() for setting in settings]
-    return evaluation.encode({one: [row[one] for row in rows] for one in (*evaluation.parents[name], name)}, len(rows))

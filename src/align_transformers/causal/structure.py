@@ -86,6 +86,39 @@ def steps_from_inputs(order: Sequence[str], parents: Mapping[str, Sequence[str]]
     return steps
 
 
+def class_columns(
+    evaluation: Evaluation, classes: Mapping[str, Mapping[Any, Sequence[Mapping[str, Any]]]]
+) -> dict[str, dict[str, Column]]:
+    """Return by variable the settings of its parents that are listed, and under its own name what they give.
+
+    Args:
+        evaluation: of the model.
+        classes: by variable and value the settings of the parents that give it.
+
+    Raises:
+        SpecError: a setting lacks a parent, or gives another value.
+        UnknownNameError: there is no such variable.
+    """
+    found = {}
+    for name, of in classes.items():
+        parents = evaluation.parents[evaluation.known(name)]
+        rows = [{**setting, name: value} for value, settings in of.items() for setting in settings]
+        wanted = {*parents, name}
+        wrong = next((row for row in rows if row.keys() != wanted), None)
+        if wrong is not None or not parents or not rows:
+            raise SpecError(
+                f"equiv_classes[{name!r}] has for each value a list of settings of {', '.join(parents) or 'parents'}; "
+                f"found {wrong or of!r:.80}"
+            )
+        columns = evaluation.encode({one: [row[one] for row in rows] for one in (*parents, name)}, len(rows))
+        given = evaluation.mechanisms[name]([columns[one] for one in parents], len(rows))
+        if (given != columns[name]).any():
+            row = rows[int((given != columns[name]).argmax())]
+            raise SpecError(f"equiv_classes[{name!r}] has {row}, which functions[{name!r}] does not give")
+        found[name] = columns
+    return found
+
+
 def some_inputs(evaluation: Evaluation, inputs: Sequence[str]) -> tuple[dict[str, Column], int]:
     """Return all inputs of a model where these are not many, otherwise some; and how many.
 
