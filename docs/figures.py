@@ -1,6 +1,7 @@
 """Makes the figures of the studies, docs/images/*.png, on SmolLM2: `python docs/figures.py [NAME ...]`.
 
-Each is one call of a study and `plot()`. All of them take a few minutes on two cores.
+Each is one call of a study and `plot()`. All of them take a few minutes on two cores. The alignment is that of a small
+network that adds three digits (tests/truth/addition.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import align_transformers as at
 from align_transformers import Claim, Site, Table
 from align_transformers.report import save_figure
 
-IMAGES = Path(__file__).parent / "images"
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
 SPAIN, ITALY = "The capital of Spain is", "The capital of Italy is"
 PAIRS = [("Spain", "Italy"), ("Italy", "France"), ("France", "Japan"), ("Japan", "Spain")]
 CITIES = {"Spain": " Madrid", "Italy": " Rome", "France": " Paris", "Japan": " Tokyo", "Germany": " Berlin",
@@ -104,8 +106,15 @@ def steering(model, tokenizer) -> Table:
     )
 
 
+def alignment(model, tokenizer) -> Table:
+    sys.path.insert(0, str(ROOT))
+    from tests.truth.addition import searched
+
+    return searched("a + b").table
+
+
 STUDIES: tuple[Callable[..., Table], ...] = (
-    trace, tracing, paths, scrubbing, lens, attribution, attention, probing, steering,
+    trace, tracing, paths, scrubbing, lens, attribution, attention, probing, steering, alignment,
 )  # fmt: skip
 
 

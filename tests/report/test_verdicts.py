@@ -128,6 +128,18 @@ def test_the_best_is_that_of_validation_pairs_and_never_of_test_pairs():
     assert "layer 9 " in said(row(chosen=False), {**lucky, "chosen": True, "validation": 0.1})
 
 
+def test_the_best_that_has_controls_is_judged_where_the_chosen_one_has_none():
+    swap = row(method="swap", rank=None, dimensions=None, iia=1.0, low=1.0, high=1.0, validation=1.0)
+    swap |= dict.fromkeys(("random", "random_high", "p", "p_corrected", "permuted", "reinitialised"))
+    fitted, worse = row(chosen=False), row(chosen=False, validation=0.4, iia=0.99, low=0.98, layer=4)
+    sentence = said(swap, worse, fitted)
+    assert sentence.startswith("var_x: block_output of layer 3 at 'last' (das, rank 4) carries it: IIA .97")
+    assert "chosen was swap there, IIA 1.00 [1.00, 1.00], without controls; no flag." in sentence
+    assert "chosen was block_output of layer 5 at 'last' (swap), IIA" in said({**swap, "layer": 5}, fitted)
+    assert "not shown" in said(swap)
+    assert "no control was measured" in said(swap)
+
+
 def test_each_set_of_variables_has_a_sentence_in_order():
     sentences = verdict([row(), row("var_x, c"), row("var_y", iia=None, low=None, high=None, status="dropped")], META)
     assert [one.split(":")[0] for one in sentences] == ["var_x", "var_x, c", "var_y"]

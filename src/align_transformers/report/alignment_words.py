@@ -22,7 +22,8 @@ _SHARES: Mapping[str, str] = {
     "chance": "of the test labels are the most frequent one: chance",
 }
 _TOLD = ("search", "settings", "identity", "versions")
-"""Mapping[str, Any] that have a section each."""
+_CHECKS = 40
+"""Facts that have a section each, and how many checks are shown."""
 
 
 def sections_of(meta: Mapping[str, Any], chosen: Sequence[Row]) -> Iterator[Section]:
@@ -30,7 +31,7 @@ def sections_of(meta: Mapping[str, Any], chosen: Sequence[Row]) -> Iterator[Sect
 
     Args:
         meta: of a table of `align`.
-        chosen: the chosen hypothesis of each set of variables.
+        chosen: the chosen hypothesis of each set of variables, and that which is judged in its stead.
     """
     yield from _hypothesis(meta.get("causal_model") or {})
     yield from _data(meta)
@@ -92,7 +93,8 @@ def _data(meta: Mapping[str, Any]) -> Iterator[Section]:
     data: Mapping[str, Any] = meta.get("data") or {}
     parts = {name: one for name, one in data.items() if isinstance(one, Mapping)}
     facts = {name: _part(one) for name, one in parts.items()}
-    lines = [f"{rate(data[name])} {words}." for name, words in _SHARES.items() if data.get(name) is not None]
+    shares = {name: data.get(name, meta.get(name)) for name in _SHARES}
+    lines = [f"{rate(share)} {_SHARES[name]}." for name, share in shares.items() if share is not None]
     if data.get("trivial_left_out") is not None:
         lines.append(f"{data['trivial_left_out']} trivial pairs are left out.")
     swaps = meta.get("self_swap")
@@ -109,7 +111,7 @@ def _data(meta: Mapping[str, Any]) -> Iterator[Section]:
 
 def _part(facts: Mapping[str, Any]) -> str:
     counts = [f"{facts[of]} {of}" for of in ("pairs", "entities") if facts.get(of) is not None]
-    others = {name: value for name, value in facts.items() if name not in ("pairs", "entities")}
+    others = {name: value for name, value in facts.items() if name not in ("pairs", "entities") and value is not None}
     return "; ".join([", ".join(counts), *([said(others)] if others else [])])
 
 
@@ -133,7 +135,8 @@ def _numbers(chosen: Sequence[Row]) -> Section:
         cells += [_control(row, name) for name in columns]
         rows.append((*cells, *([precise(_p(row))] if tested else []), ", ".join(flags_of(row)) or "none"))
     lines = (
-        "Chosen on validation pairs; the IIA is that of test pairs, with its 95 % interval.",
+        "Chosen on validation pairs; the IIA is that of test pairs, with its 95 % interval. Below a chosen one "
+        "without controls stands the best that has.",
         *(["p: against random subspaces of the same rank."] if tested else []),
     )
     return Section(
@@ -160,23 +163,23 @@ def _p(row: Row) -> float | None:
 
 
 def _flags(flags: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
-    """Yield the checks of the chosen hypotheses, those first that raised a flag, and how many flags others have."""
-    own = sorted((one for one in flags if one.get("chosen", True)), key=lambda one: not one.get("raised", True))
-    others = sum(bool(one.get("raised", True)) for one in flags if not one.get("chosen", True))
+    """Yield the checks that were made, first those that raised a flag."""
+    ordered = sorted(flags, key=lambda one: (not one.get("raised", True), not one.get("chosen", True)))
     lines = ["A flag is a reason to look closer, not a verdict."]
-    if not any(one.get("raised", True) for one in own):
-        lines.append("No flag was raised of the chosen hypotheses.")
-    if others:
-        lines.append(f"Of hypotheses that were not chosen {others} flags were raised: see the table.")
-    head = ("Variables", "Check", "Flag", "What was found", "Numbers")
-    yield Section("Flags", tuple(lines), head=head if own else (), rows=tuple(map(_check, own)))
+    if not any(one.get("raised", True) for one in flags):
+        lines.append("No flag was raised.")
+    if len(ordered) > _CHECKS:
+        lines.append(f"The first {_CHECKS} of {len(ordered)} checks.")
+    head = ("Hypothesis", "Chosen", "Check", "Flag", "What was found", "Numbers")
+    yield Section("Flags", tuple(lines), head=head if flags else (), rows=tuple(map(_check, ordered[:_CHECKS])))
 
 
 def _check(one: Mapping[str, Any]) -> tuple[str, ...]:
     words = ("variables", "hypothesis", "chosen", "flag", "raised", "explanation")
     numbers = {name: value for name, value in one.items() if name not in words}
-    said_of_it = (said(one.get("variables")), said(one.get("flag")), said(bool(one.get("raised", True))))
-    return (*said_of_it, said(one.get("explanation")), said(numbers) if numbers else "")
+    about = said(one.get("hypothesis") or one.get("variables"))
+    answers = said(bool(one.get("chosen", True))), said(one.get("flag")), said(bool(one.get("raised", True)))
+    return (about, *answers, said(one.get("explanation")), said(numbers) if numbers else "")
 
 
 def _selection(selection: Sequence[Mapping[str, Any]]) -> Iterator[Section]:

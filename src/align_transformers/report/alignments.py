@@ -10,7 +10,20 @@ from .alignment_words import sections_of
 from .layer_map import Row, layer_map
 from .panels import Bar, Bars, ColourScale, HeatMap, Labels, Panel, Picture
 from .tabular import Tabular
-from .verdicts import by_variables, chance_of, chosen_of, flags_of, method_of, place_key, place_of, rank_of, verdict
+from .verdicts import (
+    by_variables,
+    chance_of,
+    chosen_of,
+    controlled_of,
+    flags_of,
+    has_controls,
+    method_of,
+    place_key,
+    place_of,
+    rank_of,
+    site_of,
+    verdict,
+)
 from .words import precise, with_interval
 
 NUMBERS: Mapping[str, str] = {
@@ -52,9 +65,9 @@ def picture_of_alignment(table: Tabular, value: str | None) -> Picture:
         if len(alone) > 1:
             panels.append((_bars_of_cells(name, alone, asked, chance),))
     panels = [*_side_by_side(single), *panels]
-    chosen = {name: chosen_of(rows) for name, rows in named.items()}
-    bars = [_bars(name, row, chance) for name, row in chosen.items() if row is not None]
-    panels += _side_by_side(bars)
+    told = [row for rows in named.values() for row in _told(rows)]
+    judged = [row for row in told if has_controls(row) or not _is_beside(row, told)]
+    panels += _side_by_side([_bars(row, chance) for row in judged])
     said = tuple(table.meta.get("verdict") or verdict(table.rows(), table.meta))
     share = "" if chance is None else f" Chance, the share of the most frequent label: {precise(chance)}."
     what = _IIA if asked == "iia" else NUMBERS.get(asked, asked)
@@ -73,7 +86,21 @@ def picture_of_alignment(table: Tabular, value: str | None) -> Picture:
         notes=(*(["* = the chosen one"] if _has_map(panels) else []), *([share.strip()] if share else [])),
         findings=said,
         facts={"metric": _IIA},
-        sections=tuple(sections_of(table.meta, [row for row in chosen.values() if row is not None])),
+        sections=tuple(sections_of(table.meta, told)),
+    )
+
+
+def _told(rows: Sequence[Row]) -> list[Row]:
+    """Return the chosen hypothesis, and the one that is judged in its stead, if it has no controls."""
+    chosen, judged = chosen_of(rows), controlled_of(rows)
+    return [row for row in ([chosen] if chosen is judged else [chosen, judged]) if row is not None]
+
+
+def _is_beside(row: Row, others: Sequence[Row]) -> bool:
+    """Whether another hypothesis about the same variables at the same place is told of."""
+    return any(
+        other is not row and other["variables"] == row["variables"] and site_of(other) == site_of(row)
+        for other in others
     )
 
 
@@ -198,7 +225,7 @@ def _bars_of_cells(name: str, rows: Sequence[Row], value: str, chance: float | N
     return Bars(name, scale.name, tuple(bars), scale.whole == 1, chance if scale.whole == 1 else None, "chance")
 
 
-def _bars(name: str, row: Row, chance: float | None) -> Bars:
+def _bars(row: Row, chance: float | None) -> Bars:
     """Return bars of the chosen hypothesis, and beside them of all that it is to be compared with."""
     bars: list[Bar] = []
     for column, words in NUMBERS.items():
@@ -212,5 +239,5 @@ def _bars(name: str, row: Row, chance: float | None) -> Bars:
         if column == "random" and row.get("random_high") is not None and low is None:
             details = [f"{known}, up to {precise(row['random_high'])}"]
         bars.append(Bar(words, row[column], low, high, column in _CONTROLS, tuple(details)))
-    title = f"{name}: {place_of(row)} ({method_of(row)})"
+    title = f"{row['variables']}: {place_of(row)} ({method_of(row)})"
     return Bars(title, "IIA; test: 95 % interval", tuple(bars), True, chance, "chance")

@@ -28,6 +28,7 @@ _DPI = 160
 _INK, _FAINT, _OUTLINE = "#1c1c1c", "#5a5a5a", "#111111"
 _TITLE, _CAPTION = 0.26, 0.17  # heights of lines
 _WORDS, _TITLE_LETTERS = 8.5, 12.5  # characters of tokens and of panels' titles in an inch, nearly
+_SCALE = 1.1, 3.0  # heights of a colour scale: at least, so that its ticks are told apart, and at most
 _LEVEL = 0.13  # height of the name of a level above bars
 
 
@@ -89,7 +90,7 @@ def figure_of(drawn: Picture) -> Figure:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    boxes = [[_box(panel, row, number) for number, panel in enumerate(row)] for row in drawn.panels]
+    boxes = [_level([_box(panel, row, number) for number, panel in enumerate(row)]) for row in drawn.panels]
     width = max([6.6, *(sum(box.width for box in row) for row in boxes)])
     letters = int((width - 0.5) / 0.064)
     caption = textwrap.wrap(drawn.caption, letters)
@@ -110,7 +111,7 @@ def figure_of(drawn: Picture) -> Figure:
             _draw_panel(axes, panel, box)
             if isinstance(panel, HeatMap) and _has_scale(panel, panels):
                 at = (left + box.left + box.wide + 0.25) / width, bottom / height
-                _scale(figure.add_axes((*at, 0.15 / width, min(box.tall, 3.0) / height)), panel)
+                _scale(figure.add_axes((*at, 0.15 / width, min(max(box.tall, _SCALE[0]), _SCALE[1]) / height)), panel)
             left += box.width
         below -= tall
     for i, text in enumerate(title):
@@ -136,7 +137,14 @@ def _box(panel: Panel, row: Sequence[Panel], number: int) -> _Box:
     longest = max(len(_short(panel.columns.line(n, " → "))) for n in range(len(panel.columns)))
     labels = 0.3 if _flat(panel, wide) else 0.3 + 0.065 * longest
     right = 1.3 if _has_scale(panel, row) else 0.15
-    return _titled(panel, _Box(wide * len(panel.columns), tall * len(panel.rows), left, right, 0.0, labels + 0.12))
+    box = _titled(panel, _Box(wide * len(panel.columns), tall * len(panel.rows), left, right, 0.0, labels + 0.12))
+    return replace(box, top=max(box.top, _SCALE[0] - box.tall)) if _has_scale(panel, row) else box
+
+
+def _level(boxes: Sequence[_Box]) -> list[_Box]:
+    """Return the boxes of a row with their axes beginning at one height."""
+    top = max(box.top for box in boxes)
+    return [replace(box, top=top) for box in boxes]
 
 
 def _titled(panel: Panel, box: _Box) -> _Box:

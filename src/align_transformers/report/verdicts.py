@@ -1,7 +1,8 @@
 """What an alignment search has shown and what not: a sentence for each set of variables, by rules from its numbers.
 
-A sentence is about the hypothesis that was chosen on validation pairs and says what was measured on test pairs. It says
-"carries" only where
+A sentence is about the hypothesis that was chosen on validation pairs and says what was measured on test pairs. Where
+no control of that one was measured, as of a swap of the whole vector, it is about the best that has controls, and says
+so. It says "carries" only where
 
 1. the IIA has an interval, and at least one control was measured;
 2. the interval lies above chance, the random subspaces (above the upper end of theirs, where it is known), and the same
@@ -55,6 +56,20 @@ def chosen_of(rows: Iterable[Row]) -> Row | None:
     """Return the row that was chosen; where none is said to be, the one with the best IIA on validation pairs."""
     measured = [row for row in rows if row.get("iia") is not None]
     return next((row for row in measured if row.get("chosen")), max(measured, key=rank_of, default=None))
+
+
+def controlled_of(rows: Sequence[Row]) -> Row | None:
+    """Return the hypothesis that can be judged: the chosen one, or the best on validation pairs that has controls."""
+    chosen = chosen_of(rows)
+    if chosen is None or has_controls(chosen):
+        return chosen
+    measured = [row for row in rows if row.get("iia") is not None and has_controls(row)]
+    return max(measured, key=rank_of, default=chosen)
+
+
+def has_controls(row: Row) -> bool:
+    """Whether any control of a hypothesis was measured."""
+    return any(row.get(name) is not None for name in CONTROLS)
 
 
 def rank_of(row: Row) -> float:
@@ -144,7 +159,7 @@ def why_not(row: Row, chance: float | None) -> list[str]:
 
 def _reasons(row: Row, chance: float | None) -> Iterator[str]:
     low, p = row["low"], row.get("p") if row.get("p_corrected") is None else row["p_corrected"]
-    if all(row.get(name) is None for name in CONTROLS):
+    if not has_controls(row):
         yield "no control was measured"
     if chance is not None and low <= chance:
         yield f"the interval reaches chance ({rate(chance)})"
@@ -161,8 +176,8 @@ def _reasons(row: Row, chance: float | None) -> Iterator[str]:
 
 
 def _sentence(name: str, rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
-    row = chosen_of(rows)
-    if row is None:
+    row, chosen = controlled_of(rows), chosen_of(rows)
+    if row is None or chosen is None:
         return f"{name}: nothing was measured, so nothing is shown (hypotheses: {_statuses(rows)})."
     reasons, flags = why_not(row, chance_of(meta)), flags_of(row)
     if reasons and _is_memorised(row, chance_of(meta)):
@@ -178,6 +193,10 @@ def _sentence(name: str, rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
         claim = f"{where} carries {it}" + " in part" * (row["low"] < MOST)
     parts = [f"IIA {rate_with_interval(row)}{_of(row, meta)}", ", ".join(_numbers(row, chance_of(meta)))]
     parts += [] if reasons else _others(row, rows)
+    if chosen is not row:
+        there = f"{method_of(chosen)} there" if site_of(chosen) == site_of(row) else place_of(chosen)
+        there += "" if site_of(chosen) == site_of(row) else f" ({method_of(chosen)})"
+        parts.append(f"chosen was {there}, IIA {rate_with_interval(chosen)}, without controls")
     parts.append(f"flagged: {', '.join(flags)}" if flags else "no flag")
     return f"{name}: {claim}{'; ' if reasons else ': '}{'; '.join(part for part in parts if part)}."
 
@@ -238,14 +257,15 @@ def _others(row: Row, rows: Sequence[Row]) -> list[str]:
     for other in rows:
         top = other.get("high") if other.get("high") is not None else other.get("iia")
         if top is not None:
-            best[_site(other)] = max(float(top), best.get(_site(other), 0.0))
-    others = [top for site, top in best.items() if site != _site(row)]
+            best[site_of(other)] = max(float(top), best.get(site_of(other), 0.0))
+    others = [top for site, top in best.items() if site != site_of(row)]
     level = row["low"] if _has_interval(row) else row["iia"]
     alike = sum(top >= level for top in others)
     return [f"{alike} of {len(others)} other places are not told apart from it"] if alike else []
 
 
-def _site(row: Row) -> tuple[Any, ...]:
+def site_of(row: Row) -> tuple[Any, ...]:
+    """Return what tells places apart."""
     return row.get("component"), row.get("layer"), row.get("head"), place_key(row)
 
 
