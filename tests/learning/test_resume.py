@@ -141,15 +141,13 @@ def test_patience_outlives_a_kill(tmp_path):
 
 
 SCRIPT = """
-import sys, random, time
+import os, sys, random, time, traceback
 import numpy, torch
 from tests.learning import test_resume as task
 from tests.learning.tasks import face
 from align_transformers.interventions import SigmoidMaskIntervention
 from align_transformers.learning import fit
 from safetensors.torch import save_file
-
-folder, out, stuck = sys.argv[1], sys.argv[2], sys.argv[3] == "stuck"
 
 class Shuffled:
     "An order drawn from Python's and NumPy's generators."
@@ -160,39 +158,62 @@ class Shuffled:
         for batch in known:
             yield known[numpy.random.randint(6)]
 
-def progress(row, _total):
-    print(row["step"], flush=True)
-    if stuck and row["step"] == 5: time.sleep(600)  # until it is killed
+def carry_out(folder, out, end):
+    def progress(row, _total):
+        print(row["step"], flush=True)
+        if end == "stuck" and row["step"] == 5: time.sleep(600)  # until it is killed
 
-before = random.getstate(), numpy.random.get_state()[1].tolist()
-made = face(kind=SigmoidMaskIntervention)
-fit(made, Shuffled(), checkpoints=folder, resume=True, progress=progress, **task.HOW)
-assert (random.getstate(), numpy.random.get_state()[1].tolist()) == before, "not set back"
-(learned,) = made.get_trainable_parameters()
-save_file({"learned": learned.detach()}, out)
+    random.seed(); numpy.random.seed()
+    before = random.getstate(), numpy.random.get_state()[1].tolist()
+    made = face(kind=SigmoidMaskIntervention)
+    fit(made, Shuffled(), checkpoints=folder, resume=True, progress=progress, **task.HOW)
+    assert (random.getstate(), numpy.random.get_state()[1].tolist()) == before, "not set back"
+    (learned,) = made.get_trainable_parameters()
+    save_file({"learned": learned.detach()}, out)
+
+for line in sys.stdin:  # each fit in a process of its own, which has done nothing but import
+    child = os.fork()
+    if not child:
+        try:
+            print(os.getpid(), flush=True)
+            carry_out(*line.rstrip().split("|"))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    os.waitpid(child, 0)
+    print("over", flush=True)
 """
 
 
 def test_a_process_that_is_killed(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1"}
+    threads = {"OMP_NUM_THREADS": "1"}  # none before a fork
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1", **threads}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # Two interpreters, since hashes differ between them: what the one leaves the other goes on from.
+    one, other = (
+        subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, cwd=ROOT, text=True, **pipes) for _ in "ab"
+    )
 
-    def started(folder, out, end="reached"):
-        command = [sys.executable, "-c", SCRIPT, folder, out, end]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, env=environment, cwd=ROOT, text=True, **pipes)
+    def ask(process, name, end="reached"):
+        process.stdin.write(f"{tmp_path / name}|{tmp_path / name}.safetensors|{end}\n")
+        process.stdin.flush()
 
-    whole = started(tmp_path / "a", tmp_path / "a.safetensors")
-    victim = started(tmp_path / "b", tmp_path / "b.safetensors", "stuck")
-    assert whole.communicate()[1] == ""
-    while victim.stdout.readline().strip() != "5":
-        assert victim.poll() is None, victim.stderr.read()
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate()
+    ask(one, "a")
+    ask(other, "b", "stuck")
+    victim = int(other.stdout.readline() or "0")
+    while (line := other.stdout.readline().strip()) != "5":
+        assert line.isdigit(), other.communicate()
+    os.kill(victim, signal.SIGKILL)
+    assert other.communicate() == ("over\n", "")
     assert not (tmp_path / "b.safetensors").exists()
-    resumed = started(tmp_path / "b", tmp_path / "b.safetensors")
-    printed, errors = resumed.communicate()
+    ask(one, "b")
+    printed, errors = one.communicate()
     assert errors == ""
-    assert printed.split() == ["5", "6", "7", "8", "9"], "it goes on after the checkpoint of step 4"
+    (_, *whole), (_, *resumed) = (part.split() for part in printed.split("over")[:2])
+    assert whole == [str(step) for step in range(1, 10)]
+    assert resumed == ["5", "6", "7", "8", "9"], "it goes on after the checkpoint of step 4"
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
