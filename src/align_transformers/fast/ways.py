@@ -267,6 +267,8 @@ class Together(PlannedWay):
         stage, bound, inputs = case.stage, case.bound, case.inputs
         if bound.plan.logits is None or stage.reads or stage.keep:
             return "whole outputs are wanted, or others need its states"
+        if case.states is not None and case.states.main.ndim < 3:
+            return "its blocks have one vector an example, without places"
         for name, value in ({} if isinstance(inputs, Tensor) else inputs).items():
             if name not in (*SETTINGS, "labels") and not is_by_example(name, value, batch_size(inputs)):
                 return f"its input has {name}, which may not be by example"

@@ -87,6 +87,8 @@ class Checks:
         """Return the activations at a container: of inputs as they are, and of test pairs after the edit."""
         assert one.candidate is not None
         states, test = self._task.states(one.hypothesis.container), self._task.parts["test"]
+        if not one.candidate.intervention.keep_last_dim:
+            states = states.flatten(1)  # it spans all tokens of the place
         rows = test.of(one.hypothesis.variables)
         edited, several = states[test.base[rows]], len(one.hypothesis.variables) > 1
         for part, variable in enumerate(one.hypothesis.variables):

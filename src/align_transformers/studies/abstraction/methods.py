@@ -98,7 +98,9 @@ class Methods:
         method, rank, count = hypothesis.method, hypothesis.rank, len(hypothesis.variables)
         make = self.asked.get(method)
         if make is not None:
-            return make(units * width, rank)
+            made = make(units * width, rank)
+            made.keep_last_dim = made.keep_last_dim and units == 1  # it was told the width of all units side by side
+            return made
         kinds: dict[str, Any] = {
             "swap": VanillaIntervention,
             "das": LowRankRotatedSpaceIntervention,
@@ -119,9 +121,9 @@ class Methods:
         if method == "pca":
             return PCARotatedSpaceIntervention.fit(seen, rank, standardise=False, **keep)
         directions = probed(seen, values_in_training(task, hypothesis), rank)
-        made = LowRankRotatedSpaceIntervention(embed_dim=units * width, low_rank_dimension=rank, **keep)
-        made.rotate_layer.set_weight(directions.to(seen))
-        return made.requires_grad_(False)
+        probe = LowRankRotatedSpaceIntervention(embed_dim=units * width, low_rank_dimension=rank, **keep)
+        probe.rotate_layer.set_weight(directions.to(seen))
+        return probe.requires_grad_(False)
 
 
 def joint(method: str) -> bool:
@@ -166,7 +168,7 @@ def swap_of(candidate: Candidate, basis: Tensor) -> Candidate:
         embed_dim=basis.shape[0],
         low_rank_dimension=basis.shape[1],
         keep_last_dim=one.keep_last_dim,
-        subspace_partition=one.partition if len(candidate.hypothesis.variables) > 1 else None,
+        subspace_partition=one.subspace_partition if len(candidate.hypothesis.variables) > 1 else None,
     )
     device = next((parameter.device for parameter in one.parameters()), basis.device)
     made.rotate_layer.set_weight(basis)
