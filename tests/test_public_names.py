@@ -26,7 +26,8 @@ PROMPT = re.compile(r"^\s*(?:>>>|\.\.\.) (.*)$", re.MULTILINE)
 NEEDS_NO_EXAMPLE = {
     "comes back from a function, and is not made by hand": (
         *("Alignment", "Bound", "Collected", "Comparison", "Description", "Effect", "Fitted", "Interval"),
-        *("AlignmentResult", "AppliedEdits", "IntervenableGeneration", "IntervenableOutput", "Outcome", "Scores"),
+        *("AlignmentResult", "AppliedEdits", "CircuitGraph", "IntervenableGeneration", "IntervenableOutput"),
+        *("Outcome", "Scores"),
     ),
     "a base class: its members have examples": ("ConstantSourceIntervention", "SourcelessIntervention"),
     "loads weights that are not here": (

@@ -27,7 +27,7 @@ WRONG: tuple[Any, ...] = (
 
 RESULTS = {
     "AppliedEdits", "Bound", "Collected", "Comparison", "Description", "Effect", "Fitted", "IntervenableGeneration",
-    "IntervenableOutput", "Interval", "Outcome", "Planner", "Scores", "Step", "COMPONENTS",
+    "CircuitGraph", "IntervenableOutput", "Interval", "Outcome", "Planner", "Scores", "Step", "COMPONENTS",
 }  # fmt: skip
 """What is handed out, and made by nobody else."""
 ABSTRACT = {"ConstantSourceIntervention", "Intervention", "SourcelessIntervention", "TrainableIntervention"}
@@ -120,6 +120,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
                     "metric": None, "heads": None, "neurons": None, "directions": ["noise"], "last": None, "at": -1,
                     "window": 1, "align": None, "columns": None, "method": "atp", "rule": "true", "along": "inputs",
                     "points": 2, "drop": False, "verify": 2, "seed": 0}),
+    "graph": (at.graph, {"model": model(), "per_query_head": False}),
     "score": (at.score, {"model": model(), "prompts": tokens(2, 3), "metric": at.accuracy(3),
                          "metrics": None, "tokenizer": None, "columns": None, "at": -1, "store": None,
                          "progress": None, "planner": None}),

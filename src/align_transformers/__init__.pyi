@@ -97,6 +97,7 @@ from .positions import Positions
 from .sites import COMPONENTS, Site
 from .studies import (
     AlignmentResult,
+    CircuitGraph,
     Claim,
     align,
     attention_patterns,
@@ -104,6 +105,7 @@ from .studies import (
     causal_scrubbing,
     causal_tracing,
     direct_logit_attribution,
+    graph,
     grid,
     logit_lens,
     path_patching,
@@ -146,6 +148,7 @@ __all__ = [
     "Bound",
     "BoundlessRotatedSpaceIntervention",
     "CausalModel",
+    "CircuitGraph",
     "Claim",
     "CollectIntervention",
     "Collected",
@@ -249,6 +252,7 @@ __all__ = [
     "first_token",
     "fit",
     "fit_pca",
+    "graph",
     "grid",
     "iia",
     "kl_divergence",

@@ -11,6 +11,7 @@ from .attribution import attribution
 from .causal_scrubbing import Claim, causal_scrubbing
 from .causal_tracing import causal_tracing
 from .direct_attribution import direct_logit_attribution
+from .graph import CircuitGraph, GraphNode, graph
 from .grid import grid
 from .lens import logit_lens
 from .path_patching import path_patching
@@ -21,8 +22,10 @@ from .steer import steer
 __all__ = [
     "AlignmentResult",
     "CellRun",
+    "CircuitGraph",
     "Claim",
     "Clean",
+    "GraphNode",
     "Measurement",
     "Scorer",
     "Sweep",
@@ -32,6 +35,7 @@ __all__ = [
     "causal_scrubbing",
     "causal_tracing",
     "direct_logit_attribution",
+    "graph",
     "grid",
     "logit_lens",
     "path_patching",

@@ -10,7 +10,7 @@ With `J` the true derivative of a module at x, a rule puts a linear map in its p
 - `temperature` (of GIM): the softmax goes backward as at a temperature of 2, p_T (g - p_T.g); queries and keys get a
   fourth, values half of the gradient, since they are factors of products, too.
 
-Which modules are norms and which activation functions is found by what they do to a few numbers, not by their names.
+Which modules are norms and which activation functions is found by what they do (`_module_kinds`), not by their names.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ..engine.hooks import Tap
 from ..models import find_leaf, find_slot, replace_leaf, resolve
 from ..models.scope import hook_after, hook_before
 from ..sites import Site
+from ._module_kinds import is_plain, kind_of, same_numbers
 
 Rule = Literal["true", "frozen_norm", "relp", "gim", "norm", "secant", "half", "patterns", "temperature"]
 SWITCHES = ("norm", "secant", "half", "patterns", "temperature")
@@ -126,7 +127,7 @@ class BackwardRules:
                 standing: set[nn.Module] = set()
                 for parent in model.modules():
                     children = list(parent.children())
-                    plain = [child for child in children if _is_plain(child)]
+                    plain = [child for child in children if is_plain(child)]
                     for child in set(plain) - standing:
                         ends += watch.stand_at(child, parent)
                     standing.update(plain)
@@ -199,11 +200,6 @@ def _with_hook(tensor: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
     view = tensor.view_as(tensor)
     view.register_hook(act)
     return view
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a module has no parts and no matrices: a norm, an activation function, a dropout."""
-    return not any(True for _ in module.children()) and all(p.ndim < 2 for p in module.parameters())
 
 
 def _only(args: Any, kwargs: Any) -> Tensor | None:
@@ -323,44 +319,8 @@ class _Modules:
 
     def _kind(self, module: nn.Module, x: Tensor) -> str:
         if id(module) not in self._kinds:
-            self._kinds[id(module)] = _kind_of(module, x)
+            self._kinds[id(module)] = kind_of(module, x)
         return self._kinds[id(module)]
-
-
-@torch.no_grad()
-def _kind_of(module: nn.Module, x: Tensor) -> str:
-    """Return `norm`, `activation`, or nothing: what a module does to a few numbers tells.
-
-    A norm makes the same of a vector and of three times that vector. An activation function makes of some numbers what
-    it makes of them among others.
-    """
-    width = x.shape[-1]
-    probe = 1.5 * torch.sin(torch.arange(1, width + 1, device=x.device) * 1.7).to(x.dtype)
-    made = _call(module, probe)
-    if made is None or made.shape != probe.shape or _same(made, probe):
-        return ""
-    larger, nothing = _call(module, 3 * probe), _call(module, torch.zeros_like(probe))
-    if larger is None or nothing is None:
-        return ""
-    if _same(larger, made) and not _same(nothing, made):
-        return "norm"
-    alone = _call(module, probe[: width // 2]) if all(p.numel() == 1 for p in module.parameters()) else None
-    return "activation" if alone is not None and _same(alone, made[: width // 2]) else ""
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two vectors are the same but for rounding, at the size of the second."""
-    near = 2e-2 if one.dtype in (torch.float16, torch.bfloat16) else 1e-3
-    return bool((one - other).abs().max() <= near * other.abs().max())
-
-
-def _call(module: nn.Module, probe: Tensor) -> Tensor | None:
-    """Return what a module makes of a vector, past all hooks; `None` if it takes none."""
-    try:
-        made = module.forward(probe[None, None])
-    except (RuntimeError, TypeError, ValueError, IndexError):
-        return None
-    return made[0, 0] if isinstance(made, Tensor) and made.shape[:2] == (1, 1) else None
 
 
 def _freeze(module: nn.Module, view: Tensor, output: Tensor) -> None:
@@ -370,7 +330,8 @@ def _freeze(module: nn.Module, view: Tensor, output: Tensor) -> None:
     with torch.no_grad():
         bias = module.forward(torch.zeros_like(x[..., :1, :])).to(kind)
         probe = torch.sin(torch.arange(1, x.shape[-1] + 1, device=x.device) * 1.7).to(x.dtype)[None, None]
-        centred = _same(module.forward(probe + 1) - bias[..., :1, :1, :], module.forward(probe) - bias[..., :1, :1, :])
+        shift = bias.reshape(-1, x.shape[-1])[0]
+        centred = same_numbers(module.forward(probe + 1) - shift, module.forward(probe) - shift)
     x, normed = x.to(kind), out.to(kind) - bias
     seen: dict[str, Tensor] = {}
     c = x - x.mean(-1, keepdim=True) if centred else x

@@ -1,0 +1,391 @@
+"""The graph that a model's residual stream makes of it: what writes into the stream, what reads it, who reads whom.
+
+Elhage et al. 2021, "A mathematical framework for transformer circuits"; Mueller et al. 2025, arXiv:2504.13151 (MIB).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .._checked import checked
+from .._errors import SpecError, UnknownNameError, near_misses
+from .._optional import optional
+from ..models import find_slot, uncompiled
+from ..models.component_map import Block, ComponentMap
+from ..models.dummy import dummy_inputs
+from ..sites import ADDENDS, Site
+from ._module_kinds import is_norm
+from ._nodes import heads_at, one_stack
+from ._taped import Tape, record
+
+if TYPE_CHECKING:
+    import networkx
+
+GraphNodeKind = Literal["input", "head", "attention", "mlp", "expert", "router", "mixer", "block", "logits"]
+_LETTERS = {"q": "query", "k": "key", "v": "value"}
+_MIXERS = {"mixer_output": "s", "moe_output": "e", "per_layer_mlp_output": "p", "cross_attention_output": "c"}
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """What writes into the residual stream, or what reads it.
+
+    Args:
+        name: as the literature writes it: `a9.h6`, `m9`, `input`, `logits`; of what reads `a9.h6<q>`.
+        kind: what it is.
+        layer: its block; `None` for the ends.
+        number: of the head, the kv head or the expert.
+        owner: of what reads, the names of the senders that it makes: a key of grouped heads makes several.
+        note: what is to be known: why it is no finer, or what ties it to others.
+    """
+
+    name: str
+    kind: GraphNodeKind
+    layer: int | None = None
+    number: int | None = None
+    owner: tuple[str, ...] = ()
+    note: str = ""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, eq=False)
+class CircuitGraph:
+    """Senders and receivers of a model.
+
+    Args:
+        senders: in the order in which they write.
+        receivers: in the order in which they read.
+        visible: of each receiver the numbers of the senders whose values it reads, ascending.
+        facts: JSON-able: the model, and how many layers and heads it has.
+    """
+
+    senders: tuple[GraphNode, ...]
+    receivers: tuple[GraphNode, ...]
+    visible: tuple[tuple[int, ...], ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return the number of edges."""
+        return sum(map(len, self.visible))
+
+    def edges(self) -> Iterator[tuple[str, str]]:
+        """Yield sender and receiver of each edge, receivers in their order."""
+        for receiver, numbers in zip(self.receivers, self.visible, strict=True):
+            yield from ((self.senders[number].name, receiver.name) for number in numbers)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What is to be known of nodes, by name."""
+        return {node.name: node.note for node in (*self.senders, *self.receivers) if node.note}
+
+    def to_networkx(self) -> networkx.DiGraph:
+        """Return a graph of networkx: edges from senders to receivers, and from receivers to the senders they make.
+
+        Raises:
+            MissingExtraError: networkx is not installed.
+        """
+        made = optional("networkx", extra="report").DiGraph()
+        for node in (*self.senders, *self.receivers):
+            made.add_node(node.name, kind=node.kind, layer=node.layer, number=node.number, note=node.note)
+        for receiver in self.receivers:
+            made.add_edges_from((receiver.name, owner) for owner in receiver.owner if owner != receiver.name)
+        made.add_edges_from((sender, f"{receiver}") for sender, receiver in self.edges())
+        return made
+
+    def to_dict(
+        self,
+        scores: Mapping[tuple[str, str], float] | None = None,
+        kept: Collection[tuple[str, str]] | None = None,
+    ) -> dict[str, Any]:
+        """Return the graph as the MIB benchmark's edge lists have it, as JSON-able data.
+
+        There every head has keys and values of its own: an edge into those of a kv head is one for each of its heads.
+
+        Args:
+            scores: of edges, sender and receiver; others have 0.
+            kept: the edges that are in the circuit; default: all.
+
+        Raises:
+            UnknownNameError: there is no such edge.
+        """
+        known = set(self.edges())
+        for edge in (*(scores or {}), *(kept or ())):
+            if edge not in known:
+                names = [f"{a}->{b}" for a, b in known]
+                raise UnknownNameError(f"the graph has no edge {edge!r}; {near_misses('->'.join(edge), names)}")
+        inside = known if kept is None else set(kept)
+        owners = {receiver.name: receiver.owner for receiver in self.receivers}
+        edges, nodes = {}, {node.name: False for node in self.senders} | {"logits": False}
+        for sender, receiver in self.edges():
+            here = (sender, receiver) in inside
+            score = float((scores or {}).get((sender, receiver), 0.0))
+            for name in _unshared(receiver, owners[receiver]):
+                edges[f"{sender}->{name}"] = {"score": score, "in_graph": here}
+            for name in (sender, *owners[receiver]) if here else ():
+                nodes[name] = True
+        return {
+            "cfg": dict(self.facts),
+            "nodes": {name: {"in_graph": here} for name, here in nodes.items()},
+            "edges": edges,
+        }
+
+    def to_json(
+        self,
+        scores: Mapping[tuple[str, str], float] | None = None,
+        kept: Collection[tuple[str, str]] | None = None,
+    ) -> str:
+        """Return `to_dict` as text.
+
+        Args:
+            scores: likewise.
+            kept: likewise.
+        """
+        return json.dumps(self.to_dict(scores, kept))
+
+
+def _unshared(receiver: str, owners: Sequence[str]) -> Sequence[str]:
+    """Return what a receiver is called where each head has keys and values of its own."""
+    letter = receiver.partition("<")[2]
+    return [f"{owner}<{letter}" for owner in owners] if letter in ("k>", "v>") else [receiver]
+
+
+@checked
+def graph(model: nn.Module, *, per_query_head: bool = False) -> CircuitGraph:
+    """Return the nodes and edges of a model, from the map of its components; no list of architectures is asked.
+
+    Senders are the embeddings, each head (its z through its slice of the output projection), each MLP or each expert,
+    other mixers. Receivers are queries, keys and values of each head, inputs of MLPs, experts and routers, and the
+    final norm. Who reads whom within a block is measured, in one forward pass: so parallel blocks are told apart.
+
+    Args:
+        model: a language model with one residual stream; not changed.
+        per_query_head: keys and values are told for each head, also where several share them.
+
+    Returns:
+        A `CircuitGraph`. What cannot be told apart exactly is one coarser node, with the reason in its `note`.
+
+    Raises:
+        SpecError: the model has several stacks of blocks, or none that is known.
+
+    Example:
+        >>> import transformers
+        >>> sizes = dict(vocab_size=50, n_embd=16, n_head=2, n_layer=2, n_positions=8)
+        >>> model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+        >>> made = graph(model)
+        >>> len(made), [str(node) for node in made.senders]
+        (46, ['input', 'a0.h0', 'a0.h1', 'm0', 'a1.h0', 'a1.h1', 'm1'])
+    """
+    found = one_stack(model)
+    maker = _GraphMaker(model, found, per_query_head)
+    for layer, block in enumerate(found.stacks[""]):
+        maker.add(layer, block)
+    maker.receivers.append(GraphNode("logits", "logits", owner=("logits",)))
+    maker.visible.append(tuple(maker.open))
+    heads = [heads_at(Site("attention_value_output", n), found) for n, b in enumerate(found.stacks[""]) if _heads(b)]
+    facts = {
+        "model": found.model_class,
+        "n_layers": len(found.stacks[""]),
+        "n_heads": max(heads, default=0),
+        "parallel_attn_mlp": maker.parallel,
+        "d_model": find_slot(model, Site("embedding_output")).width if "embedding_output" in found.ends else None,
+    }
+    return CircuitGraph(tuple(maker.senders), tuple(maker.receivers), tuple(maker.visible), facts)
+
+
+def _heads(block: Block) -> bool:
+    slot = block.slots.get("attention_value_output")
+    return slot is not None and slot.heads is not None
+
+
+class _GraphMaker:
+    """Adds block after block.
+
+    Args:
+        model: the user's.
+        found: in it.
+        per_query_head: as for `graph`.
+    """
+
+    def __init__(self, model: nn.Module, found: ComponentMap, per_query_head: bool) -> None:
+        self._model, self._found, self._per_query_head = model, found, per_query_head
+        self.senders = [GraphNode("input", "input")]
+        self.receivers: list[GraphNode] = []
+        self.visible: list[tuple[int, ...]] = []
+        self.open = [0]
+        """The senders whose values are summands of the stream, as it is now."""
+        self.parallel = False
+        self._tape = self._watched()
+
+    def add(self, layer: int, block: Block) -> None:
+        """Add the nodes of a block."""
+        parts = _parts(block)
+        why = _whole(block, parts)
+        if why:
+            name = f"b{layer}"
+            self._read([GraphNode(name, "block", layer, owner=(name,), note=why)], self.open)
+            self.senders.append(GraphNode(name, "block", layer, note=why))
+            self.open = [len(self.senders) - 1]
+            return
+        before, written = list(self.open), {}
+        readings = []
+        for part in parts:
+            first = len(self.senders)
+            made, reading = self._nodes(layer, block, part)
+            self.senders += made
+            written[part] = list(range(first, len(self.senders)))
+            readings.append((part, reading))
+        for part, reading in readings:
+            seen = [other for other in parts if other != part and self._depends(layer, block, part, other)]
+            if part == "mlp_output" and "attention_output" in parts:
+                self.parallel = self.parallel or "attention_output" not in seen
+            self._read(reading, [*before, *(number for other in seen for number in written[other])])
+        self.open = [*before, *(number for part in parts for number in written[part])]
+
+    def _read(self, receivers: Sequence[GraphNode], numbers: Sequence[int]) -> None:
+        self.receivers += receivers
+        self.visible += [tuple(sorted(numbers))] * len(receivers)
+
+    def _nodes(self, layer: int, block: Block, part: str) -> tuple[list[GraphNode], list[GraphNode]]:
+        """Return what a part of a block writes, and what of it reads."""
+        if part == "attention_output":
+            return self._attention(layer, block)
+        if part == "mlp_output" and block.flags.get("experts"):
+            return self._experts(layer, block)
+        name = f"{_MIXERS.get(part, 'm')}{layer}"
+        kind: GraphNodeKind = "mlp" if part in ("mlp_output", "per_layer_mlp_output") else "mixer"
+        note = "experts beside an MLP, told as one" if part == "moe_output" else ""
+        return [GraphNode(name, kind, layer, note=note)], [GraphNode(name, kind, layer, owner=(name,), note=note)]
+
+    def _attention(self, layer: int, block: Block) -> tuple[list[GraphNode], list[GraphNode]]:
+        name = f"a{layer}"
+        split = _heads(block) and all(f"{what}_output" in block.slots for what in _LETTERS.values())
+        counts = {w: heads_at(Site(f"{w}_output", layer), self._found) for w in _LETTERS.values()} if split else {}
+        if not split or not all(counts.values()):
+            why = next(
+                (block.missing[w] for w in ("attention_value_output", "query_output") if w in block.missing),
+                "its heads are not known",
+            )
+            note = f"attention as one node: {why}"
+            return (
+                [GraphNode(name, "attention", layer, note=note)],
+                [GraphNode(name, "attention", layer, owner=(name,), note=note)],
+            )
+        count = counts["query"]
+        tied = block.missing.get("head_contribution", "")
+        note = f"tied to the other heads of the layer: {tied}" if tied else ""
+        senders = [GraphNode(f"{name}.h{n}", "head", layer, n, note=note) for n in range(count)]
+        receivers: list[GraphNode] = []
+        for letter, what in _LETTERS.items():
+            own, why = counts[what], self._mixed(layer, block, what)
+            if why:
+                every = tuple(sender.name for sender in senders)
+                receivers.append(GraphNode(f"{name}<{letter}>", "attention", layer, owner=every, note=why))
+                continue
+            shared = count // own
+            for n in range(count if self._per_query_head else own):
+                makes = (n,) if self._per_query_head else range(n * shared, (n + 1) * shared)
+                owner = tuple(senders[head].name for head in makes)
+                receivers.append(GraphNode(f"{name}.h{n}<{letter}>", "head", layer, n, owner))
+        return senders, receivers
+
+    def _experts(self, layer: int, block: Block) -> tuple[list[GraphNode], list[GraphNode]]:
+        name, router = f"m{layer}", block.slots.get("router_output")
+        experts = block.slots.get("expert_activation")
+        if router is None or router.width is None or experts is None:
+            why = block.missing.get("expert_activation") or block.missing.get("router_output") or "they were not found"
+            note = f"experts as one node: {why}"
+            return (
+                [GraphNode(name, "mlp", layer, note=note)],
+                [GraphNode(name, "mlp", layer, owner=(name,), note=note)],
+            )
+        names = [f"{name}.e{n}" for n in range(router.width)]
+        home, known = block.slots["mlp_output"].module, {experts.module, router.module}
+        rest = [child for child in home.children() if child not in known and any(True for _ in child.parameters())]
+        if rest:
+            names.append(f"{name}.shared")
+        nodes = [GraphNode(one, "expert", layer, n if n < router.width else None) for n, one in enumerate(names)]
+        reading = [GraphNode(node.name, node.kind, layer, node.number, (node.name,)) for node in nodes]
+        routed = tuple(names[: router.width])
+        return nodes, [*reading, GraphNode(f"{name}<router>", "router", layer, owner=routed)]
+
+    def _mixed(self, layer: int, block: Block, what: str) -> str:
+        """Return why queries or keys of one head depend on what another head reads; nothing if they do not."""
+        owner = uncompiled(self._model).get_submodule(str(block.flags.get("attention_owner", "")))
+        slot = block.slots[f"{what}_output"]
+        width = 0 if slot.heads is None else slot.heads.numel()
+        wide = [module for module in owner.modules() if is_norm(module, width)] if what != "value" else []
+        if not wide or f"{what}_rotary" not in block.slots:
+            return f"a norm over all heads, and it is not known where {what} vectors go" if wide else ""
+        before, after = (Site(f"{what}_{name}", layer) for name in ("output", "rotary"))
+        assert slot.heads is not None
+        node = self._tape.nodes[after]
+        first = torch.zeros_like(node)
+        size = node.shape[-1] // len(slot.heads)
+        first[..., :size] = _noise(node[..., :size])
+        (moved,) = torch.autograd.grad(node, [self._tape.nodes[before]], first, retain_graph=True, allow_unused=True)
+        others = None if moved is None else moved[..., slot.heads[1:].flatten().to(moved.device)]
+        mixed = others is not None and bool(others.abs().max() > 0)
+        return f"{what} vectors of all heads share one norm ({type(wide[0]).__name__})" if mixed else ""
+
+    def _depends(self, layer: int, block: Block, part: str, other: str) -> bool:
+        """Whether what a part of a block reads depends on what another part of it adds."""
+        reader = Site(_reads_at(block, part), layer)
+        writer = Site(other.replace("_output", "_contribution"), layer)
+        node = self._tape.nodes[reader]
+        (moved,) = torch.autograd.grad(
+            node, [self._tape.nodes[writer]], _noise(node), retain_graph=True, allow_unused=True
+        )
+        return moved is not None and bool(moved.abs().max() > 0)
+
+    def _watched(self) -> Tape:
+        """Return a tape of all that is read and written, of a dummy input."""
+        sites = []
+        for layer, block in enumerate(self._found.stacks[""]):
+            parts = _parts(block)
+            if not _whole(block, parts):
+                sites += [Site(part.replace("_output", "_contribution"), layer) for part in parts]
+                sites += [Site(_reads_at(block, part), layer) for part in parts]
+                rotary = [f"{what}_{name}" for what in ("query", "key") for name in ("output", "rotary")]
+                sites += [Site(name, layer) for name in rotary if name in block.slots]
+        inputs = dict(next(dummy_inputs(uncompiled(self._model))))
+        try:
+            return record(self._model, inputs, list(dict.fromkeys(sites)), graph=True)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise SpecError(f"{self._found.model_class} takes no dummy input, so its graph is not known") from error
+
+
+def _parts(block: Block) -> list[str]:
+    """Return what writes into the stream in a block, in the order in which blocks add it."""
+    return [name for name in ADDENDS if name in block.slots]
+
+
+def _whole(block: Block, parts: Sequence[str]) -> str:
+    """Return why a block is one node; nothing where its parts are known."""
+    if not parts:
+        return "no part of the block is known"
+    for part in parts:
+        name = part.replace("_output", "_contribution")
+        if name not in block.slots:
+            return block.missing.get(name, f"what {part} adds to the stream is not known")
+        if _reads_at(block, part) not in block.slots:
+            return block.missing.get(_reads_at(block, part), f"what {part} reads is not known")
+    return ""
+
+
+def _reads_at(block: Block, part: str) -> str:
+    """Return the component that a part of a block reads the stream with."""
+    name = part.replace("_output", "_input")
+    return "query_output" if name == "attention_input" and name not in block.slots else name
+
+
+def _noise(tensor: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(tensor.shape, generator=generator).to(tensor)
