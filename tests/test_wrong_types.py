@@ -81,7 +81,7 @@ def adder() -> at.CausalModel:
 SUMS = at.CausalModel(
     ["a", "b", "sum"], {"a": range(4), "b": range(4)}, {"sum": ["a", "b"]}, {"sum": lambda a, b: a + b}
 )
-PARTS = at.CounterfactualDataset.sample(SUMS, 200, variables="a", seed=0)
+PARTS = at.CounterfactualDataset.sample(SUMS, 2000, variables="a", seed=0)
 
 
 def numbers_of(one: dict[str, Any]) -> list[float]:
