@@ -79,9 +79,9 @@ def adder() -> at.CausalModel:
 
 
 SUMS = at.CausalModel(
-    ["a", "b", "sum"], {"a": range(4), "b": range(4)}, {"sum": ["a", "b"]}, {"sum": lambda a, b: a + b}
+    ["a", "b", "sum"], {"a": range(5), "b": range(5)}, {"sum": ["a", "b"]}, {"sum": lambda a, b: a + b}
 )
-PARTS = at.CounterfactualDataset.sample(SUMS, 200, variables="a", seed=0)
+PARTS = at.CounterfactualDataset.sample(SUMS, 2000, variables="a", seed=0)
 
 
 def numbers_of(one: dict[str, Any]) -> list[float]:
@@ -149,7 +149,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "model": model(), "prompts": tokens(1, 3), "answers": 4, "against": 5, "heads": True, "at": -1,
         "tokenizer": None, "columns": None, "planner": at.one_by_one}),
     "align": (lambda **k: at.align(k.pop("model"), k.pop("causal_model"), k.pop("data"), encode=numbers_of, **k), {
-        "model": nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 7)), "causal_model": SUMS, "data": PARTS,
+        "model": nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 9)), "causal_model": SUMS, "data": PARTS,
         "tokenizer": None, "label": None, "variables": ["a"], "sites": "0.output", "layers": "all", "heads": None,
         "positions": None, "methods": ["swap"], "ranks": 1, "seeds": 1, "loss": "all", "batch_size": 4,
         "search": "all", "controls": [], "draws": 2, "only_solved": False, "random_model": None, "memory": 2**20,
