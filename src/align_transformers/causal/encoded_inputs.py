@@ -234,7 +234,7 @@ def _label(
     value: Any, output: str, label: Labeller | None, listed: Any, tokenizer: PreTrainedTokenizerBase | None
 ) -> int:
     if label is None and tokenizer is None:
-        if isinstance(value, int):
+        if isinstance(value, int | np.integer):
             return int(value)
         if not isinstance(listed, tuple):
             raise SpecError(f"which class {value!r} is, is not known: give label=, a function from a value to a number")
