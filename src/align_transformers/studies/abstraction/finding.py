@@ -13,6 +13,7 @@ from jaxtyping import Float
 from .hypothesis import Candidate, Hypothesis
 from .regions import Regions
 from .subspace_checks import Check
+from .task import CounterfactualPairs
 
 Hits = Float[np.ndarray, " _"]
 """For each pair 1 where the network says what the causal model does, else 0."""
@@ -33,7 +34,8 @@ class Finding:
         random: of random subspaces, their IIA on the first test pairs.
         first: of the same pairs its own.
         again: the same fit in a network with new weights: hits by part.
-        by_heart: on permuted labels, one number a pair of training; `None` where it was not measured.
+        by_heart: of a fit to permuted labels, its hits on these; `None` where it was not measured.
+        permuted: the pairs with these labels.
         audited: whether it was fitted though its container was not nominated.
         steps: that were made.
         checks: what is to be kept in mind.
@@ -52,6 +54,7 @@ class Finding:
     first: float | None = None
     again: dict[str, Hits] = field(default_factory=dict)
     by_heart: Hits | None = None
+    permuted: CounterfactualPairs | None = None
     audited: bool = False
     steps: int = 0
     checks: tuple[Check, ...] = ()

@@ -151,7 +151,7 @@ def advance(
         if kept:
             tell(sum(len(one.losses) for one in chunk))
             continue
-        _train(chunk, Runner(runner.task, runner.memory), pairs, lesson, until, tell)
+        _train(chunk, Runner(runner.task, runner.memory, runner.passes), pairs, lesson, until, tell)
         if store is not None:
             store.save(number, chunk)
 

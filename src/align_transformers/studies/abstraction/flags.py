@@ -49,8 +49,8 @@ class Checks:
         assert one.candidate is not None
         test = self._task.parts["test"]
         rows = test.of(one.hypothesis.variables)
-        score = self.interval(one, "test", one.hits["test"])
-        train = self.interval(one, "train", one.hits["train"])
+        score = self.interval(one, test, one.hits["test"])
+        train = self.interval(one, self._task.parts["train"], one.hits["train"])
         yield trivial((test.labels == test.base_labels).cpu().numpy()[rows], score)
         if one.hypothesis.method == "swap":
             return
@@ -58,20 +58,20 @@ class Checks:
             entities = test.entities[0][rows], test.source_entities(one.hypothesis.variables)[rows]
             yield against_container(one.hits["test"], one.full, *entities, seed=self._search.seed)
         yield memorised(train, score)
-        if one.by_heart is not None:
-            yield _by_heart(train, self.interval(one, "train", one.by_heart))
+        if one.by_heart is not None and one.permuted is not None:
+            yield _by_heart(train, self.interval(one, one.permuted, one.by_heart))
         if one.again:
             yield against_random_network(
-                score, self.interval(one, "test", one.again["test"]), chance=_chance(test, rows)
+                score, self.interval(one, test, one.again["test"]), chance=_chance(test, rows)
             )
         clean, patched = self._states(one)
         if len(clean) >= 4 and clean.var(0).sum() > 0:
             yield off_manifold(clean, patched, seed=self._search.seed)
         yield from self._unread(one.candidate, clean)
 
-    def interval(self, one: Finding, part: str, found: Any) -> Interval:
-        """Return the mean of numbers of a part's pairs with its interval over entities."""
-        pairs, variables, search = self._task.parts[part], one.hypothesis.variables, self._search
+    def interval(self, one: Finding, pairs: CounterfactualPairs, found: Any) -> Interval:
+        """Return the mean of numbers of the first pairs of a hypothesis with its interval over entities."""
+        variables, search = one.hypothesis.variables, self._search
         rows = pairs.of(variables)[: len(found)]
         return entity_bootstrap(
             found,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -36,10 +37,12 @@ class Runner:
     Args:
         task: the inputs.
         memory: bytes: of states of inputs that are kept, and of what one plan may hold.
+        passes: is counted up: the forward passes of each way.
     """
 
     task: Task
     memory: int
+    passes: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_cache", ActivationCache(self.memory) if HAS_FAST else None)
@@ -47,7 +50,9 @@ class Runner:
     def run(self, several: Sequence[Interchanges], tokens: tuple[int, ...] | None = None) -> dict[str, Tensor]:
         """Return the logits of some copies, by name of their run: of all tokens, or of some."""
         bound, planner = self._bound(several, tokens)
-        return dict(execute(bound, planner).outputs)
+        outcome = execute(bound, planner)
+        self.passes.update(passed.way for passed in outcome.passes)
+        return dict(outcome.outputs)
 
     def _bound(self, several: Sequence[Interchanges], tokens: tuple[int, ...] | None) -> tuple[Any, Any]:
         task = self.task

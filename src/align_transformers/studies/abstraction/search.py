@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,6 +68,7 @@ class Search:
     seed: int
     store: Path | None
     kept: Mapping[str, float] = field(default_factory=dict)
+    passes: Counter[str] = field(default_factory=Counter)
 
     def result(self, tell: Callable[[int, int], None]) -> AlignmentResult:
         """Carry the search out.
@@ -85,6 +86,7 @@ class Search:
             **made_with(self.task.model),
             "study": "align",
             "seconds": time.perf_counter() - started,
+            "passes": dict(self.passes),
         }
         return AlignmentResult.of(work, findings, meta)
 
@@ -120,7 +122,7 @@ class Search:
 
     def _carried_out(self, tell: Callable[[int, int], None]) -> list[Finding]:
         task, lesson = self.task, self.lesson
-        runner, train = Runner(task, self.memory), task.parts["train"]
+        runner, train = Runner(task, self.memory, self.passes), task.parts["train"]
         task.read([one.container for one in self.hypotheses])
         findings = [self._begun(one) for one in self.hypotheses]
         learners = {
@@ -259,13 +261,10 @@ class Search:
             for (one, _), rows in zip(drawn, found_random, strict=True):
                 one.random.append(float(rows.mean()))
                 one.first = float(one.hits["test"][:_LOOKED_AT].mean())
-        best = [one for one in best_of_each(fitted) if one.candidate is not None and learns(one.candidate)]
-        if "permuted" in self.controls and best:
-            pairs = permuted_labels(self.task, "train", self.seed)
-            again = self._fitted_again([one.hypothesis for one in best], runner, pairs, lesson, "permuted", counter)
-            for one, rows in zip(best, hits(runner, again, pairs, _IN_TRAINING), strict=True):
-                one.by_heart = rows
-        if "reinitialised" in self.controls and best:
+        best = best_of_each(fitted)
+        if "permuted" in self.controls:
+            self._by_heart([one for one in best if one.candidate and learns(one.candidate)], runner, lesson, counter)
+        if "reinitialised" in self.controls:
             self._in_another_network(best, lesson, counter)
 
     def _still(self, one: Finding, runner: Runner) -> float:
@@ -277,10 +276,22 @@ class Search:
         (said,) = measured(runner, [_hard(one.candidate)], still, lambda _: rows, lambda logits: logits.argmax(-1))
         return float((said == self.task.answers()[test.base[rows]]).double().mean())
 
+    def _by_heart(self, best: Sequence[Finding], runner: Runner, lesson: Lesson, counter: _StepCounter) -> None:
+        """Fit to labels that are permuted by entity, where these are other ones: an entity may not tell the variable."""
+        pairs = permuted_labels(self.task, "train", self.seed)
+        changed = np.flatnonzero((pairs.labels != self.task.parts["train"].labels).cpu().numpy())
+        if 2 * len(changed) < len(pairs):
+            return
+        pairs = pairs.take(changed)
+        best = [one for one in best if len(pairs.of(one.hypothesis.variables))]
+        again = self._fitted_again([one.hypothesis for one in best], runner, pairs, lesson, "permuted", counter)
+        for one, rows in zip(best, hits(runner, again, pairs, _IN_TRAINING), strict=True):
+            one.by_heart, one.permuted = rows, pairs
+
     def _in_another_network(self, best: Sequence[Finding], lesson: Lesson, counter: _StepCounter) -> None:
         model = self.random_model or reinitialised(self.task.model, self.seed)
         task = self.task.with_model(model)
-        runner, train = Runner(task, self.memory), task.parts["train"]
+        runner, train = Runner(task, self.memory, self.passes), task.parts["train"]
         other = replace(self, task=task)
         again = other._fitted_again([one.hypothesis for one in best], runner, train, lesson, "reinitialised", counter)
         for part in ("train", "test"):
@@ -299,7 +310,7 @@ class Search:
     ) -> list[Candidate]:
         """Return candidates for the same hypotheses, fitted to something else."""
         candidates = [self.methods.candidate(self.task, one) for one in hypotheses]
-        learners = [learner_of(one, pairs, lesson) for one in candidates]
+        learners = [learner_of(one, pairs, lesson) for one in candidates if learns(one)]
         counter.total += sum(len(one.batches) for one in learners)
         advance(learners, runner, pairs, lesson, store=self._stored(stage), tell=counter)
         return candidates
