@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from matplotlib.colors import to_hex
 from tests.report import studies
@@ -143,6 +145,18 @@ def test_controls_are_grey_and_chance_a_line_in_the_figure():
     assert colours == ["#2171b5"] * 4 + ["#8a8a8a"] * 3
     assert [line.get_xdata() for line in axes.lines if line.get_linestyle() == "--"] == [[0.125, 0.125]]
     assert axes.get_xlim() == (0, 1.03)
+
+
+def test_low_maps_stand_side_by_side_below_a_scale_that_can_be_read():
+    rows = [studies.hypothesis("v", layer, method=method) for layer in (0, 1) for method in ("das", "swap")]
+    figure = figure_of(drawn_of(*rows, data={"chance": 0.11}))
+    maps = [axes for axes in figure.axes if axes.get_title(loc="left") in ("v, das", "v, swap")]
+    assert len({(axes.get_position().y0, axes.get_position().y1) for axes in maps}) == 1
+    [scale] = [axes for axes in figure.axes if "0.11 chance" in [tick.get_text() for tick in axes.get_yticklabels()]]
+    figure.draw_without_rendering()
+    words = sorted((tick.get_window_extent() for tick in scale.get_yticklabels()), key=lambda box: box.y0)
+    assert all(low.y1 < high.y0 + 2 for low, high in pairwise(words))
+    assert scale.get_position().y1 < 0.93  # below the heading
 
 
 def test_the_table_draws_itself():
