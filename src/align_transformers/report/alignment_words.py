@@ -220,7 +220,7 @@ def _bucket(facts: Mapping[str, Any]) -> str:
     """Return a bucket in words: its score, its pairs, and how many bases and sources make it up."""
     told = [f"IIA {rate(facts['iia'])}"] if "iia" in facts else []
     told += [f"{facts['n']} pairs"] if "n" in facts else []
-    told += [f"{len(facts[side])} {side}" for side in ("bases", "sources") if side in facts]
+    told += [f"{facts[side]} {side}" for side in ("bases", "sources") if side in facts]
     return ", ".join(told) or said(facts)
 
 

@@ -61,9 +61,7 @@ class Checks:
         if one.by_heart is not None and one.permuted is not None:
             yield _by_heart(train, self.interval(one, one.permuted, one.by_heart))
         if one.again:
-            yield against_random_network(
-                score, self.interval(one, test, one.again["test"]), chance=_chance(test, rows)
-            )
+            yield against_random_network(score, self.interval(one, test, one.again["test"]), chance=_chance(test, rows))
         clean, patched = self._states(one)
         if len(clean) >= 4 and clean.var(0).sum() > 0:
             yield off_manifold(clean, patched, seed=self._search.seed)

@@ -277,7 +277,7 @@ class Search:
         return float((said == self.task.answers()[test.base[rows]]).double().mean())
 
     def _by_heart(self, best: Sequence[Finding], runner: Runner, lesson: Lesson, counter: _StepCounter) -> None:
-        """Fit to labels that are permuted by entity, where these are other ones: an entity may not tell the variable."""
+        """Fit to labels permuted by entity, where they are other ones: an entity need not tell the variable."""
         pairs = permuted_labels(self.task, "train", self.seed)
         changed = np.flatnonzero((pairs.labels != self.task.parts["train"].labels).cpu().numpy())
         if 2 * len(changed) < len(pairs):
