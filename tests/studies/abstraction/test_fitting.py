@@ -180,7 +180,9 @@ def test_a_wired_variable_is_found_in_its_direction():
     advance([learner], runner, task.parts["train"], lesson_of(32, max_steps=400, lr=0.03))
     assert before < 0.5
     assert hits(runner, [candidate], task.parts["test"])[0].mean() == 1.0
-    assert abs(float(candidate.intervention.rotation[:, 0].detach() @ rotation[:, 0])) > 0.9  # the IIA is 1 before the direction is quite right
+    assert (
+        abs(float(candidate.intervention.rotation[:, 0].detach() @ rotation[:, 0])) > 0.9
+    )  # the IIA is 1 before the direction is quite right
 
 
 class Killed(Exception):
