@@ -296,10 +296,12 @@ def test_a_probe_finds_the_direction_of_a_value():
         ({"positions": {"last": -1}}, SpecError, "no sequences of tokens"),
         ({"heads": [0]}, SpecError, "has none"),
         ({"variables": [("x", "c")], "methods": "mask"}, SpecError, "several variables"),
+        ({"variables": [("x", "d")]}, UnknownNameError, "interchanges no 'd'"),
+        ({"variables": [()]}, SpecError, "variables are names"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_any_pass(network, asked, error, text):
-    data = CounterfactualDataset.sample(add, 800, variables="x", seed=0)
+    data = CounterfactualDataset.sample(add, 800, variables=["x", "c"], seed=0)
     passes = []
     handle = network.register_forward_hook(lambda *_: passes.append(1))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -199,6 +200,23 @@ def _check_parts(parts: Mapping[str, CounterfactualDataset], causal_model: Causa
             raise SpecError(f"data: the part {name!r} has no pair")
         if part.causal_model is not causal_model:
             raise SpecError(f"data: the part {name!r} was made with another causal model than the one that is given")
+    seen = {name: _entities(parts[name], parts["train"].entity) for name in wanted}
+    for one, other in combinations(wanted, 2):
+        if both := seen[one] & seen[other]:
+            raise SpecError(
+                f"data: {len(both)} entities are in {one!r} and in {other!r}, such as {min(both, key=repr)}: what is "
+                "fitted or chosen on one would be measured on it again; share one data set out with split()"
+            )
+
+
+def _entities(part: CounterfactualDataset, names: Sequence[str]) -> set[tuple[Any, ...]]:
+    """Return the entities of all inputs of a part, as the values of some input variables."""
+    sides = [(part.base, None), *((side, part.where[name]) for name, side in part.sources.items())]
+    found: set[tuple[Any, ...]] = set()
+    for side, where in sides:
+        columns = [side[name] if where is None else side[name][where] for name in names]
+        found.update(zip(*(column.tolist() for column in columns), strict=True))
+    return found
 
 
 def _containers(model: nn.Module, sites: Any, layers: Which, heads: Which | None, task: Task) -> list[Container]:

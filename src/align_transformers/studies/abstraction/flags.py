@@ -12,7 +12,7 @@ from ...learning.scores import Interval
 from ...models import find_slot
 from .finding import Finding
 from .hypothesis import Candidate
-from .methods import swap_of
+from .methods import hard, swap_of
 from .runner import Runner, hits
 from .statistics import entity_bootstrap
 from .subspace_checks import (
@@ -85,13 +85,14 @@ class Checks:
         """Return the activations at a container: of inputs as they are, and of test pairs after the edit."""
         assert one.candidate is not None
         states, test = self._task.states(one.hypothesis.container), self._task.parts["test"]
-        if not one.candidate.intervention.keep_last_dim:
+        intervention = hard(one.candidate).intervention
+        if not intervention.keep_last_dim:
             states = states.flatten(1)  # it spans all tokens of the place
         rows = test.of(one.hypothesis.variables)
         edited, several = states[test.base[rows]], len(one.hypothesis.variables) > 1
         for part, variable in enumerate(one.hypothesis.variables):
             chosen = ((part,),) * len(rows) if several else None
-            edited = one.candidate.intervention(edited, states[test.sources[variable][rows]], chosen)
+            edited = intervention(edited, states[test.sources[variable][rows]], chosen)
         return states.flatten(1), edited.flatten(1)
 
     def _unread(self, candidate: Candidate, clean: Tensor) -> Iterator[Check]:

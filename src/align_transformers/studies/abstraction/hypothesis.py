@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..._errors import SpecError, UnknownNameError, near_misses
 from ...interventions import Intervention
 from ...plan import Constant, Edit, Run
 from .task import Container, CounterfactualPairs, Indices, Task
@@ -114,9 +115,19 @@ def variable_sets(asked: Any, data: Sequence[frozenset[str]], names: Sequence[st
             several at once.
         data: which variables are interchanged in each pair.
         names: of the variables that are interchanged in some pair.
+
+    Raises:
+        UnknownNameError: a variable is interchanged in no pair.
+        SpecError: none is named.
     """
     if asked is not None:
-        return tuple((one,) if isinstance(one, str) else tuple(one) for one in asked)
+        found = tuple(dict.fromkeys((one,) if isinstance(one, str) else tuple(dict.fromkeys(one)) for one in asked))
+        for name in (name for one in found for name in one):
+            if name not in names:
+                raise UnknownNameError(f"variables: the data interchanges no {name!r}; {near_misses(name, names)}")
+        if not found or not all(found):
+            raise SpecError(f"variables are names, or tuples of names; found {asked!r}")
+        return found
     alone = [(name,) for name in names if frozenset((name,)) in set(data)]
     joint = [tuple(names)] if any(len(found) > 1 for found in data) else []
     return tuple(alone + joint)

@@ -137,6 +137,14 @@ def learns(candidate: Candidate) -> bool:
     return isinstance(one, TrainableIntervention) and any(p.requires_grad for p in one.parameters())
 
 
+def hard(candidate: Candidate) -> Candidate:
+    """Return a candidate with the hard version of its mask; itself where it has none."""
+    one = candidate.intervention
+    if not isinstance(one, TrainableIntervention) or one.dimensions is None:
+        return candidate
+    return Candidate(candidate.hypothesis, one.hardened())
+
+
 def random_like(candidate: Candidate, seed: int) -> Candidate | None:
     """Return the swap of a random subspace of as many dimensions in the same container; `None` where there is none.
 

@@ -19,6 +19,7 @@ from ...table import Table
 from .facts import facts_of
 from .finding import Finding, best_of_each
 from .hypothesis import Candidate
+from .methods import hard
 from .regions import Regions
 from .statistics import entity_bootstraps, p_value
 
@@ -81,7 +82,7 @@ class AlignmentResult:
         """
         finding = self.findings[self._chosen(variables)]
         assert finding.candidate is not None
-        return _intervenable(finding.candidate, self.search)
+        return _intervenable(hard(finding.candidate), self.search)
 
     @property
     def verdict(self) -> tuple[str, ...]:

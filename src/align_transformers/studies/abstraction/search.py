@@ -17,6 +17,7 @@ from torch import nn
 from ..._errors import SpecError
 from ...learning.losses import Measure, cross_entropy
 from ...learning.settings import Settings
+from ...models import evaluating
 from ...models.fingerprint import digest, fingerprint
 from .._made_with import made_with
 from .controls import permuted_labels, reinitialised
@@ -24,12 +25,12 @@ from .finding import Finding, best_of_each
 from .fitting import Learner, Lesson, Stored, advance, learner_of
 from .flags import Checks
 from .hypothesis import Candidate, Hypothesis
-from .methods import Methods, learns, random_like
+from .methods import Methods, hard, learns, random_like
 from .regions import regions_of
 from .result import AlignmentResult
 from .runner import Runner, hits, measured
 from .signatures import signatures
-from .task import CounterfactualPairs, Task
+from .task import Container, CounterfactualPairs, Task
 
 SearchOrder = Literal["all", "halving", "signatures"]
 Control = Literal["random", "full", "permuted", "reinitialised"]
@@ -123,7 +124,7 @@ class Search:
     def _carried_out(self, tell: Callable[[int, int], None]) -> list[Finding]:
         task, lesson = self.task, self.lesson
         runner, train = Runner(task, self.memory, self.passes), task.parts["train"]
-        task.read([one.container for one in self.hypotheses])
+        task.read(self._containers())
         findings = [self._begun(one) for one in self.hypotheses]
         learners = {
             number: learner_of(one.candidate, train, lesson)
@@ -142,7 +143,7 @@ class Search:
             one.checks = doubts.of(one)
         for one in best_of_each(fitted, methods=False):
             assert one.candidate is not None
-            one.regions = regions_of(runner, _hard(one.candidate), self.seed)
+            one.regions = regions_of(runner, hard(one.candidate), self.seed)
             one.self_swap = self._still(one, runner)
         return findings
 
@@ -214,6 +215,9 @@ class Search:
     def _stored(self, stage: str) -> Stored | None:
         return None if self.store is None else Stored(self.store, stage, self._identity())
 
+    def _containers(self) -> list[Container]:
+        return list(dict.fromkeys(one.container for one in self.hypotheses))
+
     def _identity(self) -> dict[str, Any]:
         """Return what makes a search what it is, as plain data."""
         held = {
@@ -221,6 +225,7 @@ class Search:
             "pairs": [(part, pairs.labels, pairs.base, dict(pairs.sources)) for part, pairs in self.task.parts.items()],
             "methods": dict(self.methods.asked),
             "loss": self.loss,
+            "places": [self.task.rows(container) for container in self._containers()],
         }
         told = {name: digest(value, f"the {name}") for name, value in held.items()}
         plain = {name: getattr(self, name) for name in ("batch_size", "memory", "seed", "order")}
@@ -230,7 +235,7 @@ class Search:
 
     def _score(self, fitted: Sequence[Finding], runner: Runner) -> None:
         """Measure what was fitted on each part; masks hard."""
-        candidates = [_hard(one.candidate) for one in fitted if one.candidate is not None]
+        candidates = [hard(one.candidate) for one in fitted if one.candidate is not None]
         for part, pairs in self.task.parts.items():
             most = _IN_TRAINING if part == "train" else None
             for one, found in zip(fitted, hits(runner, candidates, pairs, most), strict=True):
@@ -255,7 +260,7 @@ class Search:
                 (one, like)
                 for one in fitted
                 for draw in range(self.draws)
-                if one.candidate is not None and (like := random_like(_hard(one.candidate), self.seed + 1 + draw))
+                if one.candidate is not None and (like := random_like(hard(one.candidate), self.seed + 1 + draw))
             ]
             found_random = hits(runner, [like for _, like in drawn], test, _LOOKED_AT)
             for (one, _), rows in zip(drawn, found_random, strict=True):
@@ -273,7 +278,7 @@ class Search:
         test = self.task.parts["test"]
         still = replace(test, sources=dict.fromkeys(test.sources, test.base))
         rows = test.of(one.hypothesis.variables)
-        (said,) = measured(runner, [_hard(one.candidate)], still, lambda _: rows, lambda logits: logits.argmax(-1))
+        (said,) = measured(runner, [hard(one.candidate)], still, lambda _: rows, lambda logits: logits.argmax(-1))
         return float((said == self.task.answers()[test.base[rows]]).double().mean())
 
     def _by_heart(self, best: Sequence[Finding], runner: Runner, lesson: Lesson, counter: _StepCounter) -> None:
@@ -292,12 +297,14 @@ class Search:
         model = self.random_model or reinitialised(self.task.model, self.seed)
         task = self.task.with_model(model)
         runner, train = Runner(task, self.memory, self.passes), task.parts["train"]
-        other = replace(self, task=task)
-        again = other._fitted_again([one.hypothesis for one in best], runner, train, lesson, "reinitialised", counter)
-        for part in ("train", "test"):
-            most = _IN_TRAINING if part == "train" else None
-            for one, rows in zip(best, hits(runner, [_hard(c) for c in again], task.parts[part], most), strict=True):
-                one.again[part] = rows
+        hypotheses, other = [one.hypothesis for one in best], replace(self, task=task)
+        with evaluating(model):
+            again = other._fitted_again(hypotheses, runner, train, lesson, "reinitialised", counter)
+            for part in ("train", "test"):
+                most = _IN_TRAINING if part == "train" else None
+                found = hits(runner, [hard(one) for one in again], task.parts[part], most)
+                for one, rows in zip(best, found, strict=True):
+                    one.again[part] = rows
 
     def _fitted_again(
         self,
@@ -325,13 +332,6 @@ class _StepCounter:
     def __call__(self, steps: int) -> None:
         self._done += steps
         self._tell(self._done, self.total)
-
-
-def _hard(candidate: Candidate) -> Candidate:
-    """Return a candidate with the hard version of its mask; itself where it has none."""
-    one = candidate.intervention
-    dimensions = getattr(one, "dimensions", None)
-    return candidate if dimensions is None else Candidate(candidate.hypothesis, one.hardened())  # type: ignore[operator]
 
 
 def _worse_half(alive: Mapping[int, Learner]) -> list[int]:

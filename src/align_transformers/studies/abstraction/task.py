@@ -94,10 +94,10 @@ class CounterfactualPairs:
         first = [next((name for name in variables if name in found), variables[0]) for found in self.sets]
         return np.array([self.sources[name][number] for number, name in enumerate(first)], np.int64)
 
-    def source_entities(self, variables: Sequence[str]) -> Indices:
-        """Return the entity of each pair's source: that of the first of some variables which is interchanged."""
-        first = [next((name for name in variables if name in found), variables[0]) for found in self.sets]
-        return np.array([self.entities[1][name][number] for number, name in enumerate(first)], np.int64)
+    def source_entities(self, variables: Sequence[str]) -> Int64[np.ndarray, "pairs k"]:
+        """Return the entity of each pair's source of each of some variables, `(n, k)`; -1 if it is not interchanged."""
+        columns = [np.where([name in own for own in self.sets], self.entities[1][name], -1) for name in variables]
+        return np.stack(columns, axis=1).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
