@@ -200,7 +200,7 @@ def alignment(layers: int = 3) -> Table:
     calm = {**flag, "variables": "var_x", "flag": "off manifold", "raised": False, "explanation": "as far out"}
     shared = {"bucket": "badly", "side": "base", "variable": "a", "value": 3, "inside": 4, "of_inside": 5}
     shared |= {"outside": 1, "of_outside": 20, "p": 0.01}
-    well = {"bases": [{"a": 1}] * 12, "sources": [{"a": 2}] * 20, "n": 350, "iia": 0.99}
+    well = {"bases": 12, "sources": 20, "n": 350, "iia": 0.99}
     meta = {
         "study": "align", "model": "toy",
         "causal_model": {**model, "inputs": ["a", "b", "c"], "outputs": ["sum"], "text": "sum = a + b + c <b>"},

@@ -108,7 +108,7 @@ def test_regions_name_what_works(network):
     regions = result.buckets()
     assert not regions.buckets.found  # it works everywhere
     assert set(regions.entities[0]) == {"a", "b"}
-    assert regions.summary()["well"]["pairs"] + regions.summary()["badly"]["pairs"] > 0
+    assert regions.summary()["well"]["n"] + regions.summary()["badly"]["n"] > 0
 
 
 def test_a_false_hypothesis_stays_at_the_controls(network):

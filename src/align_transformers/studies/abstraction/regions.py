@@ -44,17 +44,13 @@ class Regions:
         found: dict[str, Any] = {}
         for name in ("well", "badly"):
             one = getattr(self.buckets, name)
-            found[name] = {"pairs": one.n, "iia": one.mean, "bases": len(one.bases), "sources": len(one.sources)}
+            found[name] = {"n": one.n, "iia": one.mean, "bases": len(one.bases), "sources": len(one.sources)}
         return {
             **found,
             "found": self.buckets.found,
             "ratio": self.buckets.ratio,
             "null_ratio": max(self.buckets.null_ratios, default=None),
-            "common": [
-                f"{one.bucket} explained {one.side}s: {one.variable} = {one.value!r} in {one.inside} of "
-                f"{one.of_inside}, outside in {one.outside} of {one.of_outside} (p {one.p:.2g})"
-                for one in self.shared
-            ],
+            "common": [dict(one._asdict()) for one in self.shared],
         }
 
 
