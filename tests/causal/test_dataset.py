@@ -346,3 +346,18 @@ def test_a_causal_model_generates_data() -> None:
         CausalModel(["a", "b"], {"a": [0, 1]}, {"b": ["a"]}, {"b": int}).generate_counterfactual_dataset(
             9, np.random.default_rng(0)
         )
+
+
+def test_what_a_sampler_draws_is_as_the_model_has_it() -> None:
+    model = CausalModel(
+        ["a", "b", "x"], {"a": DIGITS}, {"x": ["a", "b"]}, {"b": lambda: 4, "x": lambda a, b: a + b}
+    )  # fmt: skip
+    data = model.generate_counterfactual_dataset(
+        5,
+        np.random.default_rng(0),
+        variables="a",
+        sampler=lambda drawn, size: {"a": 1.0 * drawn.integers(10, size=size)},
+    )
+    assert {type(one["base"]["a"]) for one in data} == {int}
+    assert data.base["b"].tolist() == [4] * 5
+    assert set(data.entities()) <= set(CounterfactualDataset.pairs(model, {"a": list(DIGITS)}, "a").entities())
