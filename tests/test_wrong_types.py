@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.helpers import new_model, tokens
@@ -176,6 +177,11 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "pairs": (at.CounterfactualDataset.pairs, {
         "causal_model": adder(), "inputs": [{"a": 0}, {"a": 1}], "variables": "a", "output": None, "trivial": False,
         "entity": None}),
+    "generate_factual_dataset": (lambda **k: adder().generate_factual_dataset(**k), {
+        "size": 4, "generator": np.random.default_rng(0), "sampler": None, "where": None, "balanced": None}),
+    "generate_counterfactual_dataset": (lambda **k: adder().generate_counterfactual_dataset(**k), {
+        "size": 4, "generator": np.random.default_rng(0), "variables": "a", "output": None, "sampler": None,
+        "where": None, "balanced": None, "trivial": False, "entity": None}),
     "take": (lambda **k: pairs().take(**k), {"which": [0, 2]}),
     "entities": (lambda **k: pairs().entities(**k), {"side": "base", "by": None}),
     "split": (lambda **k: pairs().split(**k), {"shares": (0.4, 0.3, 0.3), "by": None, "seed": 0}),

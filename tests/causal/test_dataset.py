@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from align_transformers import CausalModel, CounterfactualDataset, SpecError, UnknownNameError
+from align_transformers.causal.splitting import check_disjoint
 
 DIGITS = range(10)
 
@@ -62,6 +63,7 @@ def test_trivial_pairs_are_left_out_and_counted() -> None:
     assert abs(data.facts["trivial"] - 0.067) < 0.005
     assert data.facts["trivial_left_out"] == round(data.facts["trivial"] * data.facts["drawn"])
     assert every.facts["trivial_left_out"] == 0
+    assert [data.facts["seed"], data.facts["asked"], data.facts["made"]] == [1, 40_000, "sample"]
     constant = CausalModel(["a", "b"], {"a": DIGITS}, {"b": ["a"]}, {"b": lambda a: 1})
     with pytest.raises(SpecError, match="pairs 0 have another label than their base"):
         CounterfactualDataset.sample(constant, 3, variables="a", seed=0)
@@ -145,6 +147,19 @@ def test_shares_are_of_entities() -> None:
             data.split(shares)
     with pytest.raises(SpecError, match=r"entities .* and no pair"):
         data.split()
+
+
+def test_parts_that_share_an_entity_are_found() -> None:
+    parts = CounterfactualDataset.sample(adder(), 300, variables="x", seed=0).split(by="a")
+    check_disjoint(parts, ["a"])
+    with pytest.raises(SpecError, match=r"'train' and 'test' share \d+ entities, such as \{'a': \d\}"):
+        check_disjoint({**parts, "test": parts["train"].take([0, 1])}, ["a"])
+    sources_only = (
+        CounterfactualDataset.of(adder(), [dict.fromkeys("abc", 1)], [dict.fromkeys("abc", 2)], "x"),
+        CounterfactualDataset.of(adder(), [dict.fromkeys("abc", 3)], [dict.fromkeys("abc", 2)], "x"),
+    )
+    with pytest.raises(SpecError, match=r"'one' and 'two' share 1 entities, such as \{'a': 2, 'b': 2, 'c': 2\}"):
+        check_disjoint(dict(zip(("one", "two"), sources_only, strict=True)))
 
 
 def test_what_is_kept_is_told() -> None:
@@ -331,3 +346,18 @@ def test_a_causal_model_generates_data() -> None:
         CausalModel(["a", "b"], {"a": [0, 1]}, {"b": ["a"]}, {"b": int}).generate_counterfactual_dataset(
             9, np.random.default_rng(0)
         )
+
+
+def test_what_a_sampler_draws_is_as_the_model_has_it() -> None:
+    model = CausalModel(
+        ["a", "b", "x"], {"a": DIGITS}, {"x": ["a", "b"]}, {"b": lambda: 4, "x": lambda a, b: a + b}
+    )  # fmt: skip
+    data = model.generate_counterfactual_dataset(
+        5,
+        np.random.default_rng(0),
+        variables="a",
+        sampler=lambda drawn, size: {"a": 1.0 * drawn.integers(10, size=size)},
+    )
+    assert {type(one["base"]["a"]) for one in data} == {int}
+    assert data.base["b"].tolist() == [4] * 5
+    assert set(data.entities()) <= set(CounterfactualDataset.pairs(model, {"a": list(DIGITS)}, "a").entities())

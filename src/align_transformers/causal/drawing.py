@@ -113,9 +113,10 @@ def inputs_drawn(
             "sampler draws all inputs, so it has to say itself which are wanted: leave out where= and balanced="
         )
     found = sampler(generator, size)
-    if not isinstance(found, Mapping) or any(np.shape(of)[:1] != (size,) for of in found.values()):
+    if not isinstance(found, Mapping) or not found or any(np.shape(of)[:1] != (size,) for of in found.values()):
         raise SpecError(f"sampler(generator, {size}) gives by name {size} values of each input; found {found!r:.80}")
-    return found
+    every = causal_model.run_many(found)  # defaults are filled in, and values are those that the model lists
+    return {name: every[name] for name in causal_model.inputs}
 
 
 def drawn_pairs(

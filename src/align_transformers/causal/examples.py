@@ -42,7 +42,7 @@ class CounterfactualExamples:
     def __post_init__(self) -> None:
         known = self.causal_model._evaluation.known
         inputs, size = self.causal_model.inputs, len(self.labels)
-        if list(self.where) != list(self.sources):
+        if set(self.where) != set(self.sources):
             raise SpecError(
                 f"where tells of {list(self.where)}, and sources of {list(self.sources)}: the same is needed"
             )
@@ -64,7 +64,7 @@ class CounterfactualExamples:
         held: dict[str, Any] = {
             "base": _held(self.base, inputs),
             "sources": MappingProxyType({name: _held(of, inputs) for name, of in self.sources.items()}),
-            "where": _held({name: np.asarray(of, bool) for name, of in self.where.items()}, tuple(self.where)),
+            "where": _held({name: np.asarray(of, bool) for name, of in self.where.items()}, tuple(self.sources)),
             "labels": _fixed(self.labels),
             "base_labels": _fixed(self.base_labels),
             "facts": MappingProxyType(dict(self.facts)),
@@ -100,7 +100,7 @@ class CounterfactualExamples:
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """The variables that are interchanged in some example."""
+        """The variables that have sources; each is interchanged in some examples."""
         return tuple(self.sources)
 
     def sets(self) -> list[frozenset[str]]:
