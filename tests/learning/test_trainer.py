@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from tests.helpers import hook_counts, new_model
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
@@ -35,13 +37,11 @@ def trainer(alignment: Any, folder: Any, **more: Any) -> Trainer:
     arguments = TrainingArguments(
         str(folder),
         per_device_train_batch_size=2,
-        max_steps=2,
         report_to=[],
         remove_unused_columns=False,
         use_cpu=True,
-        save_strategy="no",
         disable_tqdm=True,
-        **more,
+        **{"max_steps": 2, "save_strategy": "no", **more},
     )
     return Trainer(model=alignment, args=arguments, train_dataset=rows(), eval_dataset=rows())
 
@@ -91,6 +91,64 @@ def test_it_trains_alike_with_checkpointing_and_what_the_trainer_writes_stays_ou
         losses.append(made.evaluate()["eval_loss"])  # without label_names
         assert model.config.to_dict() == before
     assert losses[:2] == pytest.approx(losses[2:], abs=1e-6)
+
+
+def adapted(family: str) -> Any:
+    """Return a model, or one in PEFT's wrapper, whose own parameters would learn if anybody asked them to."""
+    model: Any = new_model("gpt2" if family == "gpt2" else "llama")
+    if family == "lora":
+        torch.manual_seed(5)
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning")  # PEFT's
+@pytest.mark.parametrize("family", ["gpt2", "llama", "lora"])
+def test_it_is_saved_and_goes_on_to_the_same_weights_and_has_nothing_of_the_model(tmp_path: Any, family: str) -> None:
+    steps = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "learning_rate": 0.05}
+    made = face(adapted(family))
+    before, learns = copy.deepcopy(made.model.state_dict()), [p.requires_grad for p in made.model.parameters()]
+    trainer(made.for_training(), tmp_path, **steps).train()
+    half, end = sorted(tmp_path.glob("checkpoint-*"))
+    assert list(load_file(half / "model.safetensors")) == ["interventions.0.rotate_layer.free"]
+    assert all(torch.equal(value, before[name]) for name, value in made.model.state_dict().items())
+    assert [p.requires_grad for p in made.model.parameters()] == learns
+    (learned,) = made.get_trainable_parameters()
+
+    by_hand = face(adapted(family)).for_training()
+    (weight,) = by_hand.learning()
+    optimiser = torch.optim.AdamW([weight], 0.05, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / 4)
+    order = trainer(by_hand, tmp_path, **steps).get_train_dataloader()
+    for batch in [batch for _ in range(2) for batch in order]:
+        optimiser.zero_grad()
+        by_hand(**batch)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_([weight], 1.0)
+        optimiser.step()
+        schedule.step()
+    assert torch.allclose(weight, learned, atol=1e-6)
+
+    again = face(adapted(family))
+    trainer(again.for_training(), tmp_path, **steps).train(resume_from_checkpoint=str(half))
+    (resumed,) = again.get_trainable_parameters()
+    assert torch.equal(resumed, learned)
+    saved = load_file(end / "model.safetensors")["interventions.0.rotate_layer.free"]
+    assert torch.equal(saved, learned)
+    assert not torch.equal(load_file(half / "model.safetensors")["interventions.0.rotate_layer.free"], learned)
+
+
+def test_the_best_weights_are_loaded_at_the_end(tmp_path: Any) -> None:
+    made = face(new_model("llama"))
+    options = {"save_strategy": "steps", "eval_strategy": "steps", "load_best_model_at_end": True}
+    done = trainer(made.for_training(), tmp_path, save_steps=1, eval_steps=1, max_steps=3, learning_rate=3.0, **options)
+    done.train()
+    losses = {row["step"]: row["eval_loss"] for row in done.state.log_history if "eval_loss" in row}
+    best = min(losses, key=lambda step: losses[step])
+    saved = load_file(tmp_path / f"checkpoint-{best}" / "model.safetensors")
+    (learned,) = made.get_trainable_parameters()
+    assert torch.equal(saved["interventions.0.rotate_layer.free"], learned)
+    assert len(losses) == 3
+    assert done.evaluate()["eval_loss"] == pytest.approx(losses[best], abs=1e-6)
 
 
 def test_what_would_be_lost_is_refused(tmp_path: Any) -> None:

@@ -23,7 +23,6 @@ two columns, `.h` and `.pos`. A batch may also hold the call's own arguments `ba
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -39,7 +38,7 @@ from ..compose import Call, axes_of
 from ..config import IntervenableConfig
 from ..engine import Inputs
 from ..locations import Addressed, Axis, Location
-from ..models import uncompiled
+from ..models.arguments import forward_parameters
 from ..models.devices import input_device
 from ..models.padding import as_alone
 from ..models.sequence import check_tokens
@@ -71,7 +70,7 @@ def read_batch(
         PositionError: a position counted from the end does not exist.
     """
     device = input_device(model)
-    names = tuple(inspect.signature(uncompiled(model).forward).parameters)
+    names = tuple(forward_parameters(model))
     base = batch["base"] if "base" in batch else _inputs(batch, names)
     if not isinstance(base, Tensor | Mapping) or (isinstance(base, Mapping) and not base):
         raise SpecError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +19,7 @@ from ..engine import Inputs, batch_size, bind, execute, logits_of, logits_stack
 from ..interventions import Intervention
 from ..models import resolve, uncompiled
 from ..models.added_columns import leading_columns
-from ..models.arguments import without_cache
+from ..models.arguments import forward_parameters, without_cache
 from ..models.devices import input_device
 from ..plan import Logits
 from ..planners import HAS_FAST
@@ -339,7 +338,7 @@ def fewer_logits(model: nn.Module, base: Inputs, columns: LogitColumns | None) -
         return base, columns
     model = uncompiled(model)
     lean = dict(without_cache(model, base))
-    if columns is not None and "logits_to_keep" in inspect.signature(model.forward).parameters.keys() - base.keys():
+    if columns is not None and "logits_to_keep" in forward_parameters(model).keys() - base.keys():
         wanted, place = torch.unique(columns.column, return_inverse=True)
         lean["logits_to_keep"] = wanted.to(input_device(model))
         columns = LogitColumns(columns.example, place)

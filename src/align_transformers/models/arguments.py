@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 from torch import Tensor, nn
+
+from .modules import uncompiled
 
 
 def without_cache(model: nn.Module, inputs: Mapping[str, Any] | Tensor) -> Mapping[str, Any] | Tensor:
@@ -22,6 +24,19 @@ def without_cache(model: nn.Module, inputs: Mapping[str, Any] | Tensor) -> Mappi
     named, open_ended = arguments(model)
     told = "use_cache" in named or (open_ended and hasattr(getattr(model, "config", None), "use_cache"))
     return {**inputs, "use_cache": False} if told else inputs
+
+
+def forward_parameters(model: nn.Module) -> Mapping[str, Parameter]:
+    """Return the parameters of a forward pass; of a wrapper that hands on any others also those of what is inside.
+
+    Args:
+        model: the user's, compiled or not. A wrapper, such as PEFT's, has one child.
+    """
+    model = uncompiled(model)
+    own = signature(model.forward).parameters
+    inside = list(model.children())
+    hands_on = any(one.kind is one.VAR_KEYWORD for one in own.values()) and len(inside) == 1
+    return {**forward_parameters(inside[0]), **own} if hands_on else own
 
 
 def arguments(model: nn.Module) -> tuple[frozenset[str], bool]:

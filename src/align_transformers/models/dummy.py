@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import forward_parameters
 from .devices import input_device
 
 _KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -22,7 +23,7 @@ def dummy_inputs(model: nn.Module) -> Iterator[Mapping[str, Any]]:
     Args:
         model: a model of transformers, or one whose forward pass takes `input_ids`.
     """
-    takes = inspect.signature(model.forward).parameters
+    takes = forward_parameters(model)
     main = getattr(model, "main_input_name", "input_ids")
     if main not in takes:  # a tower may have inherited the name of its model's input
         main = next(
@@ -60,7 +61,7 @@ def _or_none(get: Any) -> Any:
 
 
 def _texts(model: nn.Module) -> Iterator[Mapping[str, Any]]:
-    takes = inspect.signature(model.forward).parameters
+    takes = forward_parameters(model)
     quiet = {"use_cache": False} if "use_cache" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()) else {}
     ids = _ids(model, LENGTH)
     if "decoder_input_ids" in takes:

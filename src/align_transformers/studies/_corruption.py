@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from .._errors import SpecError
 from ..anchors import Anchor, Spot, at, spots_of_each
 from ..engine import Inputs
+from ..models.arguments import forward_parameters
 from ._prompts import Prompts, Tokens
 
 Subject = str | Anchor | Sequence[Spot] | Sequence[Sequence[Spot]]
@@ -40,7 +40,7 @@ def noisy(
     """Return every prompt `draws` times with noise on its subject, as embeddings; and the noise's deviation."""
     if draws < 1 or not noise >= 0:
         raise SpecError(f"noise is a standard deviation from 0, draws a number from 1; found {noise} and {draws}")
-    if "inputs_embeds" not in inspect.signature(model.forward).parameters:
+    if "inputs_embeds" not in forward_parameters(model):
         raise SpecError(
             f"{type(model).__name__} cannot be given embeddings (inputs_embeds), so noise cannot be put on these: give "
             "counterfactual prompts"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .._errors import PositionError, SpecError
 from ..anchors import Anchor, Offsets, Spot, TokenNumber, offsets_of, read_back, tokens_at
 from ..engine import real_spans
+from ..models.arguments import forward_parameters
 from ..models.devices import input_device
 from ..models.padding import check_counted, left_padding, with_positions
 from ..models.sequence import check_tokens
@@ -263,8 +263,8 @@ def _padded(rows: Iterable[Tensor], length: int, left: bool) -> list[Tensor]:
 
 def _counts_from_the_mask(model: nn.Module) -> bool:
     """Whether a model gets prompts padded on the left as generation gives them to it: with `position_ids`."""
-    generates = isinstance(model, PreTrainedModel) and model.can_generate()
-    return generates and "position_ids" in inspect.signature(model.forward).parameters
+    generates = getattr(model, "can_generate", None)  # also of what a wrapper holds
+    return callable(generates) and generates() and "position_ids" in forward_parameters(model)
 
 
 def token_text(token: int, tokenizer: PreTrainedTokenizerBase | None) -> str:
