@@ -24,6 +24,7 @@ from .fact import Fact
 from .searches import found, one, overview
 
 NUMBERS = range(-6, 7)
+FLAGS = ("exceeds container", "off manifold", "memorised", "by heart", "random network", "trivial")
 SEEDS = (1, 4)  # of the random network, and of that which it is compared with
 
 
@@ -144,10 +145,9 @@ def _toy(where: str) -> Mapping[str, Any]:
     return one(toy(), component=f"{where}.output")
 
 
-def _flags(row: Mapping[str, Any], flag: str | None = None) -> float:
-    """Return whether a flag was raised; without one, how many were."""
-    raised = [name for name in row["flags"].split(", ") if name]
-    return float(len(raised) if flag is None else flag in raised)
+def _flags(row: Mapping[str, Any], *flags: str) -> float:
+    """Return how many of some flags were raised."""
+    return float(len(set(flags) & set(row["flags"].split(", "))))
 
 
 def _added() -> Mapping[str, Any]:
@@ -167,7 +167,7 @@ FACTS = [
     Fact("illusions, toy: it is flagged, exceeds container", lambda: _flags(_toy("pair"), "exceeds container"), 1, 1),
     Fact("illusions, toy: it is flagged, off manifold", lambda: _flags(_toy("pair"), "off manifold"), 1, 1),
     Fact("illusions, toy: IIA, the third neuron (true)", lambda: _toy("third")["iia"], 1.0, 1.0),
-    Fact("illusions, toy: flags of that", lambda: _flags(_toy("third")), 0, 0),
+    Fact("illusions, toy: flags of that", lambda: _flags(_toy("third"), *FLAGS), 0, 0),
     Fact("illusions, reversible: IIA in training on a random network", lambda: _row(reversible())["train"], 0.75, 1.0),
     Fact("illusions, reversible: IIA on new things", lambda: _row(reversible())["iia"], 0.4, 0.62),
     Fact(
@@ -184,8 +184,8 @@ FACTS = [
     ),
     Fact("illusions, reversible: it is flagged, memorised", lambda: _flags(_row(reversible()), "memorised"), 1, 1),
     Fact(
-        "illusions: flags of equality's first layer (true)",
-        lambda: _flags(_row(equality.rotations())),
+        "illusions: of these flags, and by heart: equality's first layer (true)",
+        lambda: _flags(_row(equality.rotations()), "random network", "memorised", "by heart"),
         0,
         0,
     ),
@@ -203,5 +203,10 @@ FACTS = [
         1,
         needs="gguf",
     ),
-    Fact("illusions: flags of a + b in 8 dimensions (true)", lambda: _flags(_added()), 0, 0),
+    Fact(
+        "illusions: of memorised, by heart: a + b in 8 dimensions (true)",
+        lambda: _flags(_added(), "memorised", "by heart"),
+        0,
+        0,
+    ),
 ]
