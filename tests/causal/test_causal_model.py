@@ -168,6 +168,17 @@ def test_balanced_samples_have_the_stated_frequencies() -> None:
     assert chi_square(np.bincount(sum(plain.values()), minlength=28), size / 28) > 1000
 
 
+def test_inputs_that_a_balanced_variable_does_not_come_of_are_drawn_as_ever() -> None:
+    model, generator = adder(), np.random.default_rng(5)
+    inputs = model.sample_inputs(9500, generator, balanced="x")
+    assert sorted(inputs) == ["a", "b", "c"]
+    assert chi_square(np.bincount(inputs["a"] + inputs["b"], minlength=19), 500) < 42.4  # 18 degrees, p = .001
+    assert chi_square(np.bincount(inputs["c"], minlength=10), 950) < 27.9  # 9 degrees
+    found = model.sample_input_tree_balanced(generator, output="x", value=18)
+    assert (found["a"], found["b"]) == (9, 9)
+    assert 0 <= found["c"] <= 9
+
+
 def test_balanced_samples_can_be_of_one_value_and_of_given_classes() -> None:
     generator = np.random.default_rng(4)
     model = adder()

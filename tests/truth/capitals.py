@@ -46,6 +46,7 @@ class World:
 
     Args:
         model: SmolLM2.
+        tokenizer: its own.
         prompts: `(countries, 5)`, the tokens of a question for each.
         answers: `(countries,)`, the first token of the capital.
         training: numbers of the countries that may be learned from.
@@ -54,6 +55,7 @@ class World:
     """
 
     model: nn.Module
+    tokenizer: Any
     prompts: Tensor
     answers: Tensor
     training: list[int]
@@ -70,7 +72,7 @@ def world(seed: int = 0) -> World:
     answers = torch.tensor([tokenizer(f" {capital}")["input_ids"][0] for capital in CAPITALS.values()])
     known = model(prompts, logits_to_keep=1).logits[:, -1].argmax(-1) == answers
     order = torch.randperm(int(known.sum()), generator=torch.Generator().manual_seed(seed)).tolist()
-    return World(model, prompts[known], answers[known], order[HELD_OUT:], order[:HELD_OUT], Memory())
+    return World(model, tokenizer, prompts[known], answers[known], order[HELD_OUT:], order[:HELD_OUT], Memory())
 
 
 def pairs(countries: list[int], count: int, seed: int) -> list[dict[str, Any]]:

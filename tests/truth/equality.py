@@ -6,21 +6,20 @@ found by learning a rotation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from align_transformers import IntervenableModel, VanillaIntervention
-from align_transformers.interventions import RotatedSpaceIntervention
-from align_transformers.learning import Scores, evaluate, fit
+from align_transformers import AlignmentResult, CausalModel, CounterfactualDataset, Site, align
 from align_transformers.zoo import MLPConfig, MLPForClassification
 
-from .fact import Fact, rows
+from .fact import Fact
+from .searches import along, found, one, overview
 
-SEEDS, BATCH = 3, 1024  # of the evaluation
+SEEDS, THINGS = 3, 100
 GAP = 0.05  # unequal entities differ by at least this, summed over their coordinates
 
 
@@ -36,33 +35,6 @@ def _apart(one: Tensor, other: Tensor) -> Tensor:
     """Return `other`, moved where it is too near to `one`."""
     near = (one - other).abs().sum(-1, keepdim=True) < GAP
     return torch.where(near, other + GAP, other)
-
-
-def counterfactuals(count: int, batch: int, size: int, seed: int) -> list[dict[str, Any]]:
-    """Return batches of base, two sources, and what the causal model says when WX, YZ or both come from these.
-
-    A third of the examples of a batch gets WX from the first source, a third YZ from the second, and a third both.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    kind = [n % 3 for n in range(batch)]
-    takes_wx, takes_yz = torch.tensor([k != 1 for k in kind]), torch.tensor([k != 0 for k in kind])
-    parts = [[[0] if k != 1 else [] for k in kind], [[1] if k != 0 else [] for k in kind]]
-    made = []
-    for _ in range(count):
-        (base, wx, yz), (first, source_wx, _), (second, _, source_yz) = (
-            entities(batch, size, generator) for _ in range(3)
-        )
-        label = torch.where(takes_wx, source_wx, wx) == torch.where(takes_yz, source_yz, yz)
-        made.append(
-            {
-                "inputs_embeds": base,
-                "source_inputs_embeds": [first, second],
-                "subspaces": parts,
-                "labels": label.long(),
-                "base_labels": (wx == yz).long(),
-            }
-        )
-    return made
 
 
 @cache
@@ -116,40 +88,63 @@ def trained(seed: int = 42, size: int = 4, steps: int = 4000, batch: int = 2048)
     return model, (model(inputs).logits.argmax(-1) == (wx == yz)).float().mean().item()
 
 
-def swaps(parts: Sequence[Sequence[int]]) -> Scores:
-    """Return how the network made by hand does when the neurons `parts` of layer 0 are taken for WX and for YZ."""
-    spec = {"component": "h[0].output", "intervention_type": VanillaIntervention, "subspace_partition": parts}
-    return evaluate(IntervenableModel([spec, spec], by_hand()), counterfactuals(2, 1024, 2, seed=1))
+@cache
+def same(things: int) -> CausalModel:
+    """Return the causal model, of so many things."""
+    return CausalModel(
+        ["w", "x", "y", "z", "wx", "yz", "o"],
+        values={**dict.fromkeys("wxyz", range(things)), **dict.fromkeys(("wx", "yz", "o"), (False, True))},
+        parents={"wx": ["w", "x"], "yz": ["y", "z"], "o": ["wx", "yz"]},
+        functions=dict.fromkeys(("wx", "yz", "o"), lambda one, other: one == other),
+    )
 
 
 @cache
-def rotated(layer: int, seed: int = 0, steps: int = 800, batch: int = 256, lr: float = 0.03) -> Scores:
-    """Learn the two variables as 8 dimensions each of a rotation of one layer, and return the scores on new data."""
-    torch.manual_seed(seed)
-    rotation = RotatedSpaceIntervention(embed_dim=16, subspace_partition=[[0, 8], [8, 16]])
-    spec = {"component": f"h[{layer}].output", "intervention": rotation}
-    model, _ = trained()
-    made = IntervenableModel([spec, spec], model)
-    fit(made, counterfactuals(steps, batch, 4, seed=100 + seed), epochs=1, lr=lr, seed=seed)
-    return evaluate(made, counterfactuals(20, BATCH, 4, seed=7))
+def pairs() -> dict[str, CounterfactualDataset]:
+    """Return pairs: WX, YZ or both come from sources, each in a third of them.
+
+    Those whose answer is the base's are kept: of two answers the other one is what any disturbance gives.
+    """
+    sets = ["wx", "yz", {"wx", "yz"}]
+    data = CounterfactualDataset.sample(same(THINGS), 120_000, variables=sets, balanced="o", trivial=True, seed=0)
+    return data.split((0.5, 0.15, 0.35), seed=0)
 
 
-def best(layer: int) -> Scores:
-    """Return the scores of the rotation that does best, of some seeds."""
-    return max((rotated(layer, seed) for seed in range(SEEDS)), key=lambda scores: scores["iia"])
+def searched(model: MLPForClassification, size: int, **how: Any) -> AlignmentResult:
+    """Search a network for the variables; things are random vectors of `size` numbers."""
+    vectors = torch.rand(THINGS, size, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+    def encode(setting: Mapping[str, Any]) -> Tensor:
+        return vectors[[setting[name] for name in "wxyz"]].view(1, -1)
+
+    return align(model, same(THINGS), pairs(), encode=encode, **how)
 
 
-def of_kind(layer: int, kind: int) -> float:
-    """Return the IIA of the best rotation where WX (0), YZ (1) or both (2) come from a source."""
-    values = best(layer).numbers["soft"]["iia"].view(-1, BATCH)
-    return values[:, torch.arange(BATCH) % 3 == kind].double().mean().item()
+@cache
+def neurons() -> AlignmentResult:
+    """Swap known neurons of the network made by hand."""
+    axes = torch.eye(8)
+    methods = {"first four": along(axes[:, :4]), "last four": along(axes[:, 4:])}
+    return searched(by_hand(), 2, sites=[Site("h[0].output")], variables=["wx", "yz"], methods=methods, controls=())
+
+
+@cache
+def rotations() -> AlignmentResult:
+    """Learn the two variables as 8 dimensions each of a rotation of each layer."""
+    layers = [Site(f"h[{layer}].output") for layer in range(3)]
+    how = {"methods": "das", "ranks": 8, "seeds": SEEDS, "batch_size": 256, "max_steps": 500, "lr": 0.03}
+    return searched(trained()[0], 4, sites=layers, variables=[("wx", "yz")], **how)
+
+
+def best(layer: int, column: str = "iia") -> float:
+    """Return a number of the rotation of a layer that does best on the validation pairs, of some seeds."""
+    rows = found(rotations(), component=f"h[{layer}].output")
+    return float(max(rows, key=lambda row: row["validation"])[column])
 
 
 def table() -> str:
-    """Return the scores as text."""
-    return rows("hierarchical equality, trained: 8 dimensions a variable", {
-        f"layer {layer + 1}, seed {seed}": rotated(layer, seed) for layer in range(3) for seed in range(SEEDS)
-    })  # fmt: skip
+    """Return what was found as text."""
+    return overview("hierarchical equality, 8 dimensions a variable", {"trained": rotations()})
 
 
 def _solved_by_hand() -> float:
@@ -157,13 +152,24 @@ def _solved_by_hand() -> float:
     return (by_hand()(inputs).logits.argmax(-1) == (wx == yz)).float().mean().item()
 
 
+def _swapped(variable: str, which: str) -> float:
+    return float(one(neurons(), variables=variable, method=which)["iia"])
+
+
 FACTS = [
     Fact("equality by hand: accuracy", _solved_by_hand, 1.0, 1.0),
-    Fact("equality by hand: IIA, the right neurons", lambda: swaps([[0, 4], [4, 8]])["iia"], 1.0, 1.0),
-    Fact("equality by hand: IIA, the other's neurons (wrong)", lambda: swaps([[4, 8], [0, 4]])["iia"], 0.45, 0.55),
+    Fact("equality by hand, align: IIA of WX, its neurons", lambda: _swapped("wx", "first four"), 1.0, 1.0),
+    Fact("equality by hand, align: IIA of YZ, its neurons", lambda: _swapped("yz", "last four"), 1.0, 1.0),
+    Fact("equality by hand, align: WX, the other's neurons (wrong)", lambda: _swapped("wx", "last four"), 0.45, 0.55),
     Fact("equality, trained: accuracy on new entities", lambda: trained()[1], 0.999, 1.0),
-    Fact("equality, trained: IIA, layer 1, best of 3", lambda: best(0)["iia"], 0.99, 1.0),
-    Fact("equality, trained: the same, both variables at once", lambda: of_kind(0, 2), 0.99, 1.0),
-    Fact("equality, trained: IIA, layer 2, best of 3", lambda: best(1)["iia"], 0.5, 0.65),
-    Fact("equality, trained: IIA, layer 3, best of 3", lambda: best(2)["iia"], 0.0, 0.52),
+    Fact("equality, trained, align: IIA, layer 1, best of 3", lambda: best(0), 0.99, 1.0),
+    Fact("equality, trained, align: IIA, layer 2, best of 3", lambda: best(1), 0.5, 0.65),
+    Fact("equality, trained, align: IIA, layer 3, best of 3", lambda: best(2), 0.0, 0.52),
+    Fact(
+        "equality, trained, align: layer 1 minus layer 2, intervals", lambda: best(0, "low") - best(1, "high"), 0.3, 1
+    ),
+    Fact("equality, trained, align: the fit of layer 1 to permuted labels", lambda: best(0, "permuted"), 0.0, 0.7),
+    Fact(
+        "equality, trained, align: the fit of layer 1 in a random network", lambda: best(0, "reinitialised"), 0.0, 0.7
+    ),
 ]

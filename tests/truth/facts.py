@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from types import MappingProxyType, ModuleType
 
-from . import arithmetic, capitals, carried, directions, equality, induction, modular, planted, programs, swaps, written
+from . import (
+    addition,
+    arithmetic,
+    balancing,
+    capitals,
+    carried,
+    directions,
+    equality,
+    illusions,
+    induction,
+    interchanges,
+    modular,
+    planted,
+    pricing,
+    programs,
+    swaps,
+    written,
+)
 
 SECTIONS: MappingProxyType[str, ModuleType] = MappingProxyType(
     {module.__name__.rpartition(".")[2]: module for module in (
         swaps, equality, planted, modular, programs, arithmetic, written, directions, induction, capitals, carried,
+        addition, pricing, interchanges, illusions, balancing,
     )}
 )  # fmt: skip
 """Modules with `FACTS`, and some with a `table` of what their numbers are made of; by name."""
 
-IN_TESTS = ("swaps", "arithmetic", "written", "directions", "induction")
+IN_TESTS = ("swaps", "arithmetic", "written", "directions", "induction", "balancing")
 """Those that train nothing and take a few seconds."""

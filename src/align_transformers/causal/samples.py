@@ -113,9 +113,7 @@ class CausalSamples:
 
         def drawn(count: int) -> dict[str, Column]:
             if balanced is not None:
-                return balanced_inputs(
-                    self._evaluation, self._classes, self._evaluation.known(balanced), None, count, generator
-                )
+                return self._balanced(self._evaluation.known(balanced), None, count, generator)
             return {name: self._drawn(name, count, generator) for name in self.inputs}
 
         if where is None:
@@ -139,7 +137,7 @@ class CausalSamples:
         if output is None and len(self.outputs) != 1:
             raise SpecError(f"the model has the outputs {', '.join(self.outputs)}: name one with output=")
         name = self._evaluation.known(output or self.outputs[0])
-        return self._evaluation.row(balanced_inputs(self._evaluation, self._classes, name, value, 1, generator), 0)
+        return self._evaluation.row(self._balanced(name, value, 1, generator), 0)
 
     @checked
     def sample_intervention(
@@ -244,6 +242,14 @@ class CausalSamples:
         found = [name for name in self.variables if name not in self.inputs and name not in self.outputs]
         if not found:
             raise SpecError("the model has inputs and outputs alone, so there is no variable between them to set")
+        return found
+
+    def _balanced(self, name: str, value: Any, size: int, generator: np.random.Generator) -> dict[str, Column]:
+        """Return inputs that are balanced for a variable; those that it does not come of are drawn as ever."""
+        found = balanced_inputs(self._evaluation, self._classes, name, value, size, generator)
+        for one in self.inputs:
+            if one not in found and (self.values[one] is not None or one not in self.functions):
+                found[one] = self._drawn(one, size, generator)
         return found
 
     def _drawn(self, name: str, size: int, generator: np.random.Generator) -> Column:
