@@ -121,7 +121,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
                     "metric": None, "heads": None, "neurons": None, "directions": ["noise"], "last": None, "at": -1,
                     "window": 1, "align": None, "columns": None, "method": "atp", "rule": "true", "along": "inputs",
                     "points": 2, "drop": False, "verify": 2, "seed": 0}),
-    "graph": (at.graph, {"model": model(), "per_query_head": False}),
+    "edge_attribution": (at.edge_attribution, {
+        **PROMPTS, "tokenizer": None, "columns": None, "method": "eap", "rule": "true", "points": 2, "metric": None,
+        "answers": (4, 5), "at": -1, "at_once": 2, "seed": 0, "progress": None}),
+    "graph": (at.graph, {"model": model(), "per_query_head": False, "experts": True}),
     "score": (at.score, {"model": model(), "prompts": tokens(2, 3), "metric": at.accuracy(3),
                          "metrics": None, "tokenizer": None, "columns": None, "at": -1, "store": None,
                          "progress": None, "planner": None}),

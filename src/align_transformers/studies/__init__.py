@@ -11,6 +11,7 @@ from .attribution import attribution
 from .causal_scrubbing import Claim, causal_scrubbing
 from .causal_tracing import causal_tracing
 from .direct_attribution import direct_logit_attribution
+from .edge_attribution import edge_attribution
 from .graph import CircuitGraph, GraphNode, graph
 from .grid import grid
 from .lens import logit_lens
@@ -35,6 +36,7 @@ __all__ = [
     "causal_scrubbing",
     "causal_tracing",
     "direct_logit_attribution",
+    "edge_attribution",
     "graph",
     "grid",
     "logit_lens",

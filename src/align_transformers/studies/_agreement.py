@@ -16,6 +16,7 @@ import numpy as np
 from .._errors import SpecError
 
 _DRAWS = 1000
+_FREEDOMS = (1, 2, 3, 5, 10, 30)
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,9 @@ def agreement(drawn: CellSample, estimates: Sequence[float], exact: Sequence[flo
 def missed(drawn: CellSample, estimates: Sequence[float], errors: Sequence[float], bound: float) -> float:
     """Return the probability that one of the cells that were not measured is stronger than some bound.
 
-    Errors of estimates are taken to be as those of the sample, t distributed around 0: the probability for a cell is
-    that of an error that carries its estimate beyond the bound. Cells are taken to be independent.
+    Errors of estimates are taken to be as those of the sample, t distributed around 0, with the scale and the tails
+    that make the sample most likely: the probability for a cell is that of an error that carries its estimate beyond
+    the bound. Cells are taken to be independent.
 
     Args:
         drawn: what was measured.
@@ -122,15 +124,32 @@ def missed(drawn: CellSample, estimates: Sequence[float], errors: Sequence[float
         return 0.0
     if not errors:
         return 1.0
-    spread = math.sqrt(sum(error * error for error in errors) / len(errors))
+    spread, freedom = _fitted(np.asarray(errors, dtype=float))
     none = 0.0
     for cell in left:
-        beyond = _tail((bound - estimates[cell]) / spread, len(errors)) if spread else float(estimates[cell] > bound)
-        below = _tail((bound + estimates[cell]) / spread, len(errors)) if spread else float(-estimates[cell] > bound)
+        ends = bound - estimates[cell], bound + estimates[cell]
+        beyond, below = (_tail(end / spread, freedom) if spread else float(end < 0) for end in ends)
         if beyond + below >= 1:
             return 1.0
         none += math.log1p(-(beyond + below))
     return -math.expm1(none)
+
+
+def _fitted(errors: Any) -> tuple[float, int]:
+    """Return scale and freedom of the t distribution around 0 that makes errors most likely, by its fixed point."""
+    squares = errors * errors
+    if not squares.max():
+        return 0.0, _FREEDOMS[0]
+    found = []
+    for freedom in _FREEDOMS:
+        scale = squares.mean()
+        for _ in range(200):
+            scale = max(((freedom + 1) / (freedom + squares / scale) * squares).mean(), 1e-12 * squares.max())
+        sizes = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * scale) / 2
+        spread = (freedom + 1) / 2 * np.log1p(squares / (freedom * scale)).mean()
+        found.append((float(sizes - spread), math.sqrt(scale), freedom))
+    _, scale, freedom = max(found)
+    return scale, freedom
 
 
 def _tail(t: float, freedom: int) -> float:

@@ -170,7 +170,7 @@ class Estimates:
             if share == 0:
                 tape = self._tapes[side]
             else:
-                changes = {end: _towards(self._tapes[other].values[end], share) for end in ends}
+                changes = {end: towards(self._tapes[other].values[end], share) for end in ends}
                 rules = BackwardRules(self.how.switches)
                 tape = self._record(side, sites, graph=True, rules=rules, changes=changes)
             gradients = self._back(tape, self._total(side, tape, metrics), sites, again=False)
@@ -189,7 +189,7 @@ class Estimates:
         sums: dict[Site, Tensor] = {}
         for share, weight in self.how.weights():
             for site, target in targets.items():
-                changes = {site: _towards(target, share)}
+                changes = {site: towards(target, share)}
                 rules = BackwardRules(self.how.switches)
                 tape = self._record(side, [site], graph=True, rules=rules, changes=changes)
                 gradient = self._back(tape, self._total(side, tape, metrics), [site], again=False)[site]
@@ -279,7 +279,7 @@ def _other(edit: Edit) -> str:
     return edit.source.run
 
 
-def _towards(target: Tensor, share: float) -> PutThere:
+def towards(target: Tensor, share: float) -> PutThere:
     """Return what goes a share of the way to a target; at 0 and 1 bit for bit."""
 
     def change(seen: Tensor) -> Tensor:

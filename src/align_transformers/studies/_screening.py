@@ -16,6 +16,9 @@ from ._agreement import CellSample, agreement, check_seed, draw, missed
 from ._estimates import Estimate, Estimates, How, cells_of
 from ._swaps import Swaps
 
+_SAMPLE = 32
+"""Cells drawn from those that are not among the strongest."""
+
 
 def screened(
     model: nn.Module,
@@ -33,7 +36,7 @@ def screened(
         model: the user's.
         swaps: all cells.
         count: so many of the strongest are measured.
-        seed: of the sample of the others, of as many.
+        seed: of the sample of the others.
         store: as for `grid`.
         progress: likewise.
         planner: likewise.
@@ -49,7 +52,7 @@ def screened(
     estimates = Estimates(model, swaps, How())
     found, _ = estimates.of_each()
     flat = flattened(found)
-    drawn = draw([abs(one) for one in flat], count, count, seed)
+    drawn = draw([abs(one) for one in flat], count, min(count, _SAMPLE), seed)
     exact = measured(model, swaps, drawn, store=store, progress=progress, planner=planner)
     rows = dict(zip(drawn.each, exact.rows(), strict=True))
     errors = [rows[cell]["effect"] - flat[cell] for cell in drawn.sample]

@@ -103,7 +103,7 @@ def direct_logit_attribution(
         values = {part.site: part.value(seen[part.read]).float() for part in parts}
         values |= {site: seen[site].float() for site in ends}
         logits = outcome.outputs["clean"].float()
-        norm = _FrozenNorm(resolve(model).slot(ends[1]).module, values[ends[0]], values[ends[1]])
+        norm = FrozenNorm(resolve(model).slot(ends[1]).module, values[ends[0]], values[ends[1]])
     chosen, end = given or logits.argmax(-1).tolist(), _Unembedding(model, values[ends[1]], logits)
 
     def less(of: Callable[[Sequence[int]], Tensor]) -> Tensor:
@@ -234,7 +234,7 @@ def _told(parts: Sequence[_Addend], values: Mapping[Site, Tensor]) -> Iterator[t
             yield {"component": name, "layer": layer, "head": None}, value
 
 
-class _FrozenNorm:
+class FrozenNorm:
     """A norm with its scale as it was: linear. What it is is measured, since norms are written in many ways.
 
     Args:

@@ -158,7 +158,7 @@ def _unshared(receiver: str, owners: Sequence[str]) -> Sequence[str]:
 
 
 @checked
-def graph(model: nn.Module, *, per_query_head: bool = False) -> CircuitGraph:
+def graph(model: nn.Module, *, per_query_head: bool = False, experts: bool = True) -> CircuitGraph:
     """Return the nodes and edges of a model, from the map of its components; no list of architectures is asked.
 
     Senders are the embeddings, each head (its z through its slice of the output projection), each MLP or each expert,
@@ -168,6 +168,7 @@ def graph(model: nn.Module, *, per_query_head: bool = False) -> CircuitGraph:
     Args:
         model: a language model with one residual stream; not changed.
         per_query_head: keys and values are told for each head, also where several share them.
+        experts: each expert is a node; `False`: all of a block are one.
 
     Returns:
         A `CircuitGraph`. What cannot be told apart exactly is one coarser node, with the reason in its `note`.
@@ -184,7 +185,7 @@ def graph(model: nn.Module, *, per_query_head: bool = False) -> CircuitGraph:
         (46, ['input', 'a0.h0', 'a0.h1', 'm0', 'a1.h0', 'a1.h1', 'm1'])
     """
     found = one_stack(model)
-    maker = _GraphMaker(model, found, per_query_head)
+    maker = _GraphMaker(model, found, per_query_head, experts)
     for layer, block in enumerate(found.stacks[""]):
         maker.add(layer, block)
     maker.receivers.append(GraphNode("logits", "logits", owner=("logits",)))
@@ -212,10 +213,11 @@ class _GraphMaker:
         model: the user's.
         found: in it.
         per_query_head: as for `graph`.
+        experts: likewise.
     """
 
-    def __init__(self, model: nn.Module, found: ComponentMap, per_query_head: bool) -> None:
-        self._model, self._found, self._per_query_head = model, found, per_query_head
+    def __init__(self, model: nn.Module, found: ComponentMap, per_query_head: bool, experts: bool) -> None:
+        self._model, self._found, self._per_query_head, self._split = model, found, per_query_head, experts
         self.senders = [GraphNode("input", "input")]
         self.receivers: list[GraphNode] = []
         self.visible: list[tuple[int, ...]] = []
@@ -226,7 +228,7 @@ class _GraphMaker:
 
     def add(self, layer: int, block: Block) -> None:
         """Add the nodes of a block."""
-        parts = _parts(block)
+        parts = parts_of(block)
         why = _whole(block, parts)
         if why:
             name = f"b{layer}"
@@ -257,7 +259,7 @@ class _GraphMaker:
         """Return what a part of a block writes, and what of it reads."""
         if part == "attention_output":
             return self._attention(layer, block)
-        if part == "mlp_output" and block.flags.get("experts"):
+        if part == "mlp_output" and block.flags.get("experts") and self._split:
             return self._experts(layer, block)
         name = f"{_MIXERS.get(part, 'm')}{layer}"
         kind: GraphNodeKind = "mlp" if part in ("mlp_output", "per_layer_mlp_output") else "mixer"
@@ -337,7 +339,7 @@ class _GraphMaker:
 
     def _depends(self, layer: int, block: Block, part: str, other: str) -> bool:
         """Whether what a part of a block reads depends on what another part of it adds."""
-        reader = Site(_reads_at(block, part), layer)
+        reader = Site(reads_at(block, part), layer)
         writer = Site(other.replace("_output", "_contribution"), layer)
         node = self._tape.nodes[reader]
         (moved,) = torch.autograd.grad(
@@ -349,10 +351,10 @@ class _GraphMaker:
         """Return a tape of all that is read and written, of a dummy input."""
         sites = []
         for layer, block in enumerate(self._found.stacks[""]):
-            parts = _parts(block)
+            parts = parts_of(block)
             if not _whole(block, parts):
                 sites += [Site(part.replace("_output", "_contribution"), layer) for part in parts]
-                sites += [Site(_reads_at(block, part), layer) for part in parts]
+                sites += [Site(reads_at(block, part), layer) for part in parts]
                 rotary = [f"{what}_{name}" for what in ("query", "key") for name in ("output", "rotary")]
                 sites += [Site(name, layer) for name in rotary if name in block.slots]
         inputs = dict(next(dummy_inputs(uncompiled(self._model))))
@@ -362,7 +364,7 @@ class _GraphMaker:
             raise SpecError(f"{self._found.model_class} takes no dummy input, so its graph is not known") from error
 
 
-def _parts(block: Block) -> list[str]:
+def parts_of(block: Block) -> list[str]:
     """Return what writes into the stream in a block, in the order in which blocks add it."""
     return [name for name in ADDENDS if name in block.slots]
 
@@ -375,12 +377,12 @@ def _whole(block: Block, parts: Sequence[str]) -> str:
         name = part.replace("_output", "_contribution")
         if name not in block.slots:
             return block.missing.get(name, f"what {part} adds to the stream is not known")
-        if _reads_at(block, part) not in block.slots:
-            return block.missing.get(_reads_at(block, part), f"what {part} reads is not known")
+        if reads_at(block, part) not in block.slots:
+            return block.missing.get(reads_at(block, part), f"what {part} reads is not known")
     return ""
 
 
-def _reads_at(block: Block, part: str) -> str:
+def reads_at(block: Block, part: str) -> str:
     """Return the component that a part of a block reads the stream with."""
     name = part.replace("_output", "_input")
     return "query_output" if name == "attention_input" and name not in block.slots else name

@@ -1,0 +1,191 @@
+"""Scores of edges against derivatives taken by hand: one receiver alone sees a little of what a sender would change."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from tests.helpers import padded_tokens, tokens
+from tests.studies.test_path_patching import Places, keep, kv_heads, model_of, watched
+from torch import Tensor, nn
+
+from align_transformers import PositionError, SpecError, accuracy, attribution, edge_attribution
+
+LAYERS, ANSWERS = 3, (4, 9)
+FAMILIES = ("gpt2", "llama", "neox", "gemma2", "mixtral")
+
+
+def norms(family: str, model: Any, layer: int) -> tuple[nn.Module, nn.Module]:
+    """The norm in front of attention, and that in front of the MLP."""
+    block = Places(family, model, layer).block
+    names = {"gpt2": ("ln_1", "ln_2"), "gemma2": ("input_layernorm", "pre_feedforward_layernorm")}
+    one, other = names.get(family, ("input_layernorm", "post_attention_layernorm"))
+    return getattr(block, one), getattr(block, other)
+
+
+def final_norm(family: str, model: Any) -> nn.Module:
+    return {"gpt2": lambda: model.transformer.ln_f, "neox": lambda: model.gpt_neox.final_layer_norm}.get(
+        family, lambda: model.model.norm
+    )()
+
+
+def added(family: str, model: Any, ids: Tensor) -> dict[str, Tensor]:
+    """What each sender adds to the stream, by plain hooks and matrices."""
+    seen: dict[Any, Tensor] = {}
+    with ExitStack() as stack, torch.no_grad():
+        for layer in range(LAYERS):
+            place = Places(family, model, layer)
+            out = place.block.post_feedforward_layernorm if family == "gemma2" else place.mlp
+            spots = [(place.after_heads, "input", "z"), (out, "output", "mlp"), (place.block, "input", "block")]
+            if family == "gemma2":
+                spots.append((place.block.post_attention_layernorm, "input", "joined"))
+            for module, side, name in spots:
+                stack.enter_context(watched(module, side, keep(seen, (name, layer))))
+        model(input_ids=ids)
+    found = {"input": seen["block", 0]}
+    for layer in range(LAYERS):
+        place, z = Places(family, model, layer), seen["z", layer]
+        weight: Any = place.after_heads.weight
+        weight = weight.T if family == "gpt2" else weight
+        for head in range(4):
+            own = place.head(head)
+            share = z[..., own] @ weight[:, own].T
+            if family == "gemma2":
+                norm = place.block.post_attention_layernorm
+                whole = seen["joined", layer]
+                share = share * (whole.square().mean(-1, keepdim=True) + norm.eps).rsqrt() * (1 + norm.weight)
+            found[f"a{layer}.h{head}"] = share
+        found[f"m{layer}"] = seen["mlp", layer]
+    return {name: value.detach() for name, value in found.items()}
+
+
+def by_hand(family: str, base: Tensor, source: Tensor) -> dict[tuple[str, str], float]:
+    """The derivative of the metric along each sender's change, seen by one receiver alone."""
+    model = model_of(family)
+    first, second = (added(family, model, ids) for ids in (base, source))
+    moved = {name: second[name] - first[name] for name in first}
+    names, scores = list(moved), {}
+    for layer in range(LAYERS + 1):
+        receivers: list[tuple[str, str, int]] = [("logits", "", 0)] if layer == LAYERS else [(f"m{layer}", "", 0)]
+        if layer < LAYERS:
+            counts = {"q": 4, "k": kv_heads(family), "v": kv_heads(family)}
+            receivers += [(f"a{layer}.h{n}<{what}>", what, n) for what, count in counts.items() for n in range(count)]
+        for name, what, head in receivers:
+            attends = bool(what) or family == "neox"
+            visible = [n for n in names if n == "input" or int(n[1]) < layer or (n[:2] == f"a{layer}" and not attends)]
+            share = torch.zeros(len(visible), requires_grad=True)
+            change = sum(s * moved[n] for s, n in zip(share, visible, strict=True))
+            hold: dict[str, Tensor] = {}
+            with ExitStack() as stack:
+                if layer == LAYERS:
+                    stack.enter_context(watched(final_norm(family, model), "input", lambda x, c=change: x + c))
+                elif not what:
+                    norm = norms(family, model, layer)[1]
+                    stack.enter_context(watched(norm, "input", lambda x, c=change: x + c))
+                else:
+                    place, norm = Places(family, model, layer), norms(family, model, layer)[0]
+                    module, own, _ = place.reader(what, head)
+                    stack.enter_context(watched(norm, "input", lambda x, h=hold: h.__setitem__("x", x)))
+
+                    def mixed(
+                        out: Tensor, m: Any = module, n: Any = norm, c: Any = change, own: slice = own, h: Any = hold
+                    ) -> Tensor:
+                        new = out.clone()
+                        new[..., own] = m.forward(n.forward(h["x"] + c))[..., own]
+                        return new
+
+                    stack.enter_context(watched(module, "output", mixed))
+                logits = model(input_ids=base).logits[0, -1]
+            (found,) = torch.autograd.grad(logits[ANSWERS[1]] - logits[ANSWERS[0]], share)
+            scores |= {(n, name): float(value) for n, value in zip(visible, found, strict=True)}
+    return scores
+
+
+def scores_of(table: Any) -> dict[tuple[str, str], float]:
+    return {(row["sender"], row["receiver"]): row["score"] for row in table.rows()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_edge_is_the_derivative_through_it(family):
+    base, source = tokens(1, 4, 1)["input_ids"], tokens(1, 4, 2)["input_ids"]
+    table = edge_attribution(model_of(family), {"input_ids": base}, {"input_ids": source}, answers=ANSWERS)
+    found, wanted = scores_of(table), by_hand(family, base, source)
+    assert set(found) == set(wanted)
+    size = max(map(abs, wanted.values()))
+    assert max(abs(found[edge] - wanted[edge]) for edge in wanted) < 1e-4 * size
+    assert table.meta["passes"] == {"full": 2, "backward": 1}
+
+
+def test_pairs_chunks_and_padding():
+    lengths = (5, 3, 4)
+    base, source = padded_tokens(lengths, "left", 1), padded_tokens(lengths, "left", 2)
+    model = model_of("llama")
+    once = edge_attribution(model, base, source, answers=ANSWERS, at_once=3)
+    parts = edge_attribution(model, base, source, answers=ANSWERS, at_once=2)
+    assert parts.columns["score"] == pytest.approx(once.columns["score"], abs=1e-4)
+    alone = []
+    for number, length in enumerate(lengths):
+        pair = ({"input_ids": of["input_ids"][number : number + 1, -length:]} for of in (base, source))
+        alone.append(scores_of(edge_attribution(model, *pair, answers=ANSWERS)))
+    for row in once.rows():
+        each = [one[row["sender"], row["receiver"]] for one in alone]
+        assert row["score"] == pytest.approx(sum(each) / 3, abs=1e-3)
+        assert row["low"] <= row["score"] + 1e-6
+        assert row["score"] <= row["high"] + 1e-6
+        assert row["n"] == 3
+
+
+def test_edges_into_everything_that_reads_a_sender_add_up_to_its_node():
+    """The gradient at what a sender adds is the sum of those at all that read it: edges add up to the node's score."""
+    base, source = tokens(1, 4, 1), tokens(1, 4, 2)
+    model = model_of("llama")
+    table = edge_attribution(model, base, source, answers=ANSWERS)
+    nodes = attribution(model, base, source, answers=ANSWERS, components=["mlp_output"], positions=None, verify=0)
+    for row in nodes.rows():
+        out = [one["score"] for one in table.rows() if one["sender"] == f"m{row['layer']}"]
+        assert sum(out) == pytest.approx(row["effect"], rel=1e-3, abs=1e-4)
+
+
+def test_the_mean_gradient_between_embeddings():
+    base, source = tokens(1, 4, 1), tokens(1, 4, 2)
+    model = model_of("llama")
+    ends = [model.get_input_embeddings()(of["input_ids"]).detach() for of in (base, source)]
+    first, second = (added("llama", model, of["input_ids"]) for of in (base, source))
+    wanted = 0.0
+    for share, weight in ((0.0, 0.25), (0.5, 0.5), (1.0, 0.25)):
+        step = torch.zeros((), requires_grad=True)
+        change = step * (second["a0.h1"] - first["a0.h1"])
+        with watched(model.model.norm, "input", lambda x, c=change: x + c):
+            logits = model(inputs_embeds=ends[0] + share * (ends[1] - ends[0])).logits[0, -1]
+        wanted += weight * float(torch.autograd.grad(logits[ANSWERS[1]] - logits[ANSWERS[0]], step)[0])
+    table = edge_attribution(model, base, source, answers=ANSWERS, method="eap-ig", points=3)
+    assert scores_of(table)["a0.h1", "logits"] == pytest.approx(wanted, rel=1e-3, abs=1e-4)
+    assert table.meta["passes"] == {"full": 4, "backward": 3}
+
+
+def test_a_rule_acts_on_edges_too():
+    base, source = tokens(1, 4, 1), tokens(1, 4, 2)
+    table = edge_attribution(model_of("llama"), base, source, answers=ANSWERS, rule="patterns")
+    into = [row["score"] for row in table.rows() if row["receiver"].endswith(("<q>", "<k>"))]
+    assert into
+    assert not any(into)
+    frozen = edge_attribution(model_of("llama"), base, source, answers=ANSWERS, rule="frozen_norm")
+    nodes = attribution(
+        model_of("llama"), base, source, answers=ANSWERS, components=["mlp_output"], positions=None, verify=0,
+        rule="frozen_norm",
+    )  # fmt: skip
+    for row in nodes.rows():
+        out = [one["score"] for one in frozen.rows() if one["sender"] == f"m{row['layer']}"]
+        assert sum(out) == pytest.approx(row["effect"], rel=1e-3, abs=1e-4)
+
+
+def test_what_makes_no_sense_is_refused():
+    base = tokens(1, 4, 1)
+    with pytest.raises(PositionError, match="equal length"):
+        edge_attribution(model_of("llama"), base, tokens(1, 5, 2), answers=ANSWERS)
+    with pytest.raises(SpecError, match="has no gradient"):
+        edge_attribution(model_of("llama"), base, tokens(1, 4, 2), metric=accuracy(3))
+    with pytest.raises(SpecError, match="at_once"):
+        edge_attribution(model_of("llama"), base, base, answers=ANSWERS, at_once=0)
