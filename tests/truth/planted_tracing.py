@@ -1,8 +1,8 @@
 """Causal tracing of a compiled program that answers with a number: the number is made a probability.
 
 Tracing tells probabilities, and `frac_prevs` has one output, y, which is a share. Two outputs, 0 and `STEEP` y, have
-the probability 1 / (1 + exp(-STEEP y)) instead, which grows with y and with nothing else: what restores the number restores
-it, and what leaves the number alone leaves it alone.
+the probability 1 / (1 + exp(-STEEP y)) instead, which grows with y and with nothing else: what restores the number
+restores it, and what leaves the number alone leaves it alone.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ class CausalSamples:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     values: Mapping[str, Any]
+    functions: Mapping[str, Any]
     _classes: Mapping[str, Mapping[str, Column]]
     _evaluation: Evaluation
 
