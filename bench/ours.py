@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 import counterfactuals
+import searching
 import study_works
 import torch
 import work
@@ -203,5 +204,7 @@ WORKS = {
     "batching": hooks.batching,
     "counterfactuals": counterfactuals.ours,
     "counterfactual data": counterfactuals.drawn,
+    "fits together": searching.together,
+    "fits alone": searching.alone,
     **study_works.WORKS,
 }

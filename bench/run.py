@@ -24,6 +24,7 @@ import sections
 import work
 from counterfactuals import PAIRS
 from driver import FOLDER, QUIET, Bench
+from searching import STEPS
 from sections import Case, Row, agreement, at_most, cells, faster, finished, seconds, token_layer, unavoidable
 from work import LAYERS, POSITIONS, SMOLLM2, WIDE
 
@@ -175,6 +176,40 @@ def causal(bench: Bench) -> list[Row]:
     return [finished(bench, row, "counterfactuals"), finished(bench, made, "")]
 
 
+def searching(bench: Bench) -> list[Row]:
+    """Steps of an alignment search: a rotation at the last token of every block."""
+    rows = []
+    for count, factor in ((16, 2.0), (32, 1.5)):
+        args = {"pairs": 4 if bench.quick else count}
+        layers = [LAYERS // 4, LAYERS - 1 - LAYERS // 4]
+        works: dict[str, Any] = {
+            "ours": ("ours", "fits together", args),
+            "fit": ("ours", "fits alone", args),
+            "answers": ("ours", "fits together", {**args, "answers": True}),
+            "hooks": ("hooks", "fits", {**args, "layers": layers}),
+            "floor": ("hooks", "floor of fits", args),
+        }
+        answers = bench.turns(works, 1 if bench.quick else min(2, bench.repeat))
+        times = {label: 1e3 * seconds(one) for label, one in answers.items()}
+        text = f"alignment search, 30 fits of rank 16, last of 20 tokens, {count} pairs"
+        row = Row(f"{text}, {STEPS} steps (hooks: a step of two of the fits)", "ms a step of all")
+        row.figures = {"hooks": times["hooks"] * LAYERS / len(layers), "fit": times["fit"] / STEPS}
+        row.figures |= {"ours": times["ours"] / STEPS, "ours, loss over answers": times["answers"] / STEPS}
+        row.limit = times["floor"]
+        row.goals = [faster("hooks", 25), faster("fit", factor), {"kind": "limit", "factor": 0.8}]
+        mine = answers["ours"][-1]["values"]
+        row.agreement = {
+            "ours": agreement("ours", [mine[layer] for layer in layers], answers["hooks"][-1]["values"]),
+            "fit": agreement("fit", answers["fit"][-1]["values"], mine),
+        }
+        row.note = f"passes {answers['ours'][-1]['passes']}"
+        rows.append(finished(bench, row, "fits together", **args))
+    memory = bench.alone("ours", "fits together", {"pairs": 2}, {"pairs": 32, "memory": 2**28})
+    row = Row("peak memory of these fits with memory=2**28 (256 MiB), 32 pairs", "MiB above the loaded model")
+    row.figures = {"ours": (memory["peak"] - memory["before"]) / 2**20}
+    return [*rows, finished(bench, row, "")]
+
+
 SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "blocks": blocks,
     "heads": heads,
@@ -185,6 +220,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "overhead": sections.overhead,
     "pairs": pairs,
     "growth": growth,
+    "searching": searching,
     "wide": wide,
     "causal": causal,
     **studies.sections_of(SMOL),

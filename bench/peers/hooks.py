@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import counterfactuals
+import searching
 import torch
 import work
 from peers import study_loops
@@ -309,5 +310,7 @@ WORKS = {
     "batching": batching,
     "token_layers": token_layers,
     "counterfactuals": counterfactuals.loop,
+    "fits": searching.loop,
+    "floor of fits": searching.floor,
     **study_loops.WORKS,
 }
