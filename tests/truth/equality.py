@@ -110,14 +110,15 @@ def pairs() -> dict[str, CounterfactualDataset]:
     return data.split((0.5, 0.15, 0.35), seed=0)
 
 
-def searched(model: MLPForClassification, size: int, **how: Any) -> AlignmentResult:
-    """Search a network for the variables; things are random vectors of `size` numbers."""
+def searched(model: MLPForClassification, size: int, most: int | None = None, **how: Any) -> AlignmentResult:
+    """Search a network for the variables; things are random vectors of `size` numbers, parts have `most` pairs."""
     vectors = torch.rand(THINGS, size, generator=torch.Generator().manual_seed(3)) * 2 - 1
 
     def encode(setting: Mapping[str, Any]) -> Tensor:
         return vectors[[setting[name] for name in "wxyz"]].view(1, -1)
 
-    return align(model, same(THINGS), pairs(), encode=encode, **how)
+    parts = {name: part.take(range(min(most or len(part), len(part)))) for name, part in pairs().items()}
+    return align(model, same(THINGS), parts, encode=encode, **how)
 
 
 @cache
@@ -125,7 +126,9 @@ def neurons() -> AlignmentResult:
     """Swap known neurons of the network made by hand."""
     axes = torch.eye(8)
     methods = {"first four": along(axes[:, :4]), "last four": along(axes[:, 4:])}
-    return searched(by_hand(), 2, sites=[Site("h[0].output")], variables=["wx", "yz"], methods=methods, controls=())
+    return searched(
+        by_hand(), 2, 3000, sites=[Site("h[0].output")], variables=["wx", "yz"], methods=methods, controls=()
+    )
 
 
 @cache
