@@ -30,7 +30,10 @@ if HAS_FAST:
 
 @checked
 def execute(
-    bound: Bound, planner: Planner | None = None, *, ready: Callable[[Mapping[str, Any]], None] | None = None
+    bound: Bound,
+    planner: Planner | None = None,
+    *,
+    ready: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] | None = None,
 ) -> Outcome:
     """Carry out a bound plan.
 
@@ -39,7 +42,8 @@ def execute(
         planner: says which passes are run. Default: `planned`, which leaves out what need not be computed.
             `one_by_one` runs every run in full, from the first module to the last: that is what the plan means, and
             how to check a number.
-        ready: called after every pass with what it gave of the outputs, by name of the run.
+        ready: called after every pass with what it gave of the outputs, by name of the run. What it returns is kept
+            instead, run by run as many lines as there are, and becomes the outcome's; `None`: as it was.
 
     Returns:
         The outputs asked for, what was collected, and the ledger.

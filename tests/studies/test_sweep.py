@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import subprocess
 import sys
+import weakref
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,7 @@ from align_transformers import (
     one_by_one,
     planned,
 )
-from align_transformers.studies import CellRun, Clean, Scorer, Sweep
+from align_transformers.studies import CellRun, Clean, Scorer, Sweep, _sweep
 
 ROOT = Path(__file__).parents[2]
 
@@ -167,6 +169,40 @@ def test_the_scorer_is_made_before_the_first_cell():
     with counted(model) as calls, pytest.raises(SpecError, match="nothing to tell apart"):
         zeroes(scorer=refuse, clean=(Run("as it is", "x"),)).table(model)
     assert calls == [2]  # the clean prompts, and not the eight cells
+
+
+class Largest(Plain):
+    """The largest two logits of a cell, which is all that is kept."""
+
+    seen: list = []  # noqa: RUF012
+
+    def kept(self, logits):
+        assert (logits.dtype, logits.shape[1]) == (torch.float32, VOCAB)
+        self.seen.append(weakref.ref(logits))
+        return logits.topk(2).values
+
+    def rows(self, found):
+        gc.collect()
+        yield from ({"alive": sum(one() is not None for one in self.seen), **row} for row in super().rows(found))
+
+
+@pytest.mark.parametrize("planner", [one_by_one, planned], ids=["one_by_one", "planned"])
+@pytest.mark.parametrize("most", [2, 100])
+def test_what_a_scorer_does_not_keep_is_let_go_of_as_passes_end(planner, most, monkeypatch):
+    monkeypatch.setattr(_sweep, "_HELD", most)
+    monkeypatch.setattr(_sweep, "_CLEAN", 0)
+    model = tiny("llama")
+    plain = zeroes().table(model, planner=planner)
+    clean = zeroes().clean
+    for runs, waits in ((clean[:1], False), (clean, True)):  # an edited clean run may come last
+        Largest.seen.clear()
+        table = zeroes(clean=runs, scorer=Largest).table(model, planner=planner)
+        for row, whole in zip(table.rows(), plain.rows(), strict=True):
+            assert row["logits"] == pytest.approx(sorted(whole["logits"])[:-3:-1], abs=1e-4)
+            assert row["changes"] == pytest.approx(whole["changes"], abs=1e-4)
+        assert len(table.meta["clean"]["as it is"][0]) == VOCAB
+        assert waits or set(table.columns["alive"]) == {0}
+        assert len(Largest.seen) >= 8 // min(most, 8)
 
 
 def test_a_later_part_knows_the_answers(monkeypatch):

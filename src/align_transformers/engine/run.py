@@ -28,6 +28,7 @@ from .step import NotANumber, OutOfMemory, Part, Pass, Planner, Reply, Step, one
 
 Forward = Callable[[Record, Inputs, Callable[[], None]], Any]
 """How a pass is run: called with its record, the input, and a function that says a new forward pass begins."""
+Ready = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,7 @@ def execute(
     planner: Planner = one_by_one,
     *,
     forward: Forward | None = None,
-    ready: Callable[[Mapping[str, Any]], None] | None = None,
+    ready: Ready | None = None,
 ) -> Outcome:
     """Carry out a bound plan.
 
@@ -90,7 +91,7 @@ def execute(
         planner: yields the passes. `one_by_one` runs every run in full, which is what the plan means; others give the
             same with less work.
         forward: how to run the pass whose output is wanted: a whole generation. Default: one forward pass.
-        ready: called after every pass with what it gave of the outputs, by name of the run.
+        ready: called after every pass with what it gave of the outputs, by run; what it returns is kept instead.
 
     Returns:
         The outputs asked for, what was collected, and the ledger.
@@ -101,14 +102,11 @@ def execute(
         RuntimeError: there was no memory for a pass, and the planner knew no smaller one.
     """
     _check_clocks(bound)
-    results = Results(bound)
+    results = Results(bound, ready)
     steps = planner(bound)
     step = next(steps, None)
     while step is not None:
-        reply, outputs = run_step(results, step, forward if step.wanted else None)
-        if ready is not None and outputs:
-            ready(outputs)
-        step = _following(steps, reply)
+        step = _following(steps, run_step(results, step, forward if step.wanted else None))
     return results.outcome()
 
 
@@ -120,16 +118,13 @@ def _following(steps: Generator[Step, Reply, None], reply: Reply) -> Step | None
         return None
 
 
-def run_step(results: Results, step: Step, forward: Forward | None) -> tuple[Reply, Mapping[str, Any]]:
-    """Run one forward pass with all its hooks.
+def run_step(results: Results, step: Step, forward: Forward | None) -> Reply:
+    """Run one forward pass with all its hooks, and return what the planner is told.
 
     Args:
         results: what came of the passes before; what comes of this one is added.
         step: says everything.
         forward: how the model is called; `None`: once.
-
-    Returns:
-        What the planner is told, and what is there of the wanted outputs now.
     """
     bound = results.bound
     record = Record(results.values, tokens=results.tokens(step))
@@ -155,7 +150,7 @@ def run_step(results: Results, step: Step, forward: Forward | None) -> tuple[Rep
         except RuntimeError as error:
             if not _says_no_memory(error):
                 raise
-            return OutOfMemory(error), {}
+            return OutOfMemory(error)
     check_steps(record, [*reads, *names], this.inputs)
     _check_reads(record, reads, step)
     if step.wanted and bound.plan.logits is not None:
@@ -164,8 +159,10 @@ def run_step(results: Results, step: Step, forward: Forward | None) -> tuple[Rep
             at = at[0], at[1] + record.leading(logits_of(output).shape[1], logits_stack(this.inputs))
         output = pick_logits(output, at, record.tokens, this.narrowed())
     if step.way.mixes and bool(output.isnan().any()):
-        return NotANumber(), {}
-    return this.leaves(), results.add(step, this, record, output)
+        return NotANumber()
+    left = this.leaves()
+    results.add(step, this, record, output)
+    return left
 
 
 def _call(bound: Bound, inputs: Inputs) -> Any:
@@ -177,10 +174,11 @@ class Results:
 
     Args:
         bound: the plan.
+        ready: as for `execute`.
     """
 
-    def __init__(self, bound: Bound) -> None:
-        self.bound = bound
+    def __init__(self, bound: Bound, ready: Ready | None = None) -> None:
+        self.bound, self._ready = bound, ready
         self.values: Captured = {}
         self._passes: list[Passed] = []
         self._outputs: dict[str, dict[int, Any]] = {}
@@ -203,8 +201,8 @@ class Results:
         said = [self._output(name).argmax(-1).tolist() for name in logits.answers_of]
         return tuple(dict.fromkeys(token for tokens in said for token in tokens))
 
-    def add(self, step: Step, this: Pass, record: Record, output: Any) -> dict[str, Any]:
-        """Take what came of a pass; let go of what nobody reads any more; return the wanted outputs."""
+    def add(self, step: Step, this: Pass, record: Record, output: Any) -> None:
+        """Take what came of a pass; let go of what nobody reads any more."""
         runs = (*step.runs, *step.twins)
         self._passes.append(Passed(tuple(run.name for run in runs), step.way.name, *this.shape, step.refused))
         self.values.update(record.captured)
@@ -217,11 +215,12 @@ class Results:
         for one in this.inherited:
             (made,) = self._tallies[one.donor].values()
             self._tallies.setdefault(one.name, {})[owners[one.name]] = PickedTally(made, one.examples)
-        outputs = self._divided(step, output) if step.wanted else {}
+        self._release(step)
+        outputs: Mapping[str, Any] = self._divided(step, output) if step.wanted else {}
+        if outputs and self._ready is not None:
+            outputs = self._ready(outputs) or outputs
         for name, rows in outputs.items():
             self._outputs.setdefault(name, {})[starts.get(name, 0)] = rows
-        self._release(step)
-        return outputs
 
     def outcome(self) -> Outcome:
         """Return what came of the plan.
@@ -244,7 +243,8 @@ class Results:
 
     def _output(self, name: str) -> Any:
         parts = [rows for _, rows in _in_order(self._outputs[name])]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        self._outputs[name] = {0: parts[0] if len(parts) == 1 else torch.cat(parts)}  # the parts are let go of
+        return self._outputs[name][0]
 
     def _divided(self, step: Step, output: Any) -> dict[str, Any]:
         """Return the output of each wanted run of a step."""

@@ -316,7 +316,7 @@ def _states_of(model: nn.Module, blocks: Blocks, inputs: Inputs, places: Collect
     bound = bind(model, Plan((Run("base", "base"),), ("base",), Logits()), {"base": inputs}, {})
     way = Full(Stop(blocks.calls[-1].module, before=False), Leaving(blocks, frozenset(places), heads=True))
     with evaluating(model):
-        states, _ = run_step(Results(bound), Step((Part(bound.order[0]),), way=way), None)
+        states = run_step(Results(bound), Step((Part(bound.order[0]),), way=way), None)
     if isinstance(states, OutOfMemory):
         raise states.error
     assert isinstance(states, States)

@@ -62,12 +62,12 @@ class Measurement:
 
     Args:
         of: the run and its cells.
-        logits: one line for each cell, float32; the columns are those of the clean runs.
+        logits: one line for each cell, float32; the columns are those of the clean runs, or what the scorer kept.
         effects: what each edit of the run did, in their order; `changes` has a number for each cell.
     """
 
     of: CellRun
-    logits: Float[Tensor, "cells tokens"]
+    logits: Float[Tensor, "cells kept"]
     effects: tuple[Effect, ...]
 
     @property
@@ -78,6 +78,14 @@ class Measurement:
 
 class Scorer(ABC):
     """What logits are worth. One is made as soon as all clean runs are in; unedited ones come before any cell."""
+
+    def kept(self, logits: Float[Tensor, "cells tokens"]) -> Float[Tensor, "cells kept"]:
+        """Return what `rows` needs of some lines of logits, which is all that waits for the end of a plan.
+
+        Args:
+            logits: some lines, float32; of which cells they are is not said.
+        """
+        return logits
 
     @abstractmethod
     def rows(self, found: Measurement) -> Iterable[Mapping[str, Any]]:
@@ -241,7 +249,7 @@ class Sweep:
         scorer, clean = watch.scorer(), watch.clean()
         rows = [
             {**cell, **row}
-            for found in _measurements(outcome, runs)
+            for found in _measurements(outcome, runs, watch)
             for cell, row in zip(found.cells, scorer.rows(found), strict=True)
         ]
         passes = Counter(passed.way for passed in outcome.passes)
@@ -265,12 +273,13 @@ class _Watch:
         make: Callable[[Clean], Scorer],
         tell: Callable[[int], None],
     ) -> None:
+        self._whole: set[str] = set()  # runs of cells of which something came before the last clean run
         self._examples, self._logits, self._says, self._make, self._tell = examples, logits, says, make, tell
         self._seen: dict[str, list[Tensor]] = {name: [] for name in examples}
         self._made: tuple[Clean, Scorer] | None = None
         self._done = 0
 
-    def __call__(self, outputs: Mapping[str, Tensor]) -> None:
+    def __call__(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, rows in outputs.items():
             if name in self._seen:
                 self._seen[name].append(rows)
@@ -280,6 +289,18 @@ class _Watch:
             clean = self._clean({name: torch.cat(rows) for name, rows in self._seen.items()})
             self._made = clean, self._make(clean)
         self._tell(self._done)
+        cells = outputs.keys() - self._seen.keys()
+        if self._made is None:
+            self._whole |= cells
+        return {**outputs, **{name: self._kept(outputs[name]) for name in cells - self._whole}}
+
+    def kept(self, name: str, logits: Tensor) -> Tensor:
+        """Return what the scorer is to see of a run of cells: of what waited for a clean run all is there yet."""
+        return (self._kept(logits) if name in self._whole else logits).float()
+
+    def _kept(self, logits: Tensor) -> Tensor:
+        scorer = self.scorer()
+        return logits if type(scorer).kept is Scorer.kept else scorer.kept(logits.float())
 
     def scorer(self) -> Scorer:
         """Return the scorer."""
@@ -301,12 +322,11 @@ class _Watch:
         return Clean({name: logits.float() for name, logits in outputs.items()}, tokens, says)
 
 
-def _measurements(outcome: Outcome, runs: Sequence[CellRun]) -> Iterator[Measurement]:
+def _measurements(outcome: Outcome, runs: Sequence[CellRun], watch: _Watch) -> Iterator[Measurement]:
     effects = {effect.name: effect for effect in outcome.effects}
     for one in runs:
-        yield Measurement(
-            one, outcome.outputs[one.run.name].float(), tuple(effects[edit.name] for edit in one.run.edits)
-        )
+        logits = watch.kept(one.run.name, outcome.outputs[one.run.name])
+        yield Measurement(one, logits, tuple(effects[edit.name] for edit in one.run.edits))
 
 
 def _count(run: Run, given: Inputs) -> int:

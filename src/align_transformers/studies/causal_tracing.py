@@ -164,6 +164,8 @@ def causal_tracing(
 # --- what is restored -------------------------------------------------------------------------------------------------
 
 
+_AT_ONCE = 32
+"""Lines whose probabilities of all tokens are there at a time."""
 _Line = tuple[int, Placed, int]
 """A prompt, a place in it, and a draw."""
 
@@ -293,13 +295,20 @@ class _Probabilities(Scorer):
     texts: Sequence[str]
     draws: int
 
+    def kept(self, logits: Tensor) -> Tensor:
+        """Return the probability of every answer, whichever cell's."""
+        tokens = list(dict.fromkeys(self.answers))
+        return torch.cat([torch.softmax(few, -1)[:, tokens] for few in logits.split(_AT_ONCE)])
+
     def rows(self, found: Measurement) -> Iterator[dict[str, float]]:
         """Yield the probability in each cell, and how much that is above the same draw without the restoration."""
-        prompts = [cell["prompt"] for cell in found.cells]
+        places = {token: column for column, token in enumerate(dict.fromkeys(self.answers))}
+        columns = [places[self.answers[cell["prompt"]]] for cell in found.cells]
+        values = found.logits[range(len(columns)), columns].tolist()
         corrupted = self._of(
             self.clean.logits["corrupted"], [n // self.draws for n in range(self.draws * len(self.answers))]
         )
-        for cell, value in zip(found.cells, self._of(found.logits, prompts), strict=True):
+        for cell, value in zip(found.cells, values, strict=True):
             yield {"restored": value, "indirect_effect": value - corrupted[cell["prompt"] * self.draws + cell["draw"]]}
 
     def meta(self) -> dict[str, Any]:
