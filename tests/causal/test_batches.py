@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -256,9 +257,28 @@ def test_a_fit_learns_from_them() -> None:
     config = {"layer": 0, "component": "block_output", "intervention": turn}
     face = IntervenableModel(config, model)
     loader = data.batches(20, encode=one_hot, subspaces={"next": 0, "q": 1}, seed=0)
-    found = fit(face, loader, epochs=3, lr=0.01)  # from the second epoch on out of a memory
-    assert found.steps == 9
-    assert found.history[-1]["loss"] < found.history[0]["loss"]
+    before = evaluate(face, loader, metrics={"log": log_probability})["log"]
+    assert fit(face, loader, epochs=6, lr=0.05).steps == 18  # from the second epoch on out of a memory
+    assert evaluate(face, loader, metrics={"log": log_probability})["log"] > before
+
+
+def test_a_killed_fit_goes_on_in_the_same_order(tmp_path: Path) -> None:
+    data = CounterfactualDataset.sample(triple(), 40, variables="next", seed=1)
+
+    def killed(row: Any, total: int) -> None:
+        if row["step"] == 6:  # in the second epoch
+            raise KeyboardInterrupt
+
+    def fitted(**options: Any) -> Tensor:
+        torch.manual_seed(0)
+        turn = LowRankRotatedSpaceIntervention(embed_dim=6, low_rank_dimension=2)
+        face = IntervenableModel({"layer": 0, "component": "block_output", "intervention": turn}, mlp())
+        fit(face, data.batches(10, encode=one_hot, seed=3), epochs=3, lr=0.01, **options)
+        return turn.rotation.detach()
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(checkpoints=tmp_path, checkpoint_every=2, progress=killed)
+    assert torch.equal(fitted(checkpoints=tmp_path, checkpoint_every=2, resume=True), fitted())
 
 
 def test_a_loader_is_gone_through_again_and_again() -> None:
