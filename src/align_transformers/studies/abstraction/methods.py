@@ -172,12 +172,13 @@ def swap_of(candidate: Candidate, basis: Tensor) -> Candidate:
         basis: `(width, k)` orthonormal columns.
     """
     one = candidate.intervention
-    made = LowRankRotatedSpaceIntervention(
-        embed_dim=basis.shape[0],
-        low_rank_dimension=basis.shape[1],
-        keep_last_dim=one.keep_last_dim,
-        subspace_partition=one.subspace_partition if len(candidate.hypothesis.variables) > 1 else None,
-    )
+    with seeded(0):  # what is drawn is replaced
+        made = LowRankRotatedSpaceIntervention(
+            embed_dim=basis.shape[0],
+            low_rank_dimension=basis.shape[1],
+            keep_last_dim=one.keep_last_dim,
+            subspace_partition=one.subspace_partition if len(candidate.hypothesis.variables) > 1 else None,
+        )
     device = next((parameter.device for parameter in one.parameters()), basis.device)
     made.rotate_layer.set_weight(basis)
     return Candidate(candidate.hypothesis, made.to(device))

@@ -135,13 +135,14 @@ class Task:
         """Return the columns of a container in every input; `None` for all of them."""
         key = container.site.sequence, container.place
         if key not in self._rows:
-            self._rows[key] = None if container.place is None or self.prompts is None else self._found(*key)
+            self._rows[key] = None if container.place is None else self._found(*key)
         return self._rows[key]
 
     def _found(self, stack: str, place: PlaceName) -> tuple[tuple[int, ...], ...]:
-        assert self.prompts is not None
         spots = self.places[place]
-        if self.texts:
+        if self.prompts is None:
+            return (tuple(spots),) * len(self.settings)
+        if self.texts and spots != "all":
             listed = list(spots) if isinstance(spots, list | tuple) else [spots]
             spots = [[text.meant(spot) for spot in listed] for text in self.texts]
         tokens = tokens_of_each(self.prompts, stack, {str(place): spots})

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..._errors import SpecError
+from ..._errors import PositionError, SpecError
 from ...causal import CausalModel, CounterfactualDataset
 from ...causal.domain import as_column
 from ...causal.encoded_inputs import Encoder, Labeller, encoded_vectors, label_numbers
 from ...causal.rendering import RenderedText, Template, rendered
-from ...engine import Inputs
+from ...engine import Inputs, token_axis
 from ...models import uncompiled
 from ...models.devices import input_device
 from .._data import Given
@@ -61,7 +61,7 @@ def make_task(
         causal_model: names the inputs.
         parts: of the data, by name.
         writing: how inputs and labels are written.
-        positions: the places that are swapped; `None`: the last token, or of what is no sequence of tokens all of it.
+        positions: the places that are swapped; `None`: the last token or vector, or all of what is no sequence.
 
     Raises:
         SpecError: an input or a label cannot be encoded.
@@ -96,7 +96,7 @@ def make_task(
         for (part, data), (base, sources) in zip(parts.items(), found.values(), strict=True)
     }
     inputs, prompts, texts = _encoded(model, settings, writing)
-    places = _places(prompts, positions)
+    places = _places(prompts, inputs, positions)
     return Task(model, causal_model, inputs, settings, prompts, texts, places, made, writer, output, first.entity)
 
 
@@ -132,9 +132,12 @@ def _encoded(
     return columns, None, ()
 
 
-def _places(prompts: Prompts | None, positions: WhichPlaces | None) -> dict[PlaceName, Any]:
+def _places(prompts: Prompts | None, inputs: Inputs, positions: WhichPlaces | None) -> dict[PlaceName, Any]:
     """Return the tokens of each place by its name; those without a name are places of one token."""
     if prompts is None:
+        axis = token_axis(inputs)
+        if axis is not None and axis.shape[1] > 1:
+            return dict(_each_step(int(axis.shape[1]), {"last": -1} if positions is None else positions))
         if positions is not None:
             raise SpecError("positions: these inputs are no sequences of tokens, so there are no places to name")
         return {None: "all"}
@@ -153,3 +156,18 @@ def _each_place(prompts: Prompts, positions: WhichPlaces) -> Iterator[tuple[Plac
         else:
             listed = containers if isinstance(containers, list | tuple) else [containers]
             yield from ((str(one), one) for one in listed)
+
+
+def _each_step(length: int, positions: WhichPlaces) -> Iterator[tuple[PlaceName, tuple[int, ...]]]:
+    """Yield the places of inputs that are so many vectors each."""
+    for name, spots in named_spots(positions).items():
+        listed = range(length) if isinstance(spots, str) else spots if isinstance(spots, list | tuple) else [spots]
+        steps = [one for one in listed if isinstance(one, int)]
+        if (isinstance(spots, str) and spots != "all") or len(steps) < len(listed):
+            raise SpecError(f"positions of inputs that are vectors are numbers, or 'all'; found {spots!r}")
+        if not all(-length <= one < length for one in steps):
+            raise PositionError(f"an input has {length} vectors; positions names {spots!r}")
+        if name is None:
+            yield from ((str(one), (one % length,)) for one in steps)
+        else:
+            yield name, tuple(sorted({one % length for one in steps}))
