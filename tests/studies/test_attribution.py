@@ -421,5 +421,7 @@ def test_unequal_lengths_are_refused_where_they_have_no_meaning():
         attribution(tiny("llama"), base, source, method="ig", **ask)
     with pytest.raises(PositionError, match="equal length"):
         attribution(tiny("llama"), base, source, method="atp*", drop=False, components=["query_output"], **ask)
+    with pytest.raises(SpecError, match="needs the scores"):  # they are capped
+        attribution(model_of("gemma2"), base, base, method="atp*", components=["key_output"], answers=ANSWERS)
     with pytest.raises(SpecError, match="screen=0"):
         grid(tiny("llama"), base, base, answers=ANSWERS, screen=0)

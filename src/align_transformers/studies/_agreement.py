@@ -108,7 +108,7 @@ def missed(drawn: CellSample, estimates: Sequence[float], errors: Sequence[float
 
     Errors of estimates are taken to be as those of the sample, t distributed around 0, with the scale and the tails
     that make the sample most likely: the probability for a cell is that of an error that carries its estimate beyond
-    the bound. Cells are taken to be independent.
+    the bound. Cells are taken to be independent. Rare large errors that a small sample does not show are not in it.
 
     Args:
         drawn: what was measured.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._errors import PositionError, SpecError
+from .._errors import PositionError, SiteError, SpecError
 from ..metrics import Metric
 from ..models import find_slot
 from ..plan import Edit, Read
@@ -111,7 +111,12 @@ class Estimates:
             own = rules.get(side)
             if own is not None and drops is not None:
                 own = replace(own, further=drops.taps(self.model))
-            self._tapes[side] = self._record(side, sites, graph=bool(of_side), rules=own)
+            try:
+                self._tapes[side] = self._record(side, sites, graph=bool(of_side), rules=own)
+            except SiteError as error:
+                if not fix or not AttentionFix.sites_of(self._sites(self.swaps.runs)):
+                    raise
+                raise SpecError(f"method='atp*' needs the scores of queries and keys: {error}; use 'atp'") from error
         clean = {side: tape.logits(self._columns[side]).detach().float() for side, tape in self._tapes.items()}
         says = {side: tuple(logits.argmax(-1).tolist()) for side, logits in clean.items()}
         scorer = self.swaps.scoring(Clean(clean, None, says))

@@ -107,8 +107,8 @@ class Units:
         products, squares = [], []
         for part in torch.arange(len(pairs)).split(max(1, _AT_ONCE // into.shape[-1])):
             p, a, b = pairs[part], columns[part], others[part]
-            moved = _wide(out_of[p, b]).to(into.device) - _wide(into[p, a])
-            products.append(picked.sums(moved * _wide(gradient[p, a]), self.heads))
+            moved = wide(out_of[p, b]).to(into.device) - wide(into[p, a])
+            products.append(picked.sums(moved * wide(gradient[p, a]), self.heads))
             squares.append(picked.sums(moved * moved, self.heads))
         return self.summed(torch.cat(products)), self.summed(torch.cat(squares))
 
@@ -118,6 +118,6 @@ class Units:
         return each.new_zeros(int(places.max()) + 1, each.shape[-1]).index_add_(0, places, each)
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
     """Return numbers in at least float32: small differences are not rounded away."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

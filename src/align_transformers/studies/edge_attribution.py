@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -31,6 +33,7 @@ from ._pairs import Pairs, pair_up
 from ._prompts import ReadAt
 from ._scoring import Answer, answers_for, answers_metric, check_told_apart, metric_values, metrics_for, name_of
 from ._taped import Tape, embeddings_of, record
+from ._units import wide
 from .direct_attribution import FrozenNorm
 from .graph import CircuitGraph, GraphNode, graph, parts_of, reads_at
 
@@ -52,7 +55,7 @@ def edge_attribution(
     metric: Metrics | None = None,
     answers: tuple[Answer, Answer] | Sequence[tuple[Answer, Answer]] | None = None,
     at: ReadAt = -1,
-    at_once: int = 4,
+    at_once: int = 8,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Table:
@@ -231,7 +234,7 @@ class _Edges:
             found = weight * torch.cat(list(self._contracted(tape, values.sum(), moved)))
             total = found if total is None else total + found
         assert total is not None
-        return total.cpu(), list(metrics)
+        return total.double().cpu(), list(metrics)
 
     def _record(self, inputs: Any, sites: list[Site], changes: Mapping[Site, Any]) -> Tape:
         self.passes["full"] += 1
@@ -241,12 +244,19 @@ class _Edges:
         return tape
 
     def _contracted(self, tape: Tape, total: Tensor, moved: Tensor) -> Iterator[Tensor]:
-        """Yield the scores of the edges into each receiver, `(senders, pairs)`: one receiver's gradient at a time."""
+        """Yield the scores of the edges into each receiver, `(senders, pairs)`.
+
+        Receivers that see the same senders are worked on together: their gradients alone exist at a time.
+        """
         self.passes["backward"] += 1
         gradients = tape.gradients(total, list(dict.fromkeys(self._read)), again=True)
-        for receiver, numbers in zip(self.graph.receivers, self.graph.visible, strict=True):
-            there = self._gradient(tape, gradients, receiver).double()
-            yield torch.einsum("btd,ubtd->ub", there, moved[list(numbers)])
+        lines = zip(self.graph.receivers, self.graph.visible, strict=True)
+        for numbers, group in groupby(lines, key=itemgetter(1)):
+            first = numbers == tuple(range(len(numbers)))
+            senders = moved[:, : len(numbers)] if first else moved[:, list(numbers)]
+            each = [self._gradient(tape, gradients, receiver).flatten(1) for receiver, _ in group]
+            made = senders @ torch.stack(each, -1).to(senders.dtype)  # (pairs, senders, receivers)
+            yield from made.permute(2, 1, 0).unbind(0)
 
     def _gradient(self, tape: Tape, gradients: Mapping[Site, Tensor], receiver: GraphNode) -> Tensor:
         """Return the gradient at what a receiver reads of the stream: back from the receiver, no further."""
@@ -286,42 +296,44 @@ class _Edges:
         return Site(self._part(own[-1]).replace("_output", "_contribution"), layer)
 
     def _moved(self, base: Tape, other: Tape) -> Tensor:
-        """Return what each sender adds in the source's run minus the base's, `(senders, pairs, tokens, width)`."""
+        """Return what each sender adds in the source's run minus the base's, `(pairs, senders, tokens * width)`."""
         each: list[Tensor] = []
         for node in self.graph.senders:
             if node.kind == "head":
                 if node.number == 0:
-                    each += list((self._heads(other, node) - self._heads(base, node)).unbind(-2))
+                    each += list(self._heads(base, other, node).unbind(-2))
                 continue
             site = Site("block_input", 0)
             if node.layer is not None:
                 name = "block_output" if node.kind == "block" else self._part(node).replace("_output", "_contribution")
                 site = Site(name, node.layer)
-            each.append(other.values[site].double() - base.values[site].double())
-        return torch.stack(each)
+            each.append(wide(other.values[site]) - wide(base.values[site]))
+        return torch.stack([one.flatten(1) for one in each], 1)
 
     @torch.no_grad()
-    def _heads(self, tape: Tape, node: GraphNode) -> Tensor:
-        """Return what the heads of a layer add to the stream, `(pairs, tokens, heads, width)`."""
+    def _heads(self, base: Tape, other: Tape, node: GraphNode) -> Tensor:
+        """Return what the heads of a layer add in the source's run minus the base's, `(pairs, tokens, heads, size)`."""
         layer = int(node.layer or 0)
         z = Site("attention_value_output", layer)
-        slot, share = find_slot(self.model, z), resolve(self.model).find(Site("head_contribution", layer))
-        value = tape.values[z]
+        slot, share = _projected(find_slot(self.model, z)), resolve(self.model).find(Site("head_contribution", layer))
         assert slot.heads is not None
-        shares = shares_of(_unscaled(slot), value.flatten(0, 1)).unflatten(-1, (len(slot.heads), -1))
-        if share is not None:
-            return (shares * share[0].scale).unflatten(0, value.shape[:2]).double()
+        shape, count = base.values[z].shape[:2], len(slot.heads)
+        if share is not None:  # linear in z
+            moved = (other.values[z] - base.values[z]).flatten(0, 1)
+            return wide(shares_of(slot, moved) * share[0].scale).unflatten(-1, (count, -1)).unflatten(0, shape)
         added, given = (Site(name, layer) for name in ("attention_contribution", "attention_output"))
-        norm = find_slot(self.model, added).module
-        before, after = (tape.values[site].flatten(0, 1) for site in (given, added))
-        if kind_of(norm, before) != "norm":
-            raise SpecError(f"what each head of {self._blocks[layer].path} adds is not known: {node.note}")
-        frozen = FrozenNorm(norm, before, after)
-        each = torch.stack([frozen(part) for part in shares.unbind(1)], 1)
-        return each.unflatten(0, value.shape[:2]).double()
+        norm, runs = find_slot(self.model, added).module, []
+        for tape in (base, other):
+            before, after = (tape.values[site].flatten(0, 1) for site in (given, added))
+            if kind_of(norm, before) != "norm":
+                raise SpecError(f"what each head of {self._blocks[layer].path} adds is not known: {node.note}")
+            frozen = FrozenNorm(norm, before, after)
+            shares = shares_of(slot, tape.values[z].flatten(0, 1)).unflatten(-1, (count, -1))
+            runs.append(torch.stack([frozen(part) for part in shares.unbind(1)], 1).unflatten(0, shape))
+        return wide(runs[1]) - wide(runs[0])
 
 
-def _unscaled(slot: Slot) -> Slot:
+def _projected(slot: Slot) -> Slot:
     if slot.side != "input":
         raise SpecError(f"what the heads at {slot} add is not known: they are not what a projection reads")
     return slot

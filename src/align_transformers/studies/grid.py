@@ -95,7 +95,7 @@ def grid(
         top: tell so many of the most probable tokens after each swap; this takes the logits of all tokens.
         screen: measure the so many strongest cells alone, as `attribution` with `method="atp"` estimates them. The
             column `estimate` has what was estimated, `meta["screen"]` how probable it is that a stronger cell was
-            missed, from the errors at up to 32 cells drawn from the others.
+            missed, as far as the errors at up to 32 cells drawn from the others tell.
         seed: of that drawing.
         store: a folder that parts are written to, each in one step. The same call goes on where a killed one was.
         progress: called after every pass with the cells done and the cells in all; `True` for a bar (rich).
