@@ -127,6 +127,23 @@ def test_a_function_is_called_once_for_each_setting() -> None:
     assert len(calls) == len(set(calls)) == 100
 
 
+@pytest.mark.parametrize("wrong", [4, 10, -1])
+def test_arrays_with_a_value_outside_the_range_are_refused(wrong: int) -> None:
+    model = CausalModel(["a", "b"], {"a": range(5, 10), "b": range(10)}, {"b": ["a"]}, {"b": lambda a: a - 5})
+    assert model.run_many({"a": np.array([9, 5])})["b"].tolist() == [4, 0]
+    with pytest.raises(SpecError, match=f"found {wrong}, which is not among the values of 'a'"):
+        model.run_many({"a": np.array([9, wrong, 5])})
+
+
+def test_what_a_source_does_not_need_is_not_run() -> None:
+    calls: list[int] = []
+    model = CausalModel(
+        ["a", "b", "c"], {}, {"b": ["a"], "c": ["b"]}, {"b": lambda a: a + 1, "c": lambda b: calls.append(b) or -b}
+    )
+    assert model.run_many({"a": [1]}, {"b": {"a": [5]}})["c"].tolist() == [-6]
+    assert calls == [6]
+
+
 def test_many_parents_are_not_a_table() -> None:
     names = [f"v{number}" for number in range(70)]
     model = CausalModel(
