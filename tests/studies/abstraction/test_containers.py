@@ -164,6 +164,28 @@ def test_no_numbers_are_drawn_from_the_callers_generator():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_learns_where_no_gradients_are_wanted(mode):
+    network, _ = adder()
+    data = CounterfactualDataset.sample(add, 800, variables="x", seed=0)
+    asked = {"encode": vector, "sites": "0.output", "methods": "das", "max_steps": 5, "controls": ()}
+    outside = align(network, add, data, **asked)
+    with mode():
+        inside = align(network, add, data, **asked)
+    first, second = (one.findings[0].candidate.intervention.rotation for one in (outside, inside))
+    assert torch.equal(first, second)
+
+
+def test_vectors_are_of_the_networks_own_type():
+    network, _ = adder()
+    data = CounterfactualDataset.sample(add, 800, variables="x", seed=0)
+    asked = {"encode": vector, "sites": "0.output", "methods": "swap", "controls": (), "only_solved": False}
+    found = [
+        align(network.to(dtype), add, data, **asked).table.columns["iia"] for dtype in (torch.float32, torch.double)
+    ]
+    assert found[0] == found[1]
+
+
 def test_parts_that_share_entities_are_refused():
     network, _ = adder()
     data = CounterfactualDataset.sample(add, 800, variables="x", seed=0)

@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -162,7 +163,7 @@ def align(
     _check_parts(parts, causal_model)
     first = parts["train"]
     writing = Writing(template, tokenizer, encode, label)
-    with evaluating(model):
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
         task = make_task(model, causal_model, parts, writing, positions)
         containers = _containers(model, sites, layers, heads, task)
         sets = variable_sets(variables, task.parts["train"].sets, first.variables)

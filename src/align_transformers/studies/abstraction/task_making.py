@@ -121,7 +121,8 @@ def _encoded(
     vectors = encoded_vectors(settings, writing.encode)
     columns, _ = vectors.batch(range(len(settings)))
     device = input_device(model)
-    columns = {name: of.to(device) for name, of in columns.items()}
+    floats = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
+    columns = {name: of.to(device, floats if of.is_floating_point() else of.dtype) for name, of in columns.items()}
     if "input_ids" in columns:
         prompts = encoded(Given(columns, None, {}, {}), "base", None, model, "input")
         return prompts.inputs, prompts, ()
