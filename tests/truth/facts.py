@@ -17,6 +17,7 @@ from . import (
     interchanges,
     modular,
     planted,
+    planted_tracing,
     pricing,
     programs,
     swaps,
@@ -25,11 +26,11 @@ from . import (
 
 SECTIONS: MappingProxyType[str, ModuleType] = MappingProxyType(
     {module.__name__.rpartition(".")[2]: module for module in (
-        swaps, equality, planted, modular, programs, arithmetic, written, directions, induction, capitals, carried,
+        swaps, equality, planted, modular, programs, arithmetic, written, planted_tracing, directions, induction, capitals, carried,
         addition, pricing, interchanges, illusions, balancing,
     )}
 )  # fmt: skip
 """Modules with `FACTS`, and some with a `table` of what their numbers are made of; by name."""
 
-IN_TESTS = ("swaps", "arithmetic", "written", "directions", "induction", "balancing")
+IN_TESTS = ("swaps", "arithmetic", "written", "planted_tracing", "directions", "induction", "balancing")
 """Those that train nothing and take a few seconds."""

@@ -37,6 +37,7 @@ _MAKERS: Mapping[str, PictureMaker] = {
     "steer": picture_of_doses,
     "align": picture_of_alignment,
     "score": picture_of_scores,
+    "attribution": lambda table, value: _estimates(table, value),
 }
 
 
@@ -114,6 +115,25 @@ def _grid(table: Tabular, value: str | None) -> Picture:
         drawings = drawings_of(table)
         return replace(picture_of_pair(drawings), findings=summary_of_pair(drawings))
     return picture_of_averages(table, value)
+
+
+def _estimates(table: Tabular, value: str | None) -> Picture:
+    """Return the picture of swaps that were estimated: that of measured ones, and how good the estimates are."""
+    drawn, check = _grid(table, value), table.meta.get("check")
+    said = "The estimates were not checked."
+    if isinstance(check, Mapping):
+        said = (
+            f"Checked by {check['n']} exact swaps: Pearson {_ends(check, 'pearson')}, Spearman "
+            f"{_ends(check, 'spearman')}, recall of the top {check['k']} {_ends(check, 'recall')}."
+        )
+    return replace(drawn, title=f"{drawn.title} (estimated from gradients)", findings=(said, *drawn.findings))
+
+
+def _ends(check: Mapping[str, Any], name: str) -> str:
+    """Return a number of a check with its interval."""
+    if check.get(name) is None:
+        return "unknown"
+    return f"{check[name]:.2f} [{check[f'{name}_low']:.2f}, {check[f'{name}_high']:.2f}]"
 
 
 def _is_one_pair(table: Tabular) -> bool:
