@@ -158,3 +158,16 @@ def test_ranges_may_be_missing() -> None:
     assert sum_of_three.run_interchange(base, {"var_x": source})["output"] == 53.5
     with pytest.raises(SpecError, match="nothing can be drawn"):
         sum_of_three.sample_inputs(1, np.random.default_rng(0))
+
+
+DIGITS = range(3)
+
+
+def test_an_annotation_may_be_a_name_of_the_module():
+    """Under `from __future__ import annotations` it comes as a text."""
+
+    @causal_model
+    def double(a: DIGITS, b: DIGITS):
+        return a + b
+
+    assert double.values["a"] == double.values["b"] == (0, 1, 2)

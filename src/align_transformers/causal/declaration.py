@@ -175,7 +175,8 @@ def _annotations(function: FunctionType, inputs: Sequence[str]) -> dict[str, Any
     for name in inputs:
         said = function.__annotations__.get(name)
         if isinstance(said, str):  # from __future__ import annotations
-            said = _written(ast.parse(said, mode="eval").body)
+            node = ast.parse(said, mode="eval").body
+            said = function.__globals__.get(node.id) if isinstance(node, ast.Name) else _written(node)
         if said is not None and not isinstance(said, type) and hasattr(said, "__iter__") and not isinstance(said, str):
             found[name] = said
     return found

@@ -200,5 +200,5 @@ def _row(one: Finding, search: Search, findings: Sequence[Finding], chosen: bool
         "permuted": None if one.by_heart is None else float(one.by_heart.mean()),
         "reinitialised": float(one.again["test"].mean()) if one.again else None,
         "reinitialised_train": float(one.again["train"].mean()) if one.again else None,
-        "flags": ", ".join(check.flag for check in one.checks if check.raised),
+        "flags": ", ".join(check.flag for check in one.checks if check.raised) if one.checks else None,
     }
