@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -30,9 +30,8 @@ _FLOATS = 16
 """So many numbers for each coordinate of a state a block's modules are taken to return, where it is not measured."""
 
 
-@dataclass(frozen=True, eq=False)
 class Runner:
-    """Carries out copies of one task.
+    """Carries out interchanges of one task.
 
     Args:
         task: the inputs.
@@ -40,12 +39,10 @@ class Runner:
         passes: is counted up: the forward passes of each way.
     """
 
-    task: Task
-    memory: int
-    passes: Counter[str] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_cache", ActivationCache(self.memory) if HAS_FAST else None)
+    def __init__(self, task: Task, memory: int, passes: Counter[str] | None = None) -> None:
+        self.task, self.memory = task, memory
+        self.passes: Counter[str] = Counter() if passes is None else passes
+        self._cache = ActivationCache(memory) if HAS_FAST else None
 
     def run(self, several: Sequence[Interchanges], tokens: tuple[int, ...] | None = None) -> dict[str, Tensor]:
         """Return the logits of some copies, by name of their run: of all tokens, or of some."""
@@ -64,10 +61,9 @@ class Runner:
         constants = {name: value for one in several for name, value in one.constants.items()}
         interventions = {name: value for one in several for name, value in one.interventions.items()}
         plan = Plan(renamed, tuple(run.name for run in renamed), Logits(tokens))
-        cache = vars(self)["_cache"]
-        if cache is None:
+        if self._cache is None:
             return bind(task.model, plan, inputs, interventions, constants), None
-        found: Remembered = remembered(task.model, plan, inputs, constants, cache)
+        found: Remembered = remembered(task.model, plan, inputs, constants, self._cache)
         bound = bind(task.model, found.plan, inputs, interventions, found.constants)
         return bound, partial(planned, known=found.known)
 
