@@ -26,7 +26,7 @@ WRONG: tuple[Any, ...] = (
 )  # fmt: skip
 """What is not of the type that is wanted, wherever it is put; functions are not among them, as only a call tells."""
 
-RESULTS = {
+RESULTS = {"AlignmentResult",
     "AppliedEdits", "Bound", "Collected", "Comparison", "Description", "Effect", "Fitted", "IntervenableGeneration",
     "CircuitGraph", "IntervenableOutput", "Interval", "Outcome", "Planner", "Scores", "Step", "COMPONENTS",
 }  # fmt: skip
