@@ -27,8 +27,8 @@ WRONG: tuple[Any, ...] = (
 """What is not of the type that is wanted, wherever it is put; functions are not among them, as only a call tells."""
 
 RESULTS = {"AlignmentResult",
-    "AppliedEdits", "Bound", "Collected", "Comparison", "Description", "Effect", "Fitted", "IntervenableGeneration",
-    "CircuitGraph", "IntervenableOutput", "Interval", "Outcome", "Planner", "Scores", "Step", "COMPONENTS",
+    "AlignmentResult", "AppliedEdits", "Bound", "Collected", "Comparison", "Description", "Effect", "Fitted",
+    "CircuitGraph", "IntervenableGeneration", "IntervenableOutput", "Interval", "Outcome", "Planner", "Scores", "Step", "COMPONENTS",
 }  # fmt: skip
 """What is handed out, and made by nobody else."""
 ABSTRACT = {"ConstantSourceIntervention", "Intervention", "SourcelessIntervention", "TrainableIntervention"}
