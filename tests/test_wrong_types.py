@@ -26,9 +26,10 @@ WRONG: tuple[Any, ...] = (
 )  # fmt: skip
 """What is not of the type that is wanted, wherever it is put; functions are not among them, as only a call tells."""
 
-RESULTS = {"AlignmentResult",
-    "AlignmentResult", "AppliedEdits", "Bound", "Collected", "Comparison", "Description", "Effect", "Fitted",
-    "CircuitGraph", "IntervenableGeneration", "IntervenableOutput", "Interval", "Outcome", "Planner", "Scores", "Step", "COMPONENTS",
+RESULTS = {
+    "AlignmentResult", "AppliedEdits", "Bound", "CircuitGraph", "Collected", "Comparison", "Description", "Effect",
+    "Fitted", "IntervenableGeneration", "IntervenableOutput", "Interval", "Outcome", "Planner", "Scores", "Step",
+    "COMPONENTS",
 }  # fmt: skip
 """What is handed out, and made by nobody else."""
 ABSTRACT = {"ConstantSourceIntervention", "Intervention", "SourcelessIntervention", "TrainableIntervention"}
