@@ -53,6 +53,7 @@ def together(task: Task) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
         settings = Settings(lr=1e-3, epochs=STEPS, schedule="constant", warmup=0)
         lesson = fitting.Lesson(settings, pairs, cross_entropy, tokens)
         sites = [Container(Site("block_output", layer), None, "last") for layer in range(task.shape.layers)]
+        search.read(sites)
         learners = []
         for place in sites:
             one = methods.Methods.of("das", task.rank).candidate(

@@ -78,18 +78,13 @@ class Outcome:
 
 
 def execute(
-    bound: Bound,
-    planner: Planner = one_by_one,
-    *,
-    forward: Forward | None = None,
-    ready: Ready | None = None,
+    bound: Bound, planner: Planner = one_by_one, *, forward: Forward | None = None, ready: Ready | None = None
 ) -> Outcome:
     """Carry out a bound plan.
 
     Args:
         bound: from `bind`.
-        planner: yields the passes. `one_by_one` runs every run in full, which is what the plan means; others give the
-            same with less work.
+        planner: yields the passes; `one_by_one` runs every run in full: others give the same with less work.
         forward: how to run the pass whose output is wanted: a whole generation. Default: one forward pass.
         ready: called after every pass with what it gave of the outputs, by run; what it returns is kept instead.
 

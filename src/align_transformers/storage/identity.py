@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import PureWindowsPath
 from typing import Any
 
@@ -78,16 +78,23 @@ def _plain_config(config: Any) -> Any:
     """Return a configuration without what depends on the machine, the run, or the version of transformers."""
     if config is None:
         return None
-    # A configuration of transformers is a dataclass, too; but where layers differ it refuses to be read field by field.
-    # Of it only what differs from the class's defaults: a new version that adds an entry makes no new model.
-    to_dict = getattr(config, "to_diff_dict", None) or getattr(config, "to_dict", None)
-    if to_dict is not None:
-        entries: Any = to_dict()
-    elif is_dataclass(config) and not isinstance(config, type):
-        entries = asdict(config)
+    if is_dataclass(config) and not isinstance(config, type):
+        entries: Any = _fields(config)
     else:
-        entries = config if isinstance(config, Mapping) else str(type(config))
+        # Only what differs from the class's defaults: a new version that adds an entry makes no new model.
+        to_dict = getattr(config, "to_diff_dict", None) or getattr(config, "to_dict", None)
+        entries = to_dict() if to_dict is not None else config if isinstance(config, Mapping) else str(type(config))
     return _without_runtime(entries)
+
+
+def _fields(value: Any) -> Any:
+    """Return dataclasses as dicts, as `asdict` does; of configurations, too, that refuse to be asked for a field."""
+    if is_dataclass(value) and not isinstance(value, type):
+        held = vars(value)
+        return {one.name: _fields(held.get(one.name, getattr(type(value), one.name, None))) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _fields(entry) for name, entry in value.items()}
+    return [_fields(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _without_runtime(value: Any) -> Any:
