@@ -39,7 +39,7 @@ def together(task: Task) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
 
     causal = CausalModel(["word", "answer"], {"word": [0, 1]}, {"answer": ["word"]}, {"answer": lambda word: word})
 
-    def once(pairs: int, answers: bool = False, memory: int = 2**28) -> tuple[Tensor, dict[str, Any]]:
+    def once(pairs: int, answers: bool = False, memory: int = 2**29) -> tuple[Tensor, dict[str, Any]]:
         model = load(task)
         inputs, labels = prompts(task, pairs)
         base, source = np.arange(pairs), pairs + np.arange(pairs)

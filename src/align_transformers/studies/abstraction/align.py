@@ -68,7 +68,7 @@ def align(
     draws: int = 19,
     only_solved: bool = True,
     random_model: nn.Module | None = None,
-    memory: int = 2**28,
+    memory: int = 2**29,
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,

@@ -25,9 +25,13 @@ from ...learning.checkpoints import Checkpoint, damaged, optimizer_state, set_op
 from ...learning.held import frozen, learning
 from ...learning.losses import Measure
 from ...learning.settings import FitError, Settings, make_optimizer, make_scheduler
+from .._sweep import vocabulary
 from .hypothesis import Candidate, Interchanges, copies_of
 from .runner import Runner
 from .task import CounterfactualPairs, Indices
+
+_LOGITS = 3
+"""Logits, their logarithms of probabilities and the gradient are there at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +113,11 @@ def chunks(
     if not order:
         return
     size = runner.bytes_of_token(order[0].candidate, pairs)
+    logits = len(lesson.tokens) if lesson.tokens is not None else vocabulary(runner.task.model) or 0
     chunk: list[Learner] = []
     used = 0.0
     for one in order:
-        need = runner.tokens(one.candidate) * lesson.batch_size * size
+        need = lesson.batch_size * (runner.tokens(one.candidate) * size + _LOGITS * 4 * logits)
         if chunk and used + need > runner.memory:
             yield chunk
             chunk, used = [], 0.0
