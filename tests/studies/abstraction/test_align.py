@@ -16,13 +16,17 @@ from align_transformers import (
     CounterfactualDataset,
     IntervenableModel,
     LowRankRotatedSpaceIntervention,
+    Site,
     Table,
     align,
     causal_model,
 )
 from align_transformers._errors import SpecError, UnknownNameError
 from align_transformers.studies.abstraction.controls import permuted_labels, reinitialised
+from align_transformers.studies.abstraction.finding import Finding, best_of_each
+from align_transformers.studies.abstraction.hypothesis import Hypothesis
 from align_transformers.studies.abstraction.methods import probed
+from align_transformers.studies.abstraction.task import Container
 
 FIT = {"max_steps": 150, "lr": 0.05, "draws": 19}
 
@@ -330,3 +334,13 @@ def test_the_same_seed_gives_the_same_table(network):
     assert list(first.table.rows()) == list(second.table.rows())
     assert list(align(network, add, data, **asked, seed=1).table.rows()) != list(first.table.rows())
     assert np.isfinite(first.table.meta["seconds"])
+
+
+def test_of_equals_the_smaller_is_chosen():
+    """A whole vector has as many dimensions as it has, whatever its rank is called."""
+    site, hit = Container(Site("0.output")), {"validation": np.ones(4)}
+    asked = [Hypothesis(("x",), site, "swap"), Hypothesis(("x",), site, "das", 2), Hypothesis(("x",), site, "das", 1)]
+    found = [Finding(one, width=6, hits=hit) for one in asked]
+    assert best_of_each(found, methods=False) == [found[2]]
+    assert best_of_each(found[:2], methods=False) == [found[1]]
+    assert best_of_each(found) == [found[0], found[2]]

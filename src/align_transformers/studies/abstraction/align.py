@@ -26,7 +26,7 @@ from .._layers import sites_of
 from .._places import WhichPlaces
 from .._prompts import Which, indices
 from .hypothesis import Hypothesis, variable_sets
-from .methods import Make, Methods
+from .methods import Make, Methods, joint
 from .result import AlignmentResult
 from .search import CONTROLS, Control, Search, SearchOrder
 from .task import Container, Task
@@ -244,7 +244,7 @@ def _hypotheses(
     found = []
     for variables in sets:
         for method in methods.asked:
-            if len(variables) > 1 and method != "das":
+            if len(variables) > 1 and not joint(method):
                 continue
             for rank in methods.ranks_of(method):
                 for number in range(seeds if method != "swap" else 1):

@@ -86,6 +86,4 @@ def best_of_each(findings: Sequence[Finding], *, methods: bool = True) -> list[F
         if "validation" in one.hits:
             hypothesis = one.hypothesis
             groups[hypothesis.variables, hypothesis.method if methods else None].append(one)
-    return [
-        max(group, key=lambda one: (one.mean("validation"), -(one.hypothesis.rank or 0))) for group in groups.values()
-    ]
+    return [max(group, key=lambda one: (one.mean("validation"), -one.size)) for group in groups.values()]

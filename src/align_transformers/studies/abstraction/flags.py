@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ...learning.scores import Interval
 from ...models import find_slot
 from .finding import Finding
 from .hypothesis import Candidate
 from .methods import hard, swap_of
 from .runner import Runner, hits
-from .statistics import entity_bootstrap
 from .subspace_checks import (
     Check,
     against_container,
     against_random_network,
+    by_heart,
     memorised,
     null_space_split,
     off_manifold,
@@ -47,10 +46,10 @@ class Checks:
 
     def _each(self, one: Finding) -> Iterator[Check]:
         assert one.candidate is not None
-        test = self._task.parts["test"]
-        rows = test.of(one.hypothesis.variables)
-        score = self.interval(one, test, one.hits["test"])
-        train = self.interval(one, self._task.parts["train"], one.hits["train"])
+        test, names = self._task.parts["test"], one.hypothesis.variables
+        rows = test.of(names)
+        score = self._search.interval(names, test, one.hits["test"])
+        train = self._search.interval(names, self._task.parts["train"], one.hits["train"])
         yield trivial((test.labels == test.base_labels).cpu().numpy()[rows], score)
         if one.hypothesis.method == "swap":
             return
@@ -59,26 +58,15 @@ class Checks:
             yield against_container(one.hits["test"], one.full, *entities, seed=self._search.seed)
         yield memorised(train, score)
         if one.by_heart is not None and one.permuted is not None:
-            yield _by_heart(train, self.interval(one, one.permuted, one.by_heart))
+            yield by_heart(train, self._search.interval(names, one.permuted, one.by_heart))
         if one.again:
-            yield against_random_network(score, self.interval(one, test, one.again["test"]), chance=_chance(test, rows))
+            yield against_random_network(
+                score, self._search.interval(names, test, one.again["test"]), chance=_chance(test, rows)
+            )
         clean, patched = self._states(one)
         if len(clean) >= 4 and clean.var(0).sum() > 0:
             yield off_manifold(clean, patched, seed=self._search.seed)
         yield from self._unread(one.candidate, clean)
-
-    def interval(self, one: Finding, pairs: CounterfactualPairs, found: Any) -> Interval:
-        """Return the mean of numbers of the first pairs of a hypothesis with its interval over entities."""
-        variables, search = one.hypothesis.variables, self._search
-        rows = pairs.of(variables)[: len(found)]
-        return entity_bootstrap(
-            found,
-            pairs.entities[0][rows],
-            pairs.source_entities(variables)[rows],
-            resamples=search.resamples,
-            confidence=search.confidence,
-            seed=search.seed,
-        )
 
     @torch.no_grad()
     def _states(self, one: Finding) -> tuple[Tensor, Tensor]:
@@ -117,22 +105,3 @@ class Checks:
 def _chance(pairs: CounterfactualPairs, rows: Indices) -> float:
     """Return the share of the most frequent label."""
     return float(pairs.labels.cpu()[torch.from_numpy(rows)].unique(return_counts=True)[1].max()) / len(rows)
-
-
-def _by_heart(train: Interval, permuted: Interval) -> Check:
-    """Compare a fit with one to labels that are permuted by entity; raised where that learns them about as well."""
-    raised = permuted.high >= train.low
-    ends = {"train": train, "permuted": permuted}
-    numbers = {
-        f"{name}{end}": getattr(one, key)
-        for name, one in ends.items()
-        for end, key in (("", "mean"), ("_low", "low"), ("_high", "high"))
-    }
-    return Check(
-        "by heart",
-        raised,
-        numbers,
-        f"the fit reaches {train.mean:.2f} [{train.low:.2f}, {train.high:.2f}] in training, and one to labels permuted "
-        f"by entity {permuted.mean:.2f} [{permuted.low:.2f}, {permuted.high:.2f}] on these: "
-        f"{'it can learn entities by heart' if raised else 'the labels matter'}",
-    )

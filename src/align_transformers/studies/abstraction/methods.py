@@ -220,7 +220,7 @@ def probed(states: Tensor, values: Tensor, rank: int) -> Tensor:
     gram = centred.T @ centred
     ridge = 1e-3 * gram.diagonal().mean() + 1e-12
     weights = torch.linalg.solve(
-        gram + ridge * torch.eye(len(gram), dtype=gram.dtype), centred.T @ wanted.to(gram.device)
+        gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), centred.T @ wanted.to(gram.device)
     )
     left = torch.linalg.svd(weights, full_matrices=True).U
     return left[:, :rank].float()

@@ -21,7 +21,7 @@ from .finding import Finding, best_of_each
 from .hypothesis import Candidate
 from .methods import hard
 from .regions import Regions
-from .statistics import entity_bootstraps, p_value
+from .statistics import p_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,15 +159,7 @@ def _row(one: Finding, search: Search, findings: Sequence[Finding], chosen: bool
     hypothesis, test = one.hypothesis, search.task.parts["test"]
     interval = None
     if "test" in one.hits:
-        rows = test.of(hypothesis.variables)
-        interval = entity_bootstraps(
-            one.hits["test"][None],
-            test.entities[0][rows],
-            test.source_entities(hypothesis.variables)[rows],
-            resamples=search.resamples,
-            confidence=search.confidence,
-            seed=search.seed,
-        )[0]
+        interval = search.interval(hypothesis.variables, test, one.hits["test"])
     largest = [
         max(numbers)
         for numbers in zip(

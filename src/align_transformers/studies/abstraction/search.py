@@ -6,6 +6,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,12 +17,13 @@ from torch import nn
 
 from ..._errors import SpecError
 from ...learning.losses import Measure, cross_entropy
+from ...learning.scores import Interval
 from ...learning.settings import Settings
 from ...models import evaluating
 from ...models.fingerprint import digest, fingerprint
 from .._made_with import made_with
 from .controls import permuted_labels, reinitialised
-from .finding import Finding, best_of_each
+from .finding import Finding, Hits, best_of_each
 from .fitting import Learner, Lesson, Stored, advance, learner_of
 from .flags import Checks
 from .hypothesis import Candidate, Hypothesis
@@ -30,6 +32,7 @@ from .regions import regions_of
 from .result import AlignmentResult
 from .runner import Runner, hits, measured
 from .signatures import signatures
+from .statistics import entity_bootstrap
 from .task import Container, CounterfactualPairs, Task
 
 SearchOrder = Literal["all", "halving", "signatures"]
@@ -106,6 +109,12 @@ class Search:
                 )
         return replace(self.task, parts=parts)
 
+    def interval(self, variables: Sequence[str], pairs: CounterfactualPairs, found: Hits) -> Interval:
+        """Return the mean of numbers of the first pairs of some variables, with its interval over entities."""
+        rows = pairs.of(variables)[: len(found)]
+        entities = pairs.entities[0][rows], pairs.source_entities(variables)[rows]
+        return entity_bootstrap(found, *entities, resamples=self.resamples, confidence=self.confidence, seed=self.seed)
+
     @property
     def lesson(self) -> Lesson:
         """How candidates are fitted."""
@@ -141,10 +150,11 @@ class Search:
         doubts = Checks(self, runner)
         for one in best_of_each(fitted):
             one.checks = doubts.of(one)
+        answers = task.answers()
         for one in best_of_each(fitted, methods=False):
             assert one.candidate is not None
             one.regions = regions_of(runner, hard(one.candidate), self.seed)
-            one.self_swap = self._still(one, runner)
+            one.self_swap = self._still(one, runner, answers)
         return findings
 
     def _begun(self, hypothesis: Hypothesis) -> Finding:
@@ -213,11 +223,12 @@ class Search:
         return [first, max(first + 1, steps // 2), None]
 
     def _stored(self, stage: str) -> Stored | None:
-        return None if self.store is None else Stored(self.store, stage, self._identity())
+        return None if self.store is None else Stored(self.store, stage, self._identity)
 
     def _containers(self) -> list[Container]:
         return list(dict.fromkeys(one.container for one in self.hypotheses))
 
+    @cached_property
     def _identity(self) -> dict[str, Any]:
         """Return what makes a search what it is, as plain data."""
         held = {
@@ -272,14 +283,14 @@ class Search:
         if "reinitialised" in self.controls:
             self._in_another_network(best, lesson, counter)
 
-    def _still(self, one: Finding, runner: Runner) -> float:
+    def _still(self, one: Finding, runner: Runner, answers: Tensor) -> float:
         """Return in which share of the test pairs a swap with the base itself leaves the answer as it is."""
         assert one.candidate is not None
         test = self.task.parts["test"]
         still = replace(test, sources=dict.fromkeys(test.sources, test.base))
         rows = test.of(one.hypothesis.variables)
         (said,) = measured(runner, [hard(one.candidate)], still, lambda _: rows, lambda logits: logits.argmax(-1))
-        return float((said == self.task.answers()[test.base[rows]]).double().mean())
+        return float((said == answers[test.base[rows]]).double().mean())
 
     def _by_heart(self, best: Sequence[Finding], runner: Runner, lesson: Lesson, counter: _StepCounter) -> None:
         """Fit to labels permuted by entity, where they are other ones: an entity need not tell the variable."""

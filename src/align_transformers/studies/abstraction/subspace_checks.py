@@ -296,6 +296,27 @@ def memorised(train: Interval, held_out: Interval) -> Check:
     )
 
 
+def by_heart(train: Interval, permuted: Interval) -> Check:
+    """Compare a fit with one to labels that are permuted by entity; raised where that learns them about as well.
+
+    Args:
+        train: score in training, on the true labels.
+        permuted: score of the other fit on its own labels.
+
+    >>> rows, pairs = np.array([[1] * 4, [1, 0, 1, 1]]), np.arange(4)
+    >>> by_heart(*entity_bootstraps(rows, pairs, pairs[::-1])).raised
+    True
+    """
+    raised = permuted.high >= train.low
+    return Check(
+        "by heart",
+        raised,
+        _ends(train=train, permuted=permuted),
+        f"the fit reaches {_said(train)} in training, and one to labels permuted by entity {_said(permuted)} on these: "
+        f"{'it can learn entities by heart' if raised else 'the labels matter'}",
+    )
+
+
 @checked
 def trivial(same: Bool[np.ndarray, " pairs"], score: Interval) -> Check:
     """Say what an edit that does nothing scores; raised where the score cannot be told from that.

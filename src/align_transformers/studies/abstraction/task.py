@@ -110,7 +110,8 @@ class Task:
         inputs: the distinct inputs, an example each.
         settings: of the causal model's inputs, one an example.
         prompts: the inputs in words; `None` where they are none.
-        places: containers by name, as the caller wrote them; `None` is the whole input.
+        texts: the inputs' texts, with where in each its fields stand; empty where there is no template.
+        places: spots by name, as the caller wrote them; `None` is the whole input.
         parts: pairs by the name of the part (`train`, `validation`, `test`).
         writer: from a label to the token or class that it is.
         output: the variable that the labels are of.
