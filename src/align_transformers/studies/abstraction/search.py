@@ -46,6 +46,9 @@ _LOOKED_AT = 64
 _AUDITED = 2
 """A tenth of what is not nominated, and at least so many, is fitted all the same: to see what is missed."""
 
+_LEAST_CHANGED = 0.1
+"""Share of the pairs that permuting entities has to give another label, or there is no control in it."""
+
 _IN_TRAINING = 256
 """CounterfactualPairs of training on which a fitted hypothesis is measured, too."""
 
@@ -295,11 +298,9 @@ class Search:
     def _by_heart(self, best: Sequence[Finding], runner: Runner, lesson: Lesson, counter: _StepCounter) -> None:
         """Fit to labels permuted by entity, where they are other ones: an entity need not tell the variable."""
         pairs = permuted_labels(self.task, "train", self.seed)
-        changed = np.flatnonzero((pairs.labels != self.task.parts["train"].labels).cpu().numpy())
-        if 2 * len(changed) < len(pairs):
+        changed = (pairs.labels != self.task.parts["train"].labels).double().mean()
+        if changed < _LEAST_CHANGED:
             return
-        pairs = pairs.take(changed)
-        best = [one for one in best if len(pairs.of(one.hypothesis.variables))]
         again = self._fitted_again([one.hypothesis for one in best], runner, pairs, lesson, "permuted", counter)
         for one, rows in zip(best, hits(runner, again, pairs, _IN_TRAINING), strict=True):
             one.by_heart, one.permuted = rows, pairs
