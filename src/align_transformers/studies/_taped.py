@@ -126,20 +126,7 @@ def record(
     every = dict.fromkeys((*ends, *sites, *(changes or {})))
     recorders = {site: _SiteTape(site, graph, (changes or {}).get(site)) for site in every}
     taps = [Tap(find_slot(model, site), recorder) for site, recorder in recorders.items()]
-    inner = uncompiled(model)
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.set_grad_enabled(graph))
-        stack.enter_context(evaluating(model))
-        stack.enter_context(scope())
-        before, after = ([], []) if rules is None else rules.taps(model)
-        taps = [*before, *taps, *after]
-        touched = list(inner.modules()) if rules is not None and rules.hooks else [tap.slot.module for tap in taps]
-        stack.enter_context(computed_once(inner, touched))
-        stack.enter_context(tapped(taps))
-        stack.enter_context(nullcontext() if rules is None else rules.hooked(inner))
-        given = own_caches(inputs)
-        output = logits_of(inner(given) if isinstance(given, Tensor) else inner(**given))
+    output, inner = tapped_pass(model, inputs, taps, graph=graph, rules=rules), uncompiled(model)
     missed = [str(site) for site in sites if recorders[site].value is None]
     if missed:
         raise SiteError(f"never reached in the forward pass: {'; '.join(missed)}")
@@ -149,6 +136,34 @@ def record(
     if graph and not output.requires_grad:
         raise SpecError(f"the logits of {type(inner).__name__} have no gradient: nothing in it can be attributed")
     return Tape(inner, inputs, output if graph else output.detach(), values, nodes)
+
+
+def tapped_pass(
+    model: nn.Module, inputs: Inputs, taps: Sequence[Tap], *, graph: bool, rules: BackwardRules | None = None
+) -> Tensor:
+    """Run a model once, in eval mode, and return its logits as it gives them.
+
+    Args:
+        model: the user's; it is not changed.
+        inputs: of the model.
+        taps: what is done on the way.
+        graph: gradients are going to be asked for.
+        rules: of the backward pass.
+    """
+    inner = uncompiled(model)
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(graph))
+        stack.enter_context(evaluating(model))
+        stack.enter_context(scope())
+        before, after = ([], []) if rules is None else rules.taps(model)
+        every = [*before, *taps, *after]
+        touched = list(inner.modules()) if rules is not None and rules.hooks else [tap.slot.module for tap in every]
+        stack.enter_context(computed_once(inner, touched))
+        stack.enter_context(tapped(every))
+        stack.enter_context(nullcontext() if rules is None else rules.hooked(inner))
+        given = own_caches(inputs)
+        return logits_of(inner(given) if isinstance(given, Tensor) else inner(**given))
 
 
 def embeddings_of(model: nn.Module) -> list[Site]:

@@ -250,7 +250,8 @@ class FrozenNorm:
         weight = next(iter(module.parameters()), before)
 
         def call(value: Tensor) -> Tensor:
-            return module(value.to(weight.dtype)).float()
+            made: Tensor = module.forward(value.to(weight.dtype))  # past all hooks
+            return made.float()
 
         self.bias = (call(before) + call(-before)) / 2
         width = before.shape[-1]

@@ -124,18 +124,22 @@ class CircuitGraph:
         inside = known if kept is None else set(kept)
         owners = {receiver.name: receiver.owner for receiver in self.receivers}
         edges, nodes = {}, {node.name: False for node in self.senders} | {"logits": False}
-        for sender, receiver in self.edges():
-            here = (sender, receiver) in inside
-            score = float((scores or {}).get((sender, receiver), 0.0))
-            for name in _unshared(receiver, owners[receiver]):
-                edges[f"{sender}->{name}"] = {"score": score, "in_graph": here}
-            for name in (sender, *owners[receiver]) if here else ():
-                nodes[name] = True
+        for edge, names in zip(self.edges(), self.unshared(), strict=True):
+            here, score = edge in inside, float((scores or {}).get(edge, 0.0))
+            edges |= {name: {"score": score, "in_graph": here} for name in names}
+            for node in (edge[0], *owners[edge[1]]) if here else ():
+                nodes[node] = True
         return {
             "cfg": dict(self.facts),
             "nodes": {name: {"in_graph": here} for name, here in nodes.items()},
             "edges": edges,
         }
+
+    def unshared(self) -> Iterator[list[str]]:
+        """Yield of each edge the names that it has in such lists, where no keys and values are shared."""
+        owners = {receiver.name: receiver.owner for receiver in self.receivers}
+        for sender, receiver in self.edges():
+            yield [f"{sender}->{name}" for name in _unshared(receiver, owners[receiver])]
 
     def to_json(
         self,

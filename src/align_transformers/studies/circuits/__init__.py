@@ -1,0 +1,1 @@
+"""Circuits: which edges of a model are enough, run exactly."""

@@ -1,0 +1,193 @@
+"""`Circuit`: edges of a model's graph that are kept, with what they were chosen by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..._checked import checked
+from ..._errors import SpecError, UnknownNameError, near_misses
+from ..._files import write_atomically
+from ..graph import CircuitGraph
+
+if TYPE_CHECKING:
+    import networkx
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """Edges of a model's graph that are kept; all others are absent.
+
+    Args:
+        graph: of the model.
+        kept: `(edges,)` booleans, in the order of `graph.edges()`.
+        scores: `(edges,)` what they were chosen by, signed; `None` where there is nothing of the kind.
+        facts: JSON-able: how it was found.
+
+    Raises:
+        SpecError: there are not as many as the graph has edges.
+
+    Example:
+        >>> import transformers
+        >>> from align_transformers import graph
+        >>> sizes = dict(vocab_size=50, n_embd=16, n_head=2, n_layer=1, n_positions=8)
+        >>> made = graph(transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)))
+        >>> small = Circuit.of(made, [("input", "a0.h1<v>"), ("a0.h1", "logits"), ("m0", "logits")])
+        >>> small
+        Circuit(3 of 13 edges)
+        >>> list(small.connected().edges())
+        [('input', 'a0.h1<v>'), ('a0.h1', 'logits')]
+    """
+
+    graph: CircuitGraph
+    kept: Tensor
+    scores: Tensor | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in (("kept", self.kept), ("scores", self.scores)):
+            if value is not None and value.shape != (len(self.graph),):
+                raise SpecError(f"{name} has shape {tuple(value.shape)}, but the graph has {len(self.graph)} edges")
+        if self.kept.dtype != torch.bool:
+            raise SpecError(f"kept is booleans, True for the edges of the circuit; found {self.kept.dtype}")
+
+    @classmethod
+    @checked
+    def of(
+        cls, graph: CircuitGraph, edges: Collection[tuple[str, str]], facts: Mapping[str, Any] | None = None
+    ) -> Circuit:
+        """Return the circuit of some edges.
+
+        Args:
+            graph: of the model.
+            edges: names of sender and receiver of each that is kept.
+            facts: JSON-able: how it was found.
+
+        Raises:
+            UnknownNameError: there is no such edge.
+        """
+        wanted = set(map(tuple, edges))
+        known = list(graph.edges())
+        for edge in wanted.difference(known):
+            names = [f"{a}->{b}" for a, b in known]
+            raise UnknownNameError(f"the graph has no edge {edge!r}; {near_misses('->'.join(edge), names)}")
+        return cls(graph, torch.tensor([edge in wanted for edge in known]), facts=facts or {})
+
+    def __len__(self) -> int:
+        """Return the number of edges that are kept."""
+        return int(self.kept.sum())
+
+    def __repr__(self) -> str:
+        return f"Circuit({len(self)} of {len(self.graph)} edges)"
+
+    def edges(self) -> Iterator[tuple[str, str]]:
+        """Yield sender and receiver of each edge that is kept."""
+        yield from (edge for edge, kept in zip(self.graph.edges(), self.kept.tolist(), strict=True) if kept)
+
+    @property
+    def nodes(self) -> list[str]:
+        """The names of the nodes at kept edges: those that write, in their order, and `logits`."""
+        senders = {sender for sender, _ in self.edges()}
+        owners = {receiver.name: receiver.owner for receiver in self.graph.receivers}
+        made = {name for _, receiver in self.edges() for name in owners[receiver]}
+        names = [*(node.name for node in self.graph.senders), "logits"]
+        return [name for name in names if name in senders | made]
+
+    def connected(self) -> Circuit:
+        """Return it without edges that lie on no path from the embeddings to the logits.
+
+        With resampling these change nothing: what no kept edge leads to is as in the other run, and what leads nowhere
+        is read by nobody.
+        """
+        return replace(self, kept=connected(self.graph, self.kept))
+
+    def without(self) -> Circuit:
+        """Return the complement: the model with the circuit removed."""
+        return replace(self, kept=~self.kept)
+
+    def to_networkx(self) -> networkx.DiGraph:
+        """Return the kept edges as a graph of networkx, with the nodes that they touch; edges have `score`."""
+        made = self.graph.to_networkx()
+        kept = set(self.edges())
+        owned = {(receiver.name, owner) for receiver in self.graph.receivers for owner in receiver.owner}
+        made.remove_edges_from([edge for edge in list(made.edges) if edge not in kept and edge not in owned])
+        touched = {name for edge in kept for name in edge} | set(self.nodes)
+        made.remove_nodes_from([name for name in list(made) if name not in touched])
+        if self.scores is not None:
+            for edge, score in zip(self.graph.edges(), self.scores.tolist(), strict=True):
+                if edge in kept:
+                    made.edges[edge]["score"] = score
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as the edge lists of the MIB benchmark are, with what is known of it under `facts`."""
+        scores = None
+        if self.scores is not None:
+            scores = dict(zip(self.graph.edges(), self.scores.tolist(), strict=True))
+        return {**self.graph.to_dict(scores, set(self.edges())), "facts": dict(self.facts)}
+
+    @checked
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, whole or not at all.
+
+        Args:
+            path: of the file.
+        """
+        write_atomically(path, json.dumps(self.to_dict()).encode())
+
+    @classmethod
+    @checked
+    def load(cls, path: str | Path, graph: CircuitGraph) -> Circuit:
+        """Read what `save` wrote, or an edge list of the MIB benchmark.
+
+        Args:
+            path: of the file.
+            graph: of the model that it is about: `graph(model)`.
+
+        Raises:
+            SpecError: the file is no edge list, or its edges are not those of the graph.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            found = {name: (bool(edge["in_graph"]), float(edge["score"])) for name, edge in data["edges"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SpecError(f"{path} is no list of edges as Circuit.save writes it ({error!r})") from error
+        empty = graph.to_dict()["edges"]
+        if set(found) != set(empty):
+            raise SpecError(f"{path} is about another graph: it has {len(found)} edges, this one {len(empty)}")
+        each = [found[next(iter(names))] for names in graph.unshared()]
+        kept, scores = (torch.tensor(values) for values in zip(*each, strict=True))
+        return cls(graph, kept, scores if bool(scores.any()) else None, data.get("facts", {}))
+
+
+def connected(graph: CircuitGraph, kept: Tensor) -> Tensor:
+    """Return which of the kept edges lie on a path from the embeddings to the logits.
+
+    Args:
+        graph: of the model.
+        kept: `(edges,)` booleans.
+    """
+    numbers = {node.name: n for n, node in enumerate(graph.senders)}
+    edges = [(sender, row) for row, senders in enumerate(graph.visible) for sender in senders]
+    makes = [[numbers[name] for name in node.owner if name in numbers] for node in graph.receivers]
+    alive = [node.kind == "input" for node in graph.senders]
+    forward = [False] * len(edges)
+    for edge, (sender, row) in enumerate(edges):  # receivers in the order in which they read
+        if kept[edge] and alive[sender]:
+            forward[edge] = True
+            for made in makes[row]:
+                alive[made] = True
+    wanted = [False] * len(graph.senders)
+    found = torch.zeros(len(edges), dtype=torch.bool)
+    for edge in reversed(range(len(edges))):
+        sender, row = edges[edge]
+        heard = graph.receivers[row].kind == "logits" or any(wanted[made] for made in makes[row])
+        if forward[edge] and heard:
+            found[edge] = wanted[sender] = True
+    return found

@@ -1,0 +1,321 @@
+"""Where the nodes of a model's graph read the residual stream and where they write into it, as sites and matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from ..._errors import SpecError
+from ...models import Slot, evaluating, find_slot, resolve, uncompiled
+from ...models.component_map import Block
+from ...models.dummy import dummy_inputs
+from ...models.shown import shares_of
+from ...models.trace import watch
+from ...sites import Site
+from .._module_kinds import is_plain, same_numbers
+from .._taped import record
+from ..graph import CircuitGraph, GraphNode, parts_of, reads_at
+
+READS = {"q": "query_output", "k": "key_output", "v": "value_output"}
+_PARTS = {"a": "attention_output", "m": "mlp_output", "s": "mixer_output", "e": "moe_output"}
+
+
+def part_of(node: GraphNode) -> str:
+    """Return the part of a block that a node is, by the name of what it gives."""
+    return _PARTS.get(node.name[0], "per_layer_mlp_output")
+
+
+@torch.no_grad()
+def matrix_of(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Return `(out, in)` and bias `(out,)` of a linear layer; `None` where it does not do what its weight says.
+
+    Some keep their weight transposed, some pack it, adapters add to it: what a layer makes of a few numbers tells.
+    """
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        return None
+    for matrix in (weight.detach(), weight.detach().T):
+        probe = torch.sin(torch.arange(1, matrix.shape[1] + 1, device=weight.device) * 1.7).to(weight.dtype)
+        try:
+            made = module.forward(probe[None, None])
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            continue
+        meant = nn.functional.linear(probe[None, None], matrix, bias)
+        if isinstance(made, Tensor) and made.shape == meant.shape and same_numbers(made, meant):
+            return matrix, None if bias is None else bias.detach()
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class Port:
+    """A vector that one receiver has to itself.
+
+    Args:
+        site: where it is.
+        columns: of its tensor; `None`: all.
+        rows: `(width, d)` what makes it of what the part reads, and what is added; `None`: the part reads it itself.
+        bias: `(width,)`, or `None`.
+    """
+
+    site: Site
+    columns: slice | Tensor | None = None
+    rows: Tensor | None = None
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Where one part of a block reads the stream.
+
+    Args:
+        layer: `None` for the end.
+        receivers: their numbers, one after the other.
+        stream: where it is as they read it.
+        norm: what is made of it there; `None`: nothing.
+        ports: of each receiver.
+    """
+
+    layer: int | None
+    receivers: range
+    stream: Site
+    norm: nn.Module | None
+    ports: tuple[Port, ...]
+
+    def normed(self, stream: Tensor) -> Tensor:
+        """Return what becomes of the stream, past all hooks."""
+        made: Tensor = stream if self.norm is None else self.norm.forward(stream)
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class Writing:
+    """Where one part of a block writes into the stream.
+
+    Args:
+        senders: their numbers, one after the other.
+        added: where what they add in all is.
+        z: of heads, what the output projection reads.
+        given: of heads behind a norm, what goes into it.
+        weight: of heads `(heads, head_dim, d)`, with what it is multiplied with; `None` where only the layer knows.
+    """
+
+    senders: range
+    added: Site
+    z: Site | None = None
+    given: Site | None = None
+    weight: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Wiring:
+    """The nodes of a graph in a model.
+
+    Args:
+        readings: in the order in which they read.
+        writings: in the order in which they write.
+        valid: `(receivers, senders)` which edges there are.
+    """
+
+    readings: tuple[Reading, ...]
+    writings: tuple[Writing, ...]
+    valid: Tensor
+
+
+def wire(model: nn.Module, graph: CircuitGraph) -> Wiring:
+    """Find the nodes of a graph in its model.
+
+    Args:
+        model: the user's; it is run once on a dummy input.
+        graph: of it.
+
+    Raises:
+        SpecError: a part of a block reads the stream in a way that cannot be repeated for another one.
+    """
+    valid = torch.zeros(len(graph.receivers), len(graph.senders), dtype=torch.bool)
+    for row, numbers in zip(valid, graph.visible, strict=True):
+        row[list(numbers)] = True
+    blocks = resolve(model).stacks[""]
+    return Wiring(tuple(_readings(model, graph, blocks)), tuple(_writings(model, graph, blocks)), valid)
+
+
+def _groups(nodes: Sequence[GraphNode]) -> Iterator[tuple[int | None, str, range]]:
+    """Yield layer, part and numbers of nodes that stand side by side in the same part of a block."""
+    start = 0
+    for (layer, part), some in groupby(nodes, key=lambda node: (node.layer, "" if node.layer is None else _kind(node))):
+        count = len(list(some))
+        yield layer, part, range(start, start + count)
+        start += count
+
+
+def _kind(node: GraphNode) -> str:
+    return "block" if node.kind == "block" else part_of(node)
+
+
+# --- who writes where -------------------------------------------------------------------------------------------------
+
+
+def _writings(model: nn.Module, graph: CircuitGraph, blocks: Sequence[Block]) -> Iterator[Writing]:
+    for layer, part, numbers in _groups(graph.senders):
+        if layer is None:
+            yield Writing(numbers, Site("block_input", 0))
+        elif part == "block":
+            yield Writing(numbers, Site("block_output", layer))
+        else:
+            added = Site(part.replace("_output", "_contribution"), layer)
+            node = graph.senders[numbers[0]]
+            if node.kind == "expert":
+                raise SpecError("exact circuits tell no experts apart: graph(model, experts=False)")
+            yield _heads(model, layer, numbers, added) if node.kind == "head" else Writing(numbers, added)
+
+
+def _heads(model: nn.Module, layer: int, numbers: range, added: Site) -> Writing:
+    z = Site("attention_value_output", layer)
+    slot, share = find_slot(model, z), resolve(model).find(Site("head_contribution", layer))
+    if slot.side != "input" or slot.heads is None:
+        raise SpecError(f"what the heads at {slot} add is not known: they are not what a projection reads")
+    given = None if share is not None else Site("attention_output", layer)
+    linear = matrix_of(slot.module)
+    scale = 1.0 if share is None else share[0].scale
+    if linear is None:
+        size = slot.heads.shape[1]
+        alone = torch.eye(slot.heads.numel()).to(next(slot.module.parameters()))
+        made = shares_of(slot, alone).unflatten(-1, (len(slot.heads), -1)).unflatten(0, (-1, size))
+        weight = torch.stack([made[head, :, head] for head in range(len(slot.heads))])
+    else:
+        weight = linear[0][:, slot.heads.to(linear[0].device)].permute(1, 2, 0)  # (heads, head_dim, d)
+    return Writing(numbers, added, z, given, weight * scale if scale != 1.0 else weight)
+
+
+# --- who reads where --------------------------------------------------------------------------------------------------
+
+
+def _readings(model: nn.Module, graph: CircuitGraph, blocks: Sequence[Block]) -> Iterator[Reading]:
+    groups = list(_groups(graph.receivers))
+    seen = _Seen(model, graph, blocks, groups)
+    for layer, part, numbers in groups:
+        nodes = [graph.receivers[number] for number in numbers]
+        if layer is None:
+            end = Site("block_output", len(blocks) - 1)
+            yield Reading(None, numbers, end, None, (Port(end),))
+        elif part == "block":
+            start = Site("block_input", layer)
+            yield Reading(layer, numbers, start, None, (Port(start),))
+        else:
+            entry = Site(reads_at(blocks[layer], part), layer)
+            letters = [node.name.partition("<")[2][:1] for node in nodes]
+            if "r" in letters or nodes[0].kind == "expert":
+                raise SpecError("exact circuits tell no experts apart: graph(model, experts=False)")
+            if not letters[0]:
+                stream, norm = seen.norm(layer, part, entry)
+                yield Reading(layer, numbers, stream, norm, (Port(entry),))
+                continue
+            known: dict[nn.Module, tuple[Tensor, Tensor | None] | None] = {}
+            ports = tuple(_port(model, node, letter, known) for node, letter in zip(nodes, letters, strict=True))
+            stream, norm = seen.norm(layer, part, seen.projected(layer))
+            yield Reading(layer, numbers, stream, norm, ports)
+
+
+def _port(
+    model: nn.Module, node: GraphNode, letter: str, known: dict[nn.Module, tuple[Tensor, Tensor | None] | None]
+) -> Port:
+    """Return the query, the key or the value of a head, or of all.
+
+    Args:
+        model: the user's.
+        node: the receiver.
+        letter: q, k or v.
+        known: what was found of projections.
+    """
+    site = Site(READS[letter], node.layer)
+    slot = find_slot(model, site)
+    if len(node.owner) == 1 and slot.grouping and letter in "kv":
+        raise SpecError("exact circuits have one key and value a kv head: graph(model) without per_query_head=True")
+    if slot.module not in known:
+        known[slot.module] = matrix_of(slot.module)
+    linear = known[slot.module]
+    if slot.side != "output" or linear is None or slot.heads is None:
+        raise SpecError(
+            f"{site} is not what one linear layer makes, so that {node.name} cannot read a stream of its own"
+        )
+    own = slot.heads.flatten() if node.number is None else slot.heads[node.number]
+    first, last = int(own[0]), int(own[-1])
+    straight = last - first + 1 == len(own) and bool((own.diff() == 1).all())
+    columns: slice | Tensor = slice(first, last + 1) if straight else own.to(linear[0].device)
+    bias = None if linear[1] is None else linear[1][columns]
+    return Port(site, columns, linear[0][columns], bias)
+
+
+class _Seen:
+    """What is read in one pass of a dummy input, so that norms are found by what they read and give.
+
+    Args:
+        model: the user's.
+        graph: of it.
+        blocks: of the model.
+        groups: its receivers, by part.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: CircuitGraph,
+        blocks: Sequence[Block],
+        groups: Sequence[tuple[int | None, str, range]],
+    ) -> None:
+        self._model, self._graph = uncompiled(model), graph
+        sites: dict[Site, None] = {}
+        for layer, part, numbers in groups:
+            if layer is None or part == "block":
+                continue
+            contributions = [one.replace("_output", "_contribution") for one in parts_of(blocks[layer])]
+            names = ["block_input", reads_at(blocks[layer], part), *contributions]
+            sites |= dict.fromkeys(Site(name, layer) for name in names)
+            if any("<" in graph.receivers[number].name for number in numbers):
+                sites[self.projected(layer)] = None
+        inputs = dict(next(dummy_inputs(self._model)))
+        with evaluating(model):
+            self._values = record(self._model, inputs, list(sites), graph=False).values
+            calls = watch(self._model, inputs).calls
+        self._plain = [
+            call for call in calls if is_plain(call.module) and next(call.module.parameters(), None) is not None
+        ]
+
+    def projected(self, layer: int) -> Site:
+        """Return where the query projection of a layer reads."""
+        return Site(f"{find_slot(self._model, Site('query_output', layer)).path}.input")
+
+    def norm(self, layer: int, part: str, entry: Site) -> tuple[Site, nn.Module | None]:
+        """Return where a part of a block reads the stream, and the norm between that and its entry, if there is one.
+
+        Raises:
+            SpecError: neither the stream nor a norm of it is read.
+        """
+        node = next(n for n, one in enumerate(self._graph.receivers) if one.layer == layer and part_of(one) == part)
+        before = {
+            part_of(self._graph.senders[n]) for n in self._graph.visible[node] if self._graph.senders[n].layer == layer
+        }
+        stream = self._values[Site("block_input", layer)]
+        for one in before:
+            stream = stream + self._values[Site(one.replace("_output", "_contribution"), layer)]
+        read = self._values[entry]
+        if _same(read, stream):
+            return entry, None
+        for call in self._plain:
+            if (
+                call.input is not None
+                and call.output is not None
+                and _same(call.input, stream)
+                and _same(call.output, read)
+            ):
+                return Site(f"{call.path}.input"), call.module
+        raise SpecError(
+            f"{entry} is neither the residual stream nor what one norm makes of it: its receivers cannot read another"
+        )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.numel() == other.numel() and same_numbers(one.detach().reshape(other.shape), other)
