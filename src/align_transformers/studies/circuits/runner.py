@@ -168,7 +168,7 @@ class CircuitRunner:
         """How many parts the pairs are run in."""
         return -(-len(self.pairs) // self.at_once)
 
-    # --- passes ---------------------------------------------------------------------------------------------------------
+    # --- passes -------------------------------------------------------------------------------------------------------
 
     def _measured(self, chunk: _Chunk, absent: Tensor, size: int) -> Tensor:
         """Return what some circuits are worth, copies of one pass, `(circuits, pairs)`."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._errors import SpecError
-from ...models import Slot, evaluating, find_slot, resolve, uncompiled
+from ...models import evaluating, find_slot, resolve, uncompiled
 from ...models.component_map import Block
 from ...models.dummy import dummy_inputs
 from ...models.shown import shares_of
