@@ -18,7 +18,7 @@ from ..config import IntervenableConfig
 from ..engine import Planner, bind, logits_of
 from ..interventions import Intervention
 from ..models import evaluating
-from ..plan import Constant, Logits, Plan, Read, Run
+from ..plan import Constant, Edit, Logits, Plan, Run
 from ..planners import execute
 from ..representations import Representation
 from ..subspaces import Choice
@@ -302,22 +302,16 @@ def _read(
 def _renamed(composed: Composed, prefix: str) -> Composed:
     """Return a plan with a prefix before all names, with its inputs, interventions and constants."""
 
-    def source(given: Read | Constant | None) -> Read | Constant | None:
-        if isinstance(given, Read):
-            return replace(given, run=prefix + given.run)
-        return None if given is None else Constant(prefix + given.name)
+    def renamed(edit: Edit) -> Edit:
+        source = edit.source
+        if isinstance(source, Constant):
+            edit = replace(edit, source=Constant(prefix + source.name))
+        edit = edit.reading(lambda read: replace(read, run=prefix + read.run))
+        return replace(edit, name=prefix + edit.name, intervention=prefix + edit.intervention)
 
     runs = []
     for run in composed.plan.runs:
-        edits = tuple(
-            replace(
-                edit,
-                name=prefix + edit.name,
-                intervention=prefix + edit.intervention,
-                source=source(edit.source),
-            )
-            for edit in run.edits
-        )
+        edits = tuple(map(renamed, run.edits))
         runs.append(replace(run, name=prefix + run.name, input=prefix + run.input, edits=edits))
     plan = Plan(tuple(runs), tuple(prefix + name for name in composed.plan.outputs))
     inputs = {prefix + name: value for name, value in composed.inputs.items()}

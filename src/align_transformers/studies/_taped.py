@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from .._errors import SiteError, SpecError
 from ..engine import Inputs, logits_of
 from ..engine.hooks import Tap, tapped
-from ..engine.inputs import own_caches
 from ..models import evaluating, find_slot, resolve, uncompiled
 from ..models.added_columns import leading_columns
+from ..models.cache_copies import own_caches
 from ..models.recomputing import computed_once
 from ..models.scope import scope
 from ..models.sequence import logits_stack

@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 from .._checked import checked
 from .._errors import PositionError, SpecError
-from ..engine.inputs import examples_of
 from ..metrics import Metrics
 from ..models import Slot, find_slot, resolve
+from ..models.sequence import examples_of
 from ..models.shown import shares_of
 from ..sites import Site
 from ..table import Table

@@ -123,7 +123,8 @@ class CircuitGraph:
                 raise UnknownNameError(f"the graph has no edge {edge!r}; {near_misses('->'.join(edge), names)}")
         inside = known if kept is None else set(kept)
         owners = {receiver.name: receiver.owner for receiver in self.receivers}
-        edges, nodes = {}, {node.name: False for node in self.senders} | {"logits": False}
+        edges: dict[str, Any] = {}
+        nodes = {node.name: False for node in self.senders} | {"logits": False}
         for edge, names in zip(self.edges(), self.unshared(), strict=True):
             here, score = edge in inside, float((scores or {}).get(edge, 0.0))
             edges |= {name: {"score": score, "in_graph": here} for name in names}

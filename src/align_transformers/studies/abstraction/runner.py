@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..._errors import SiteError
 from ...engine import bind, token_axis
-from ...engine.inputs import examples_of
 from ...models import resolve
+from ...models.sequence import examples_of
 from ...plan import Logits, Plan
 from ...planners import HAS_FAST, execute
 from .._sweep import vocabulary

@@ -15,7 +15,7 @@ from ..._errors import SpecError
 from ...causal import CausalModel
 from ...causal.rendering import RenderedText
 from ...engine import Inputs, batch_size, bind
-from ...engine.inputs import examples_of
+from ...models.sequence import examples_of
 from ...plan import Logits, Plan, Read, Run
 from ...planners import execute
 from ...positions import Positions

@@ -21,7 +21,7 @@ from ...sites import Site
 from .._taped import Tape, record, tapped_pass
 from ..direct_attribution import FrozenNorm
 from .shared_buffer import SharedBuffer
-from .wiring import Port, Reading, Wiring, Writing
+from .wiring import Port, StreamReader, Wiring, StreamWriter
 
 Shares = Mapping[int, Tensor]
 """By number of the first sender of a part what its senders add: of heads `(heads, ...)`, broadcastable to
@@ -41,7 +41,7 @@ def record_run(model: nn.Module, wiring: Wiring, inputs: Inputs) -> Tape:
     return record(model, inputs, list(dict.fromkeys(sites)), graph=False)
 
 
-def _written(one: Writing) -> list[Site]:
+def _written(one: StreamWriter) -> list[Site]:
     """Return what has to be seen to tell what senders add."""
     if one.z is None:
         return [one.added]
@@ -54,21 +54,21 @@ def shares_in(model: nn.Module, wiring: Wiring, tape: Tape) -> dict[int, Tensor]
     return {one.senders.start: _shares(model, one, tape.values) for one in wiring.writings}
 
 
-def _shares(model: nn.Module, one: Writing, values: Mapping[Site, Tensor]) -> Tensor:
+def _shares(model: nn.Module, one: StreamWriter, values: Mapping[Site, Tensor]) -> Tensor:
     if one.z is None:
         return values[one.added].unsqueeze(0)
     made = _projected(one, values[one.z])
     return made if one.given is None else _behind_norm(model, one, made, values[one.given], values[one.added])
 
 
-def _projected(one: Writing, z: Tensor) -> Tensor:
+def _projected(one: StreamWriter, z: Tensor) -> Tensor:
     """Return each head's share of an output projection, `(heads, examples, tokens, width)`."""
     assert one.weight is not None
     heads = z.flatten(0, 1).unflatten(-1, one.weight.shape[:2]).transpose(0, 1)
     return torch.bmm(heads, one.weight).unflatten(1, z.shape[:2])
 
 
-def _behind_norm(model: nn.Module, one: Writing, shares: Tensor, given: Tensor, added: Tensor) -> Tensor:
+def _behind_norm(model: nn.Module, one: StreamWriter, shares: Tensor, given: Tensor, added: Tensor) -> Tensor:
     """Return shares behind a norm: its scale is the one of the whole, so that they add up."""
     frozen = FrozenNorm(find_slot(model, one.added).module, given.flatten(0, 1), added.flatten(0, 1))
     return torch.stack([frozen(share.flatten(0, 1)).view_as(share).to(share.dtype) for share in shares])
@@ -115,7 +115,7 @@ class CircuitPass:
         self._ready: dict[int, Tensor] = {}
         self._z: dict[int, Tensor] = {}
         self._given: dict[int, Tensor] = {}
-        self._ahead: dict[Reading, tuple[int, Tensor]] = {}
+        self._ahead: dict[StreamReader, tuple[int, Tensor]] = {}
 
     def run(self, inputs: Inputs, columns: Sequence[int]) -> Tensor:
         """Return the logits of each copy's examples at one of their columns, `(copies * examples, vocab)`.
@@ -143,7 +143,7 @@ class CircuitPass:
 
     # --- senders ------------------------------------------------------------------------------------------------------
 
-    def _write(self, one: Writing, site: Site, tensor: Tensor, _call: int, _owned: bool) -> None:
+    def _write(self, one: StreamWriter, site: Site, tensor: Tensor, _call: int, _owned: bool) -> None:
         """Note what senders add here and would add otherwise, once all is seen that tells it."""
         first = one.senders.start
         if site == one.z:
@@ -153,7 +153,7 @@ class CircuitPass:
         if site == _written(one)[-1]:
             self._put(one, tensor)
 
-    def _put(self, one: Writing, tensor: Tensor) -> None:
+    def _put(self, one: StreamWriter, tensor: Tensor) -> None:
         first, tape, shares = one.senders.start, self._other.tape, self._other.shares
         if one.z is None:
             own = tensor.unsqueeze(0)
@@ -177,7 +177,7 @@ class CircuitPass:
     def _copied(self, tensor: Tensor) -> Tensor:
         return tensor if self._copies == 1 else tensor.repeat(self._copies, *[1] * (tensor.ndim - 1))
 
-    def _store(self, one: Writing, difference: Tensor) -> None:
+    def _store(self, one: StreamWriter, difference: Tensor) -> None:
         """Put differences `(senders, copies * examples, tokens, width)` into the buffer."""
         values = difference.unflatten(1, (self._copies, -1)).transpose(0, 1)
         if self._buffer is None:
@@ -190,7 +190,7 @@ class CircuitPass:
 
     # --- receivers ----------------------------------------------------------------------------------------------------
 
-    def _read(self, reading: Reading, stream: Tensor, _call: int, _owned: bool) -> None:
+    def _read(self, reading: StreamReader, stream: Tensor, _call: int, _owned: bool) -> None:
         """Work out what the receivers of a part of a block make of their own streams."""
         numbers = self._mixing(reading)
         streams = self._streams(reading, numbers, stream)
@@ -214,7 +214,7 @@ class CircuitPass:
             return made
         return made + torch.stack([port.bias for port in ports if port.bias is not None])[:, None, None]
 
-    def _streams(self, reading: Reading, numbers: list[int], stream: Tensor) -> Tensor:
+    def _streams(self, reading: StreamReader, numbers: list[int], stream: Tensor) -> Tensor:
         """Return the stream of each receiver, `(copies, receivers, examples, tokens, width)`."""
         here = stream.unflatten(0, (self._copies, -1)).unsqueeze(1)
         mixed = self._mix(reading, numbers)
@@ -227,7 +227,7 @@ class CircuitPass:
             start = here
         return start.expand(-1, len(numbers), -1, -1, -1) if mixed is None else (start + mixed).to(stream.dtype)
 
-    def _mix(self, reading: Reading, numbers: list[int]) -> Tensor | None:
+    def _mix(self, reading: StreamReader, numbers: list[int]) -> Tensor | None:
         """Return what is added to the receivers' streams; `None` if no sender was heard.
 
         The buffer is large: what was written before a block is read once for all that reads in the block.
@@ -247,11 +247,11 @@ class CircuitPass:
         self._ahead |= {one: (stop, part) for one, part in zip(later, parts, strict=True)}
         return own
 
-    def _mixing(self, reading: Reading) -> list[int]:
+    def _mixing(self, reading: StreamReader) -> list[int]:
         """Return the receivers that read a stream of their own."""
         return [n for n in reading.receivers if self._live[n] and not self._gone[n]]
 
-    def _replace(self, reading: Reading, site: Site, tensor: Tensor, _call: int, owned: bool) -> Tensor:
+    def _replace(self, reading: StreamReader, site: Site, tensor: Tensor, _call: int, owned: bool) -> Tensor:
         """Put what receivers make of their own streams in the place of what the model does."""
         if site == reading.stream and not self._gone[reading.receivers.start]:
             self._read(reading, tensor, 0, False)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..._errors import PositionError, SpecError
-from ...engine.inputs import examples_of
 from ...metrics import Metric
+from ...models.sequence import examples_of
 from .._pairs import Pairs
 from .._prompts import Prompts, ReadAt
 from .._scoring import answers_metric, check_told_apart, metric_values

@@ -46,7 +46,7 @@ class SharedBuffer:
             stop: the one behind the last.
         """
         if self.graph:
-            return _Mix.apply(self._token, weights, self, start, stop)  # type: ignore[no-any-return]
+            return _Mix.apply(self._token, weights, self, start, stop)
         used = (weights != 0).flatten(0, 1).any(0).nonzero()[:, 0]
         rows = self.rows[:, start:stop]
         if 2 * len(used) <= stop - start:

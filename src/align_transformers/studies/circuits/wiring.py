@@ -68,7 +68,7 @@ class Port:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class StreamReader:
     """Where one part of a block reads the stream.
 
     Args:
@@ -92,7 +92,7 @@ class Reading:
 
 
 @dataclass(frozen=True, eq=False)
-class Writing:
+class StreamWriter:
     """Where one part of a block writes into the stream.
 
     Args:
@@ -120,8 +120,8 @@ class Wiring:
         valid: `(receivers, senders)` which edges there are.
     """
 
-    readings: tuple[Reading, ...]
-    writings: tuple[Writing, ...]
+    readings: tuple[StreamReader, ...]
+    writings: tuple[StreamWriter, ...]
     valid: Tensor
 
 
@@ -158,21 +158,21 @@ def _kind(node: GraphNode) -> str:
 # --- who writes where -------------------------------------------------------------------------------------------------
 
 
-def _writings(model: nn.Module, graph: CircuitGraph, blocks: Sequence[Block]) -> Iterator[Writing]:
+def _writings(model: nn.Module, graph: CircuitGraph, blocks: Sequence[Block]) -> Iterator[StreamWriter]:
     for layer, part, numbers in _groups(graph.senders):
         if layer is None:
-            yield Writing(numbers, Site("block_input", 0))
+            yield StreamWriter(numbers, Site("block_input", 0))
         elif part == "block":
-            yield Writing(numbers, Site("block_output", layer))
+            yield StreamWriter(numbers, Site("block_output", layer))
         else:
             added = Site(part.replace("_output", "_contribution"), layer)
             node = graph.senders[numbers[0]]
             if node.kind == "expert":
                 raise SpecError("exact circuits tell no experts apart: graph(model, experts=False)")
-            yield _heads(model, layer, numbers, added) if node.kind == "head" else Writing(numbers, added)
+            yield _heads(model, layer, numbers, added) if node.kind == "head" else StreamWriter(numbers, added)
 
 
-def _heads(model: nn.Module, layer: int, numbers: range, added: Site) -> Writing:
+def _heads(model: nn.Module, layer: int, numbers: range, added: Site) -> StreamWriter:
     z = Site("attention_value_output", layer)
     slot, share = find_slot(model, z), resolve(model).find(Site("head_contribution", layer))
     if slot.side != "input" or slot.heads is None:
@@ -187,23 +187,23 @@ def _heads(model: nn.Module, layer: int, numbers: range, added: Site) -> Writing
         weight = torch.stack([made[head, :, head] for head in range(len(slot.heads))])
     else:
         weight = linear[0][:, slot.heads.to(linear[0].device)].permute(1, 2, 0)  # (heads, head_dim, d)
-    return Writing(numbers, added, z, given, weight * scale if scale != 1.0 else weight)
+    return StreamWriter(numbers, added, z, given, weight * scale if scale != 1.0 else weight)
 
 
 # --- who reads where --------------------------------------------------------------------------------------------------
 
 
-def _readings(model: nn.Module, graph: CircuitGraph, blocks: Sequence[Block]) -> Iterator[Reading]:
+def _readings(model: nn.Module, graph: CircuitGraph, blocks: Sequence[Block]) -> Iterator[StreamReader]:
     groups = list(_groups(graph.receivers))
     seen = _Seen(model, graph, blocks, groups)
     for layer, part, numbers in groups:
         nodes = [graph.receivers[number] for number in numbers]
         if layer is None:
             end = Site("block_output", len(blocks) - 1)
-            yield Reading(None, numbers, end, None, (Port(end),))
+            yield StreamReader(None, numbers, end, None, (Port(end),))
         elif part == "block":
             start = Site("block_input", layer)
-            yield Reading(layer, numbers, start, None, (Port(start),))
+            yield StreamReader(layer, numbers, start, None, (Port(start),))
         else:
             entry = Site(reads_at(blocks[layer], part), layer)
             letters = [node.name.partition("<")[2][:1] for node in nodes]
@@ -211,12 +211,12 @@ def _readings(model: nn.Module, graph: CircuitGraph, blocks: Sequence[Block]) ->
                 raise SpecError("exact circuits tell no experts apart: graph(model, experts=False)")
             if not letters[0]:
                 stream, norm = seen.norm(layer, part, entry)
-                yield Reading(layer, numbers, stream, norm, (Port(entry),))
+                yield StreamReader(layer, numbers, stream, norm, (Port(entry),))
                 continue
             known: dict[nn.Module, tuple[Tensor, Tensor | None] | None] = {}
             ports = tuple(_port(model, node, letter, known) for node, letter in zip(nodes, letters, strict=True))
             stream, norm = seen.norm(layer, part, seen.projected(layer))
-            yield Reading(layer, numbers, stream, norm, ports)
+            yield StreamReader(layer, numbers, stream, norm, ports)
 
 
 def _port(
