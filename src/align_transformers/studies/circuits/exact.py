@@ -21,8 +21,10 @@ from ...sites import Site
 from .._taped import Tape, record, tapped_pass
 from ..direct_attribution import FrozenNorm
 from .shared_buffer import SharedBuffer
-from .wiring import Port, StreamReader, Wiring, StreamWriter
+from .wiring import Port, StreamReader, StreamWriter, Wiring
 
+_TOGETHER = 8
+"""Parts of blocks, one after the other, for which what was written before the first is read from memory once."""
 Shares = Mapping[int, Tensor]
 """By number of the first sender of a part what its senders add: of heads `(heads, ...)`, broadcastable to
 `(senders, examples, tokens, width)`."""
@@ -230,17 +232,17 @@ class CircuitPass:
     def _mix(self, reading: StreamReader, numbers: list[int]) -> Tensor | None:
         """Return what is added to the receivers' streams; `None` if no sender was heard.
 
-        The buffer is large: what was written before a block is read once for all that reads in the block.
+        The buffer is large: what was written before a block is read once for all that reads in it and in the next few.
         """
         if self._buffer is None:
             return None
         stop = 1 + int(self._wiring.valid[numbers].any(0).nonzero()[-1])
         start, before = self._ahead.pop(reading, (0, None))
         if before is not None:
-            more = self._weights[:, numbers, start:stop]
-            return before + self._buffer.mix(more, start, stop) if more.numel() else before
-        later = {one: self._mixing(one) for one in self._wiring.readings if one.layer == reading.layer}
-        later = {one: some for one, some in later.items() if one.receivers.start > reading.receivers.start and some}
+            return self._buffer.mix(self._weights[:, numbers, start:stop], start, stop, before)
+        place = self._wiring.readings.index(reading)
+        later = {one: self._mixing(one) for one in self._wiring.readings[place + 1 : place + _TOGETHER]}
+        later = {one: some for one, some in later.items() if some}
         every = [*numbers, *(n for some in later.values() for n in some)]
         made = self._buffer.mix(self._weights[:, every, :stop], 0, stop)
         own, *parts = made.split([len(numbers), *map(len, later.values())], 1)

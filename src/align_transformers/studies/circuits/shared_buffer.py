@@ -37,25 +37,37 @@ class SharedBuffer:
         else:
             self.rows[:, start : start + values.shape[1]] = values
 
-    def mix(self, weights: Tensor, start: int, stop: int) -> Tensor:
+    def mix(self, weights: Tensor, start: int, stop: int, before: Tensor | None = None) -> Tensor:
         """Return weighted sums of rows, `(copies, readers, examples, tokens, width)`.
 
         Args:
             weights: `(copies, readers, stop - start)`.
             start: the first row.
             stop: the one behind the last.
+            before: what they are added to; it may be written into.
         """
+        if start == stop and before is not None:
+            return before
         if self.graph:
-            return _Mix.apply(self._token, weights, self, start, stop)
+            made: Tensor = _Mix.apply(self._token, weights, self, start, stop)
+            return made if before is None else before + made
         used = (weights != 0).flatten(0, 1).any(0).nonzero()[:, 0]
         rows = self.rows[:, start:stop]
         if 2 * len(used) <= stop - start:
             rows, weights = rows[:, used], weights[..., used]
-        return _weighted(weights, rows)
+        return _weighted(weights, rows) if before is None else _added(before, weights, rows)
 
 
 def _weighted(weights: Tensor, rows: Tensor) -> Tensor:
+    if len(rows) == 1:
+        return (weights[0] @ rows[0].flatten(1)).unflatten(1, rows.shape[2:])[None]
     return torch.bmm(weights, rows.flatten(2)).unflatten(2, rows.shape[2:])
+
+
+def _added(before: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
+    for copy, mine in enumerate(before):
+        mine.flatten(1).addmm_(weights[copy], rows[copy].flatten(1))
+    return before
 
 
 class _Put(torch.autograd.Function):
