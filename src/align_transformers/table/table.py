@@ -16,7 +16,7 @@ from .._errors import ArtifactError, SpecError, UnknownNameError, near_misses
 from .._files import write_atomically
 from .._optional import optional
 from .drawable import Drawable
-from .values import TYPES, arrow_type, in_encoder, mean_of, plain_meta, plain_value
+from .values import TYPES, arrow_type, in_encoder, mean_of, plain_column, plain_meta
 
 if TYPE_CHECKING:
     import pandas
@@ -66,14 +66,35 @@ class Table(Drawable):
         """
         listed = [dict(row) for row in rows]
         names = list(listed[0] if listed else ()) if columns is None else list(columns)
+        known = set(names)
         for number, row in enumerate(listed):
-            if row.keys() != set(names):
+            if row.keys() != known:
                 wanted = "row 0 has" if columns is None else "the table has"
                 raise SpecError(
                     f"row {number} has the columns {sorted(row)}, {wanted} {sorted(names)}; make them equal"
                 )
-        columns = {name: tuple(plain_value(name, row[name]) for row in listed) for name in names}
-        return cls(MappingProxyType(columns), MappingProxyType(plain_meta(meta)))
+        return cls.from_columns({name: [row[name] for row in listed] for name in names}, meta=meta)
+
+    @classmethod
+    @checked
+    def from_columns(cls, columns: Mapping[str, Sequence[Any]], *, meta: Mapping[str, Any]) -> Table:
+        """Build a table from its columns: where rows are many, far quicker than from mappings.
+
+        Args:
+            columns: by name its values, as many in each; numbers may be numpy's, NaN becomes `None`, lists tuples.
+            meta: JSON-able facts about the whole.
+
+        Raises:
+            SpecError: columns differ in length, a value is of a kind that tables do not hold, or `meta` is not JSON.
+
+        >>> list(Table.from_columns({"layer": [0, 1], "effect": [0.5, float("nan")]}, meta={}).rows())
+        [{'layer': 0, 'effect': 0.5}, {'layer': 1, 'effect': None}]
+        """
+        lengths = {name: len(values) for name, values in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise SpecError(f"columns have as many values as each other; found {lengths}")
+        plain = {name: plain_column(name, values) for name, values in columns.items()}
+        return cls(MappingProxyType(plain), MappingProxyType(plain_meta(meta)))
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
