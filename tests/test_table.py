@@ -411,7 +411,7 @@ MIXED: list[object] = [None, True, 3, 2.5, float("nan"), np.float32(0.5), np.int
 
 @given(st.lists(st.sampled_from(MIXED), min_size=1, max_size=6), st.sampled_from(["other", "effect", "layer", "token"]))
 def test_columns_and_rows_make_the_same_table(values, name):
-    """Whatever they hold: quick ways for columns of one kind give what goes value by value, and refuse what that does."""
+    """Whatever they hold: columns of one kind are as if looked at value by value, and refused where those are."""
 
     def of_rows() -> Table:
         each = [Table.from_rows([{name: value}], meta={}) for value in values]

@@ -38,7 +38,7 @@ def mean_of(
 
 
 def plain_column(name: str, values: Sequence[Any]) -> tuple[Any, ...]:
-    """Return the values of a column, each as `plain_value` has it; those of one plain kind are not looked at one by one."""
+    """Return the values of a column, each as `plain_value` has it; where all are of one kind, no one is looked at."""
     kinds, wanted = set(map(type, values)) - {type(None)}, TYPES.get(name)
     if kinds <= {float} and wanted in (None, float):
         return tuple(None if value is None or value != value else value for value in values)
