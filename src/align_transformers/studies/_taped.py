@@ -7,7 +7,7 @@ a gradient of its own, apart from what else reads the same tensor before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -108,6 +108,7 @@ def record(
     graph: bool,
     rules: BackwardRules | None = None,
     changes: Mapping[Site, PutThere] | None = None,
+    within: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Tape:
     """Run a model once, in eval mode, and return what stood at some sites.
 
@@ -118,6 +119,7 @@ def record(
         graph: gradients are going to be asked for.
         rules: of the backward pass.
         changes: by site what shall stand there instead.
+        within: makes a context that is open in the scope of the pass.
 
     Raises:
         SiteError: a site does not exist, is not reached, or is reached twice.
@@ -138,6 +140,7 @@ def record(
         stack.enter_context(computed_once(inner, touched))
         stack.enter_context(tapped(taps))
         stack.enter_context(nullcontext() if rules is None else rules.hooked(inner))
+        stack.enter_context(within())
         given = own_caches(inputs)
         output = logits_of(inner(given) if isinstance(given, Tensor) else inner(**given))
     missed = [str(site) for site in sites if recorders[site].value is None]
