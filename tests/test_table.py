@@ -404,3 +404,29 @@ def test_a_mean_and_its_interval_are_over_units_where_these_have_several_rows():
     assert narrow["high"] - narrow["low"] < 0.6 * (row["high"] - row["low"])
     with pytest.raises(UnknownNameError, match="pair"):
         Table.from_rows(rows, meta={}).mean(["role"], value="effect", unit="pair")
+
+
+MIXED: list[object] = [None, True, 3, 2.5, float("nan"), np.float32(0.5), np.int64(4), "a", [1, 2.0], ("x",)]
+
+
+@given(st.lists(st.sampled_from(MIXED), min_size=1, max_size=6), st.sampled_from(["other", "effect", "layer", "token"]))
+def test_columns_and_rows_make_the_same_table(values, name):
+    """Whatever they hold: columns of one kind are as if looked at value by value, and refused where those are."""
+
+    def of_rows() -> Table:
+        each = [Table.from_rows([{name: value}], meta={}) for value in values]
+        return Table.concat(each)
+
+    try:
+        wanted = of_rows().columns[name]
+    except SpecError:
+        with pytest.raises(SpecError, match=name):
+            Table.from_columns({name: values}, meta={})
+        return
+    found = Table.from_columns({name: values}, meta={}).columns[name]
+    assert [(type(one), one) for one in found] == [(type(one), one) for one in wanted]
+
+
+def test_columns_are_of_equal_length():
+    with pytest.raises(SpecError, match="'layer': 2"):
+        Table.from_columns({"layer": [0, 1], "effect": [0.5]}, meta={})

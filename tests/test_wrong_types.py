@@ -297,6 +297,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "save": (lambda **k: face().save(**k), {"folder": "saved", "metrics": None, "overwrite": True}),
     "load": (at.IntervenableModel.load, {"folder_or_hub_name": "./nothing", "model": model()}),
     "Table": (at.Table.from_rows, {"rows": [{"layer": 0}], "meta": {}, "columns": None}),
+    "Table, columns": (at.Table.from_columns, {"columns": {"layer": [0]}, "meta": {}}),
     "pivot": (lambda **k: table().pivot(**k), {"value": "recovered", "component": None}),
     "select": (lambda **k: table().select(**k), {"component": None, "where": None}),
     "plot": (lambda **k: table().plot(**k), {"value": "recovered", "component": None}),

@@ -148,3 +148,22 @@ def test_edge_lists_are_those_of_the_benchmark():
     assert told["cfg"]["n_layers"] == LAYERS
     with pytest.raises(UnknownNameError, match="no edge"):
         made.to_dict({("a1.h0", "a0.h0<q>"): 1.0})
+
+
+def test_experts_are_told_apart_only_if_what_each_adds_is_known():
+    """A multiplier behind them is; a projection of what they give is not, and makes one node with the reason."""
+    sizes: dict[str, Any] = {"num_local_experts": 3, "num_experts_per_tok": 2}
+    multiplied = graph(built("GraniteMoe", residual_multiplier=0.3, **sizes))
+    assert [str(node) for node in multiplied.senders if node.kind == "expert"][:3] == ["m0.e0", "m0.e1", "m0.e2"]
+    model = built("Mixtral", **sizes)
+
+    class Turned(type(model.model.layers[0].mlp)):  # type: ignore[misc]
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return self.turn(super().forward(states))
+
+    for layer in model.model.layers:
+        layer.mlp.turn = torch.nn.Linear(HIDDEN, HIDDEN, bias=False)
+        layer.mlp.__class__ = Turned
+    made = graph(model)
+    assert not [node for node in made.senders if node.kind == "expert"]
+    assert "between what each of them gives and the stream" in made.notes["m0"]

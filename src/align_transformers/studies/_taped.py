@@ -7,7 +7,7 @@ a gradient of its own, apart from what else reads the same tensor before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -108,6 +108,7 @@ def record(
     graph: bool,
     rules: BackwardRules | None = None,
     changes: Mapping[Site, PutThere] | None = None,
+    within: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Tape:
     """Run a model once, in eval mode, and return what stood at some sites.
 
@@ -118,6 +119,7 @@ def record(
         graph: gradients are going to be asked for.
         rules: of the backward pass.
         changes: by site what shall stand there instead.
+        within: makes a context that is open in the scope of the pass.
 
     Raises:
         SiteError: a site does not exist, is not reached, or is reached twice.
@@ -126,7 +128,7 @@ def record(
     every = dict.fromkeys((*ends, *sites, *(changes or {})))
     recorders = {site: _SiteTape(site, graph, (changes or {}).get(site)) for site in every}
     taps = [Tap(find_slot(model, site), recorder) for site, recorder in recorders.items()]
-    output, inner = tapped_pass(model, inputs, taps, graph=graph, rules=rules), uncompiled(model)
+    output, inner = tapped_pass(model, inputs, taps, graph=graph, rules=rules, within=within), uncompiled(model)
     missed = [str(site) for site in sites if recorders[site].value is None]
     if missed:
         raise SiteError(f"never reached in the forward pass: {'; '.join(missed)}")
@@ -139,7 +141,13 @@ def record(
 
 
 def tapped_pass(
-    model: nn.Module, inputs: Inputs, taps: Sequence[Tap], *, graph: bool, rules: BackwardRules | None = None
+    model: nn.Module,
+    inputs: Inputs,
+    taps: Sequence[Tap],
+    *,
+    graph: bool,
+    rules: BackwardRules | None = None,
+    within: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Tensor:
     """Run a model once, in eval mode, and return its logits as it gives them.
 
@@ -149,6 +157,7 @@ def tapped_pass(
         taps: what is done on the way.
         graph: gradients are going to be asked for.
         rules: of the backward pass.
+        within: as for `record`.
     """
     inner = uncompiled(model)
     with ExitStack() as stack:
@@ -162,6 +171,7 @@ def tapped_pass(
         stack.enter_context(computed_once(inner, touched))
         stack.enter_context(tapped(every))
         stack.enter_context(nullcontext() if rules is None else rules.hooked(inner))
+        stack.enter_context(within())
         given = own_caches(inputs)
         return logits_of(inner(given) if isinstance(given, Tensor) else inner(**given))
 

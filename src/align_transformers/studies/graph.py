@@ -20,6 +20,7 @@ from ..models import find_slot, uncompiled
 from ..models.component_map import Block, ComponentMap
 from ..models.dummy import dummy_inputs
 from ..sites import ADDENDS, Site
+from ._experts import ExpertCalls
 from ._module_kinds import is_norm
 from ._nodes import heads_at, one_stack
 from ._taped import Tape, record
@@ -229,6 +230,7 @@ class _GraphMaker:
         self.open = [0]
         """The senders whose values are summands of the stream, as it is now."""
         self.parallel = False
+        self._calls = ExpertCalls(found.stacks[""] if experts else ())
         self._tape = self._watched()
 
     def add(self, layer: int, block: Block) -> None:
@@ -268,8 +270,7 @@ class _GraphMaker:
             return self._experts(layer, block)
         name = f"{_MIXERS.get(part, 'm')}{layer}"
         kind: GraphNodeKind = "mlp" if part in ("mlp_output", "per_layer_mlp_output") else "mixer"
-        note = "experts beside an MLP, told as one" if part == "moe_output" else ""
-        return [GraphNode(name, kind, layer, note=note)], [GraphNode(name, kind, layer, owner=(name,), note=note)]
+        return _alone(name, kind, layer, "experts beside an MLP, told as one" if part == "moe_output" else "")
 
     def _attention(self, layer: int, block: Block) -> tuple[list[GraphNode], list[GraphNode]]:
         name = f"a{layer}"
@@ -280,11 +281,7 @@ class _GraphMaker:
                 (block.missing[w] for w in ("attention_value_output", "query_output") if w in block.missing),
                 "its heads are not known",
             )
-            note = f"attention as one node: {why}"
-            return (
-                [GraphNode(name, "attention", layer, note=note)],
-                [GraphNode(name, "attention", layer, owner=(name,), note=note)],
-            )
+            return _alone(name, "attention", layer, f"attention as one node: {why}")
         count = counts["query"]
         tied = block.missing.get("head_contribution", "")
         note = f"tied to the other heads of the layer: {tied}" if tied else ""
@@ -304,24 +301,29 @@ class _GraphMaker:
         return senders, receivers
 
     def _experts(self, layer: int, block: Block) -> tuple[list[GraphNode], list[GraphNode]]:
-        name, router = f"m{layer}", block.slots.get("router_output")
-        experts = block.slots.get("expert_activation")
-        if router is None or router.width is None or experts is None:
-            why = block.missing.get("expert_activation") or block.missing.get("router_output") or "they were not found"
-            note = f"experts as one node: {why}"
-            return (
-                [GraphNode(name, "mlp", layer, note=note)],
-                [GraphNode(name, "mlp", layer, owner=(name,), note=note)],
-            )
-        names = [f"{name}.e{n}" for n in range(router.width)]
+        name, why = f"m{layer}", self._tied(layer, block)
+        if why:
+            return _alone(name, "mlp", layer, f"experts as one node: {why}")
+        router, experts = (block.slots[name] for name in ("router_output", "expert_activation"))
+        count = int(router.width or 0)
+        names = [f"{name}.e{n}" for n in range(count)]
         home, known = block.slots["mlp_output"].module, {experts.module, router.module}
-        rest = [child for child in home.children() if child not in known and any(True for _ in child.parameters())]
-        if rest:
+        if any(child not in known and any(True for _ in child.parameters()) for child in home.children()):
             names.append(f"{name}.shared")
-        nodes = [GraphNode(one, "expert", layer, n if n < router.width else None) for n, one in enumerate(names)]
+        nodes = [GraphNode(one, "expert", layer, n if n < count else None) for n, one in enumerate(names)]
         reading = [GraphNode(node.name, node.kind, layer, node.number, (node.name,)) for node in nodes]
-        routed = tuple(names[: router.width])
-        return nodes, [*reading, GraphNode(f"{name}<router>", "router", layer, owner=routed)]
+        return nodes, [*reading, GraphNode(f"{name}<router>", "router", layer, owner=tuple(names[:count]))]
+
+    def _tied(self, layer: int, block: Block) -> str:
+        """Return why it is not known what each expert reads of the stream and adds to it; nothing where it is."""
+        for name in ("expert_activation", "router_output"):
+            if name not in block.slots:
+                return block.missing.get(name, "they were not found")
+        if block.slots["router_output"].width is None:
+            return "it is not known how many there are"
+        read, added = (self._tape.nodes[Site(f"mlp_{what}", layer)] for what in ("input", "contribution"))
+        number = self._calls.scale(layer, read, added)
+        return "" if number is not None else "something stands between what each of them gives and the stream"
 
     def _mixed(self, layer: int, block: Block, what: str) -> str:
         """Return why queries or keys of one head depend on what another head reads; nothing if they do not."""
@@ -364,9 +366,14 @@ class _GraphMaker:
                 sites += [Site(name, layer) for name in rotary if name in block.slots]
         inputs = dict(next(dummy_inputs(uncompiled(self._model))))
         try:
-            return record(self._model, inputs, list(dict.fromkeys(sites)), graph=True)
+            return record(self._model, inputs, list(dict.fromkeys(sites)), graph=True, within=self._calls.watched)
         except (TypeError, ValueError, RuntimeError) as error:
             raise SpecError(f"{self._found.model_class} takes no dummy input, so its graph is not known") from error
+
+
+def _alone(name: str, kind: GraphNodeKind, layer: int, note: str) -> tuple[list[GraphNode], list[GraphNode]]:
+    """Return one node that writes, and reads as a whole."""
+    return [GraphNode(name, kind, layer, note=note)], [GraphNode(name, kind, layer, owner=(name,), note=note)]
 
 
 def parts_of(block: Block) -> list[str]:

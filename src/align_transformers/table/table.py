@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +10,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from .._checked import checked
-from .._errors import ArtifactError, SpecError, UnknownNameError, near_misses
+from .._errors import SpecError, UnknownNameError, near_misses
 from .._files import write_atomically
 from .._optional import optional
 from .drawable import Drawable
-from .values import TYPES, arrow_type, in_encoder, mean_of, plain_meta, plain_value
+from .parquet import as_parquet, from_parquet
+from .values import TYPES, in_encoder, mean_of, plain_column, plain_meta
 
 if TYPE_CHECKING:
     import pandas
-
-_META_KEY = b"align_transformers"
 
 
 @dataclass(frozen=True)
@@ -66,14 +63,35 @@ class Table(Drawable):
         """
         listed = [dict(row) for row in rows]
         names = list(listed[0] if listed else ()) if columns is None else list(columns)
+        known = set(names)
         for number, row in enumerate(listed):
-            if row.keys() != set(names):
+            if row.keys() != known:
                 wanted = "row 0 has" if columns is None else "the table has"
                 raise SpecError(
                     f"row {number} has the columns {sorted(row)}, {wanted} {sorted(names)}; make them equal"
                 )
-        columns = {name: tuple(plain_value(name, row[name]) for row in listed) for name in names}
-        return cls(MappingProxyType(columns), MappingProxyType(plain_meta(meta)))
+        return cls.from_columns({name: [row[name] for row in listed] for name in names}, meta=meta)
+
+    @classmethod
+    @checked
+    def from_columns(cls, columns: Mapping[str, Sequence[Any]], *, meta: Mapping[str, Any]) -> Table:
+        """Build a table from its columns: where rows are many, far quicker than from mappings.
+
+        Args:
+            columns: by name its values, as many in each; numbers may be numpy's, NaN becomes `None`, lists tuples.
+            meta: JSON-able facts about the whole.
+
+        Raises:
+            SpecError: columns differ in length, a value is of a kind that tables do not hold, or `meta` is not JSON.
+
+        >>> list(Table.from_columns({"layer": [0, 1], "effect": [0.5, float("nan")]}, meta={}).rows())
+        [{'layer': 0, 'effect': 0.5}, {'layer': 1, 'effect': None}]
+        """
+        lengths = {name: len(values) for name, values in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise SpecError(f"columns have as many values as each other; found {lengths}")
+        plain = {name: plain_column(name, values) for name, values in columns.items()}
+        return cls(MappingProxyType(plain), MappingProxyType(plain_meta(meta)))
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -357,15 +375,7 @@ class Table(Drawable):
             MissingExtraError: pyarrow is not installed.
             OSError: the folder cannot be written to.
         """
-        arrow, parquet = optional("pyarrow", extra="tables"), optional("pyarrow.parquet", extra="tables")
-        names = list(self.columns)
-        arrays = [arrow.array(self.columns[name], type=arrow_type(name, arrow)) for name in names]
-        text = json.dumps(plain_meta(self.meta))
-        schema = arrow.schema([arrow.field(n, a.type) for n, a in zip(names, arrays, strict=True)])
-        stored = arrow.Table.from_arrays(arrays, schema=schema.with_metadata({_META_KEY: text.encode()}))
-        buffer = io.BytesIO()
-        parquet.write_table(stored, buffer)
-        return write_atomically(path, buffer.getvalue())
+        return write_atomically(path, as_parquet(self.columns, self.meta))
 
     @classmethod
     @checked
@@ -378,19 +388,8 @@ class Table(Drawable):
             FileNotFoundError: there is no such file.
             MissingExtraError: pyarrow is not installed.
         """
-        where = os.fspath(path)
-        try:
-            stored = optional("pyarrow.parquet", extra="tables").read_table(where, partitioning=None)
-            text = (stored.schema.metadata or {}).get(_META_KEY)
-            meta = None if text is None else json.loads(text)
-        except FileNotFoundError:
-            raise
-        except (ValueError, OSError) as error:  # as pyarrow's are
-            why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            raise ArtifactError(f"{where} is damaged, or no parquet file ({why})") from error
-        if not isinstance(meta, dict):
-            raise SpecError(f"{where} carries no description of a table; was it written by Table.save?")
-        return cls.from_rows(stored.to_pylist(), meta=meta, columns=stored.column_names)
+        columns, meta = from_parquet(os.fspath(path))
+        return cls.from_columns(columns, meta=meta)
 
     def _several(self, column: str) -> bool:
         return len(set(self.columns.get(column, ()))) > 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,16 @@ def mean_of(
     drawn = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
     low, high = np.quantile(np.asarray(values)[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
     return middle, float(low), float(high)
+
+
+def plain_column(name: str, values: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the values of a column, each as `plain_value` has it; where all are of one kind, no one is looked at."""
+    kinds, wanted = set(map(type, values)) - {type(None)}, TYPES.get(name)
+    if kinds <= {float} and wanted in (None, float):
+        return tuple(None if value is None or value != value else value for value in values)
+    if len(kinds) == 1 and kinds <= {str, int, bool} and wanted in (None, *kinds):
+        return tuple(values)
+    return tuple(plain_value(name, value) for value in values)
 
 
 def plain_value(name: str, value: Any) -> Any:
