@@ -20,6 +20,7 @@ from ...models import find_slot
 from ...sites import Site
 from .._taped import Tape, record, tapped_pass
 from ..direct_attribution import FrozenNorm
+from .expert_streams import ExpertStreams
 from .shared_buffer import SharedBuffer
 from .wiring import Port, StreamReader, StreamWriter, Wiring
 
@@ -30,8 +31,26 @@ Shares = Mapping[int, Tensor]
 `(senders, examples, tokens, width)`."""
 
 
-def record_run(model: nn.Module, wiring: Wiring, inputs: Inputs) -> Tape:
-    """Run a model and return what a circuit needs of a run: what was written, and where and how it was read.
+@dataclass(frozen=True, eq=False)
+class RecordedRun:
+    """What a circuit needs of a run.
+
+    Args:
+        tape: what was written, and where and how it was read.
+        experts: by layer what each expert adds, `(experts, tokens, width)`.
+    """
+
+    tape: Tape
+    experts: Mapping[int, Tensor]
+
+    @property
+    def values(self) -> Mapping[Site, Tensor]:
+        """By site what stood there."""
+        return self.tape.values
+
+
+def record_run(model: nn.Module, wiring: Wiring, inputs: Inputs) -> RecordedRun:
+    """Run a model and return what a circuit needs of a run.
 
     Args:
         model: the user's.
@@ -39,8 +58,15 @@ def record_run(model: nn.Module, wiring: Wiring, inputs: Inputs) -> Tape:
         inputs: of the model.
     """
     sites = [site for one in wiring.writings for site in _written(one)]
-    sites += [site for one in wiring.readings for site in (one.stream, *(port.site for port in one.ports))]
-    return record(model, inputs, list(dict.fromkeys(sites)), graph=False)
+    sites += [site for one in wiring.readings for site in (one.stream, *_sites(one))]
+    called = ExpertStreams([one for one in wiring.readings if one.experts is not None])
+    tape = record(model, inputs, list(dict.fromkeys(sites)), graph=False, within=called.open)
+    return RecordedRun(tape, called.shares)
+
+
+def _sites(one: StreamReader) -> list[Site]:
+    """Return where receivers have vectors to themselves."""
+    return list(dict.fromkeys(port.site for port in one.ports if port.site is not None))
 
 
 def _written(one: StreamWriter) -> list[Site]:
@@ -51,16 +77,25 @@ def _written(one: StreamWriter) -> list[Site]:
 
 
 @torch.no_grad()
-def shares_in(model: nn.Module, wiring: Wiring, tape: Tape) -> dict[int, Tensor]:
+def shares_in(model: nn.Module, wiring: Wiring, run: RecordedRun) -> dict[int, Tensor]:
     """Return what each sender adds in a run, `(senders, examples, tokens, width)`, by number of a part's first one."""
-    return {one.senders.start: _shares(model, one, tape.values) for one in wiring.writings}
+    return {one.senders.start: _shares(model, one, run) for one in wiring.writings}
 
 
-def _shares(model: nn.Module, one: StreamWriter, values: Mapping[Site, Tensor]) -> Tensor:
+def _shares(model: nn.Module, one: StreamWriter, run: RecordedRun) -> Tensor:
+    values = run.values
+    if one.experts is not None:
+        return _with_shared(one, run.experts[one.experts.layer], values[one.added])
     if one.z is None:
         return values[one.added].unsqueeze(0)
     made = _projected(one, values[one.z])
     return made if one.given is None else _behind_norm(model, one, made, values[one.given], values[one.added])
+
+
+def _with_shared(one: StreamWriter, shares: Tensor, added: Tensor) -> Tensor:
+    """Return what experts add, and what all else in their module does, where there is such."""
+    shares = shares.unflatten(1, added.shape[:2])
+    return shares if len(shares) == len(one.senders) else torch.cat([shares, (added - shares.sum(0))[None]])
 
 
 def _projected(one: StreamWriter, z: Tensor) -> Tensor:
@@ -81,11 +116,11 @@ class Replacement:
     """What a receiver gets of a sender whose edge is not in the circuit.
 
     Args:
-        tape: another run, whose values these are; `None`: they are `shares`.
+        run: another run, whose values these are; `None`: they are `shares`.
         shares: by number of a part's first sender.
     """
 
-    tape: Tape | None = None
+    run: RecordedRun | None = None
     shares: Shares | None = None
 
 
@@ -106,17 +141,19 @@ class CircuitPass:
         self._model, self._wiring, self._graph = model, wiring, graph
         self._other, self._copies = replacement, len(absent)
         absent, valid = absent * wiring.valid.to(absent), wiring.valid.to(absent)
-        whole = replacement.tape is not None and not graph
+        whole = replacement.run is not None and not graph
         self._turned = (absent.sum(-1) > valid.sum(-1) / 2) & whole  # what is nearer to the other run starts from it
         self._weights = torch.where(self._turned[..., None], absent - valid, absent)
         self._live = (absent != 0).any(-1).any(0) | graph
-        self._gone = (absent == valid).all(-1).all(0) & self._live & whole
+        sited = torch.tensor([port.site is not None for one in wiring.readings for port in one.ports])
+        self._gone = (absent == valid).all(-1).all(0) & self._live & sited & whole
         read = self._weights[:, self._live & ~self._gone]
         self._needed = (read != 0).any(0).any(0) | graph
         self._buffer: SharedBuffer | None = None
         self._ready: dict[int, Tensor] = {}
         self._z: dict[int, Tensor] = {}
         self._given: dict[int, Tensor] = {}
+        self._experts = ExpertStreams([one for one in wiring.readings if one.experts is not None and self._apart(one)])
         self._ahead: dict[StreamReader, tuple[int, Tensor]] = {}
 
     def run(self, inputs: Inputs, columns: Sequence[int]) -> Tensor:
@@ -126,13 +163,14 @@ class CircuitPass:
             inputs: of the model, each copy's below the other's.
             columns: of each example.
         """
-        output = tapped_pass(self._model, inputs, list(self._taps()), graph=self._graph)
+        within = self._experts.open
+        output = tapped_pass(self._model, inputs, list(self._taps()), graph=self._graph, within=within)
         return Tape(self._model, inputs, output, {}, {}).logits(columns)
 
     def _taps(self) -> Iterator[Tap]:
         """Yield what is done on the way; at the same place senders come before receivers."""
         for one in self._wiring.writings:
-            if bool(self._needed[one.senders.start : one.senders.stop].any()):
+            if self._is_needed(one):
                 for site in _written(one):
                     yield Tap(find_slot(self._model, site), partial(self._write, one, site))
         for reading in self._wiring.readings:
@@ -140,8 +178,18 @@ class CircuitPass:
                 continue
             if self._mixing(reading) and reading.stream != reading.ports[0].site:
                 yield Tap(find_slot(self._model, reading.stream), partial(self._read, reading))
-            for site in dict.fromkeys(port.site for port in reading.ports):
+            if reading.experts is not None:
+                yield Tap(find_slot(self._model, reading.experts.entry), partial(self._experts.note, reading.experts))
+            for site in _sites(reading):
                 yield Tap(find_slot(self._model, site), partial(self._replace, reading, site))
+
+    def _is_needed(self, one: StreamWriter) -> bool:
+        return bool(self._needed[one.senders.start : one.senders.stop].any())
+
+    def _apart(self, one: StreamReader) -> bool:
+        """Whether the experts of a block are called each by itself."""
+        writes = [other for other in self._wiring.writings if other.experts is one.experts]
+        return bool(self._live[list(one.receivers)].any()) or any(map(self._is_needed, writes))
 
     # --- senders ------------------------------------------------------------------------------------------------------
 
@@ -156,24 +204,23 @@ class CircuitPass:
             self._put(one, tensor)
 
     def _put(self, one: StreamWriter, tensor: Tensor) -> None:
-        first, tape, shares = one.senders.start, self._other.tape, self._other.shares
-        if one.z is None:
+        first, run, shares = one.senders.start, self._other.run, self._other.shares
+        if one.experts is not None:
+            own = _with_shared(one, self._experts.shares[one.experts.layer], tensor)
+        elif one.z is None:
             own = tensor.unsqueeze(0)
-            other = tape.values[one.added].unsqueeze(0) if tape is not None else None
-        elif one.given is None and tape is not None:  # linear: the difference is projected
-            z = self._z.pop(first)
-            self._store(one, _projected(one, self._copied(tape.values[one.z]) - z))
+        elif one.given is None and run is not None:  # linear: the difference is projected
+            self._store(one, _projected(one, self._copied(run.values[one.z]) - self._z.pop(first)))
             return
         else:
             own = _projected(one, self._z.pop(first))
             if one.given is not None:
                 own = _behind_norm(self._model, one, own, self._given.pop(first), tensor)
-            other = _shares(self._model, one, tape.values) if tape is not None else None
-        if other is None:
+        if run is not None:
+            other = torch.cat([_shares(self._model, one, run)] * self._copies, 1)
+        else:
             assert shares is not None
             other = shares[first]
-        else:
-            other = torch.cat([other] * self._copies, 1)
         self._store(one, other - own)
 
     def _copied(self, tensor: Tensor) -> Tensor:
@@ -199,7 +246,9 @@ class CircuitPass:
         normed = reading.normed(streams.flatten(0, 2)).view_as(streams)
         ports = [reading.ports[n - reading.receivers.start] for n in numbers]
         if ports[0].rows is None:
-            self._ready[numbers[0]] = normed[:, 0].flatten(0, 1)
+            each = dict(zip(numbers, normed.transpose(0, 1).flatten(1, 2), strict=True))
+            self._ready |= {n: each[n] for n in numbers if reading.ports[n - reading.receivers.start].site is not None}
+            self._experts.take(reading, each)
             return
         places = range(len(numbers))
         for size in dict.fromkeys(_size(port) for port in ports):  # heads of one size are worked on together
@@ -222,8 +271,8 @@ class CircuitPass:
         mixed = self._mix(reading, numbers)
         turned = self._turned[:, numbers]
         if bool(turned.any()):
-            assert self._other.tape is not None
-            there = self._other.tape.values[reading.stream][None, None]
+            assert self._other.run is not None
+            there = self._other.run.values[reading.stream][None, None]
             start = torch.where(turned[..., None, None, None].to(here.device), there, here)
         else:
             start = here
@@ -255,7 +304,7 @@ class CircuitPass:
 
     def _replace(self, reading: StreamReader, site: Site, tensor: Tensor, _call: int, owned: bool) -> Tensor:
         """Put what receivers make of their own streams in the place of what the model does."""
-        if site == reading.stream and not self._gone[reading.receivers.start]:
+        if site == reading.stream == reading.ports[0].site and not self._gone[reading.receivers.start]:
             self._read(reading, tensor, 0, False)
         new = tensor if owned and not self._graph else tensor.clone()
         for number, port in zip(reading.receivers, reading.ports, strict=True):
@@ -263,8 +312,8 @@ class CircuitPass:
                 continue
             columns = slice(None) if port.columns is None else port.columns
             if self._gone[number]:
-                assert self._other.tape is not None
-                new[..., columns] = self._copied(self._other.tape.values[site][..., columns])
+                assert self._other.run is not None
+                new[..., columns] = self._copied(self._other.run.values[site][..., columns])
             else:
                 new[..., columns] = self._ready.pop(number).view_as(new[..., columns])
         return new

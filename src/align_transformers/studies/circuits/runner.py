@@ -17,7 +17,6 @@ from ...models.sequence import examples_of
 from .._pairs import Pairs
 from .._prompts import Prompts, ReadAt
 from .._scoring import answers_metric, check_told_apart, metric_values
-from .._taped import Tape
 from ..graph import CircuitGraph
 from .exact import CircuitPass, Replacement, record_run, shares_in
 from .wiring import Wiring, wire
@@ -204,12 +203,13 @@ class CircuitRunner:
         resampled = self.ablation == "resample"
         source = record_run(self.model, self.wiring if resampled else Wiring((), (), self.wiring.valid), sources)
         self.passes["full"] += 2
-        clean, other = base.logits(columns).float(), source.logits(others).float()
+        clean, other = base.tape.logits(columns).float(), source.tape.logits(others).float()
         metrics = self._metrics(clean, other, which)
         replacement = Replacement(source) if resampled else self._means()
         empty = metric_values(metrics, other, clean).double().cpu() if resampled else None
         made = _Chunk(bases, columns, clean, metrics, replacement, empty)
-        size = sum(value.numel() * value.element_size() for value in source.values.values())
+        held = (*source.values.values(), *source.experts.values())
+        size = sum(value.numel() * value.element_size() for value in held)
         if size <= self._room:
             self._room -= size
             self._kept[number] = made
@@ -239,12 +239,12 @@ class CircuitRunner:
         count = 0
         for start in range(0, len(prompts), self.at_once):
             which = range(start, min(len(prompts), start + self.at_once))
-            tape: Tape = record_run(self.model, self.wiring, examples_of(prompts.inputs, which))
+            run = record_run(self.model, self.wiring, examples_of(prompts.inputs, which))
             self.passes["full"] += 1
             real = torch.zeros(len(which), tokens.length, dtype=torch.bool)
             for row, one in enumerate(which):
                 real[row, tokens.starts[one] : tokens.starts[one] + len(tokens.ids[one])] = True
-            for first, shares in shares_in(self.model, self.wiring, tape).items():
+            for first, shares in shares_in(self.model, self.wiring, run).items():
                 seen = shares.float() * real.to(shares.device)[None, :, :, None]
                 total[first] = total.get(first, 0) + seen.sum((1,) if by_position else (1, 2), keepdim=True)
             count += len(which) if by_position else int(real.sum())

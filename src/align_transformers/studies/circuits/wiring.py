@@ -16,6 +16,7 @@ from ...models.dummy import dummy_inputs
 from ...models.shown import shares_of
 from ...models.trace import watch
 from ...sites import Site
+from .._experts import ExpertCalls
 from .._module_kinds import is_plain, same_numbers
 from .._taped import record
 from ..graph import CircuitGraph, GraphNode, parts_of, reads_at
@@ -55,16 +56,37 @@ class Port:
     """A vector that one receiver has to itself.
 
     Args:
-        site: where it is.
+        site: where it is; `None`: it goes to an expert or to the router.
         columns: of its tensor; `None`: all.
         rows: `(width, d)` what makes it of what the part reads, and what is added; `None`: the part reads it itself.
         bias: `(width,)`, or `None`.
     """
 
-    site: Site
+    site: Site | None
     columns: slice | Tensor | None = None
     rows: Tensor | None = None
     bias: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Experts:
+    """The experts of a block.
+
+    Args:
+        layer: of the block.
+        count: how many there are; their nodes come first, then that of what is shared, if there is such.
+        module: that holds them.
+        router: that chooses some; its node is the last receiver.
+        entry: where the module around them reads.
+        scale: what they give is multiplied with it on its way to the stream.
+    """
+
+    layer: int
+    count: int
+    module: nn.Module
+    router: nn.Module
+    entry: Site
+    scale: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +99,7 @@ class StreamReader:
         stream: where it is as they read it.
         norm: what is made of it there; `None`: nothing.
         ports: of each receiver.
+        experts: what of them are experts.
     """
 
     layer: int | None
@@ -84,6 +107,7 @@ class StreamReader:
     stream: Site
     norm: nn.Module | None
     ports: tuple[Port, ...]
+    experts: Experts | None = None
 
     def normed(self, stream: Tensor) -> Tensor:
         """Return what becomes of the stream, past all hooks."""
@@ -100,7 +124,8 @@ class StreamWriter:
         added: where what they add in all is.
         z: of heads, what the output projection reads.
         given: of heads behind a norm, what goes into it.
-        weight: of heads `(heads, head_dim, d)`, with what it is multiplied with; `None` where only the layer knows.
+        weight: of heads `(heads, head_dim, d)`, with what it is multiplied with.
+        experts: what of them are experts.
     """
 
     senders: range
@@ -108,6 +133,7 @@ class StreamWriter:
     z: Site | None = None
     given: Site | None = None
     weight: Tensor | None = None
+    experts: Experts | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +165,8 @@ def wire(model: nn.Module, graph: CircuitGraph) -> Wiring:
     for row, numbers in zip(valid, graph.visible, strict=True):
         row[list(numbers)] = True
     blocks = resolve(model).stacks[""]
-    return Wiring(tuple(_readings(model, graph, blocks)), tuple(_writings(model, graph, blocks)), valid)
+    seen = _Seen(model, graph, blocks)
+    return Wiring(tuple(_readings(model, graph, blocks, seen)), tuple(_writings(model, graph, seen)), valid)
 
 
 def _groups(nodes: Sequence[GraphNode]) -> Iterator[tuple[int | None, str, range]]:
@@ -158,7 +185,7 @@ def _kind(node: GraphNode) -> str:
 # --- who writes where -------------------------------------------------------------------------------------------------
 
 
-def _writings(model: nn.Module, graph: CircuitGraph, blocks: Sequence[Block]) -> Iterator[StreamWriter]:
+def _writings(model: nn.Module, graph: CircuitGraph, seen: _Seen) -> Iterator[StreamWriter]:
     for layer, part, numbers in _groups(graph.senders):
         if layer is None:
             yield StreamWriter(numbers, Site("block_input", 0))
@@ -167,9 +194,9 @@ def _writings(model: nn.Module, graph: CircuitGraph, blocks: Sequence[Block]) ->
         else:
             added = Site(part.replace("_output", "_contribution"), layer)
             node = graph.senders[numbers[0]]
-            if node.kind == "expert":
-                raise SpecError("exact circuits tell no experts apart: graph(model, experts=False)")
-            yield _heads(model, layer, numbers, added) if node.kind == "head" else StreamWriter(numbers, added)
+            experts = seen.experts(layer) if node.kind == "expert" else None
+            plain = StreamWriter(numbers, added, experts=experts)
+            yield _heads(model, layer, numbers, added) if node.kind == "head" else plain
 
 
 def _heads(model: nn.Module, layer: int, numbers: range, added: Site) -> StreamWriter:
@@ -193,10 +220,8 @@ def _heads(model: nn.Module, layer: int, numbers: range, added: Site) -> StreamW
 # --- who reads where --------------------------------------------------------------------------------------------------
 
 
-def _readings(model: nn.Module, graph: CircuitGraph, blocks: Sequence[Block]) -> Iterator[StreamReader]:
-    groups = list(_groups(graph.receivers))
-    seen = _Seen(model, graph, blocks, groups)
-    for layer, part, numbers in groups:
+def _readings(model: nn.Module, graph: CircuitGraph, blocks: Sequence[Block], seen: _Seen) -> Iterator[StreamReader]:
+    for layer, part, numbers in _groups(graph.receivers):
         nodes = [graph.receivers[number] for number in numbers]
         if layer is None:
             end = Site("block_output", len(blocks) - 1)
@@ -207,8 +232,11 @@ def _readings(model: nn.Module, graph: CircuitGraph, blocks: Sequence[Block]) ->
         else:
             entry = Site(reads_at(blocks[layer], part), layer)
             letters = [node.name.partition("<")[2][:1] for node in nodes]
-            if "r" in letters or nodes[0].kind == "expert":
-                raise SpecError("exact circuits tell no experts apart: graph(model, experts=False)")
+            if nodes[0].kind == "expert":
+                stream, norm = seen.norm(layer, part, entry)
+                ports = tuple(Port(entry if node.name.endswith(".shared") else None) for node in nodes)
+                yield StreamReader(layer, numbers, stream, norm, ports, seen.experts(layer))
+                continue
             if not letters[0]:
                 stream, norm = seen.norm(layer, part, entry)
                 yield StreamReader(layer, numbers, stream, norm, (Port(entry),))
@@ -256,19 +284,15 @@ class _Seen:
         model: the user's.
         graph: of it.
         blocks: of the model.
-        groups: its receivers, by part.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        graph: CircuitGraph,
-        blocks: Sequence[Block],
-        groups: Sequence[tuple[int | None, str, range]],
-    ) -> None:
-        self._model, self._graph = uncompiled(model), graph
+    def __init__(self, model: nn.Module, graph: CircuitGraph, blocks: Sequence[Block]) -> None:
+        self._model, self._graph, self._blocks = uncompiled(model), graph, blocks
+        told_apart = any(node.kind == "expert" for node in graph.senders)
+        self._calls = ExpertCalls(blocks if told_apart else ())
+        self._experts: dict[int, Experts] = {}
         sites: dict[Site, None] = {}
-        for layer, part, numbers in groups:
+        for layer, part, numbers in _groups(graph.receivers):
             if layer is None or part == "block":
                 continue
             contributions = [one.replace("_output", "_contribution") for one in parts_of(blocks[layer])]
@@ -278,7 +302,7 @@ class _Seen:
                 sites[self.projected(layer)] = None
         inputs = dict(next(dummy_inputs(self._model)))
         with evaluating(model):
-            self._values = record(self._model, inputs, list(sites), graph=False).values
+            self._tape = record(self._model, inputs, list(sites), graph=told_apart, within=self._calls.watched)
             calls = watch(self._model, inputs).calls
         self._plain = [
             call for call in calls if is_plain(call.module) and next(call.module.parameters(), None) is not None
@@ -287,6 +311,22 @@ class _Seen:
     def projected(self, layer: int) -> Site:
         """Return where the query projection of a layer reads."""
         return Site(f"{find_slot(self._model, Site('query_output', layer)).path}.input")
+
+    def experts(self, layer: int) -> Experts:
+        """Return the experts of a block.
+
+        Raises:
+            SpecError: it is not known what each of them adds.
+        """
+        if layer not in self._experts:
+            entry, added = Site(reads_at(self._blocks[layer], "mlp_output"), layer), Site("mlp_contribution", layer)
+            scale = self._calls.scale(layer, self._tape.nodes[entry], self._tape.nodes[added])
+            if scale is None:
+                raise SpecError(f"what each expert of layer {layer} adds is not known: graph(model, experts=False)")
+            slots = self._blocks[layer].slots
+            router, experts = slots["router_output"], slots["expert_activation"]
+            self._experts[layer] = Experts(layer, int(router.width or 0), experts.module, router.module, entry, scale)
+        return self._experts[layer]
 
     def norm(self, layer: int, part: str, entry: Site) -> tuple[Site, nn.Module | None]:
         """Return where a part of a block reads the stream, and the norm between that and its entry, if there is one.
@@ -298,10 +338,10 @@ class _Seen:
         before = {
             part_of(self._graph.senders[n]) for n in self._graph.visible[node] if self._graph.senders[n].layer == layer
         }
-        stream = self._values[Site("block_input", layer)]
+        stream = self._tape.values[Site("block_input", layer)]
         for one in before:
-            stream = stream + self._values[Site(one.replace("_output", "_contribution"), layer)]
-        read = self._values[entry]
+            stream = stream + self._tape.values[Site(one.replace("_output", "_contribution"), layer)]
+        read = self._tape.values[entry]
         if _same(read, stream):
             return entry, None
         for call in self._plain:
