@@ -86,6 +86,9 @@ SUMS = at.CausalModel(
 PARTS = at.CounterfactualDataset.sample(SUMS, 2000, variables="a", seed=0)
 
 
+NODES = at.graph(model())
+
+
 def numbers_of(one: dict[str, Any]) -> list[float]:
     return [float(one["a"]), float(one["b"])]
 
@@ -125,6 +128,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "edge_attribution": (at.edge_attribution, {
         **PROMPTS, "tokenizer": None, "columns": None, "method": "eap", "rule": "true", "points": 2, "metric": None,
         "answers": (4, 5), "at": -1, "at_once": 2, "seed": 0, "progress": None}),
+    "Circuit": (at.Circuit, {"graph": NODES, "kept": torch.zeros(len(NODES), dtype=torch.bool),
+                "scores": torch.zeros(len(NODES)), "facts": {"seed": 0}}),
     "graph": (at.graph, {"model": model(), "per_query_head": False, "experts": True}),
     "score": (at.score, {"model": model(), "prompts": tokens(2, 3), "metric": at.accuracy(3),
                          "metrics": None, "tokenizer": None, "columns": None, "at": -1, "store": None,

@@ -97,6 +97,7 @@ from .positions import Positions
 from .sites import COMPONENTS, Site
 from .studies import (
     AlignmentResult,
+    Circuit,
     CircuitGraph,
     Claim,
     align,
@@ -149,6 +150,7 @@ __all__ = [
     "Bound",
     "BoundlessRotatedSpaceIntervention",
     "CausalModel",
+    "Circuit",
     "CircuitGraph",
     "Claim",
     "CollectIntervention",

@@ -10,6 +10,7 @@ from .attention_patterns import attention_patterns
 from .attribution import attribution
 from .causal_scrubbing import Claim, causal_scrubbing
 from .causal_tracing import causal_tracing
+from .circuits.circuit import Circuit
 from .direct_attribution import direct_logit_attribution
 from .edge_attribution import edge_attribution
 from .graph import CircuitGraph, GraphNode, graph
@@ -23,6 +24,7 @@ from .steer import steer
 __all__ = [
     "AlignmentResult",
     "CellRun",
+    "Circuit",
     "CircuitGraph",
     "Claim",
     "Clean",

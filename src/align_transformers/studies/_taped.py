@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .._errors import SiteError, SpecError
 from ..engine import Inputs, logits_of
 from ..engine.hooks import Tap, tapped
-from ..models import evaluating, find_slot, resolve, uncompiled
+from ..models import Slot, evaluating, find_slot, resolve, uncompiled
 from ..models.added_columns import leading_columns
 from ..models.cache_copies import own_caches
 from ..models.recomputing import computed_once
@@ -109,6 +109,7 @@ def record(
     rules: BackwardRules | None = None,
     changes: Mapping[Site, PutThere] | None = None,
     within: Callable[[], AbstractContextManager[None]] = nullcontext,
+    slots: Mapping[Site, Slot] | None = None,
 ) -> Tape:
     """Run a model once, in eval mode, and return what stood at some sites.
 
@@ -120,6 +121,7 @@ def record(
         rules: of the backward pass.
         changes: by site what shall stand there instead.
         within: makes a context that is open in the scope of the pass.
+        slots: where sites are that are not to be looked up.
 
     Raises:
         SiteError: a site does not exist, is not reached, or is reached twice.
@@ -127,7 +129,8 @@ def record(
     ends = embeddings_of(model) if graph else []
     every = dict.fromkeys((*ends, *sites, *(changes or {})))
     recorders = {site: _SiteTape(site, graph, (changes or {}).get(site)) for site in every}
-    taps = [Tap(find_slot(model, site), recorder) for site, recorder in recorders.items()]
+    known = slots or {}
+    taps = [Tap(known.get(site) or find_slot(model, site), recorder) for site, recorder in recorders.items()]
     output, inner = tapped_pass(model, inputs, taps, graph=graph, rules=rules, within=within), uncompiled(model)
     missed = [str(site) for site in sites if recorders[site].value is None]
     if missed:

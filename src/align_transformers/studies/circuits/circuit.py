@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..._checked import checked
+from ..._checked import checked, checked_class
 from ..._errors import SpecError, UnknownNameError, near_misses
 from ..._files import write_atomically
 from ..graph import CircuitGraph
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import networkx
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class Circuit:
     """Edges of a model's graph that are kept; all others are absent.
@@ -158,10 +159,13 @@ class Circuit:
             found = {name: (bool(edge["in_graph"]), float(edge["score"])) for name, edge in data["edges"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SpecError(f"{path} is no list of edges as Circuit.save writes it ({error!r})") from error
-        empty = graph.to_dict()["edges"]
-        if set(found) != set(empty):
-            raise SpecError(f"{path} is about another graph: it has {len(found)} edges, this one {len(empty)}")
-        each = [found[next(iter(names))] for names in graph.unshared()]
+        names, here = set(graph.to_dict()["edges"]), graph.facts.get("model")
+        other = data.get("cfg", {}).get("model", here)
+        if set(found) != names or other != here:
+            raise SpecError(
+                f"{path} is about another graph: {len(found)} edges of {other}; this one has {len(names)}, of {here}"
+            )
+        each = [found[shared[0]] for shared in graph.unshared()]
         kept, scores = (torch.tensor(values) for values in zip(*each, strict=True))
         return cls(graph, kept, scores if bool(scores.any()) else None, data.get("facts", {}))
 

@@ -60,7 +60,8 @@ def record_run(model: nn.Module, wiring: Wiring, inputs: Inputs) -> RecordedRun:
     sites = [site for one in wiring.writings for site in _written(one)]
     sites += [site for one in wiring.readings for site in (one.stream, *_sites(one))]
     called = ExpertStreams([one for one in wiring.readings if one.experts is not None])
-    tape = record(model, inputs, list(dict.fromkeys(sites)), graph=False, within=called.open)
+    slots = {one.stream: one.slot for one in wiring.readings}
+    tape = record(model, inputs, list(dict.fromkeys(sites)), graph=False, within=called.open, slots=slots)
     return RecordedRun(tape, called.shares)
 
 
@@ -177,7 +178,7 @@ class CircuitPass:
             if not bool(self._live[list(reading.receivers)].any()):
                 continue
             if self._mixing(reading) and reading.stream != reading.ports[0].site:
-                yield Tap(find_slot(self._model, reading.stream), partial(self._read, reading))
+                yield Tap(reading.slot, partial(self._read, reading))
             if reading.experts is not None:
                 yield Tap(find_slot(self._model, reading.experts.entry), partial(self._experts.note, reading.experts))
             for site in _sites(reading):
@@ -261,9 +262,10 @@ class CircuitPass:
         rows = torch.stack([port.rows for port in ports if port.rows is not None])
         given = normed.transpose(0, 1)
         made = torch.bmm(given.flatten(1, 3), rows.transpose(1, 2)).unflatten(1, given.shape[1:4]).flatten(1, 2)
-        if ports[0].bias is None:
+        if all(port.bias is None for port in ports):  # of some models keys alone have none
             return made
-        return made + torch.stack([port.bias for port in ports if port.bias is not None])[:, None, None]
+        each = [rows.new_zeros(rows.shape[1]) if port.bias is None else port.bias for port in ports]
+        return made + torch.stack(each)[:, None, None]
 
     def _streams(self, reading: StreamReader, numbers: list[int], stream: Tensor) -> Tensor:
         """Return the stream of each receiver, `(copies, receivers, examples, tokens, width)`."""

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from ..._errors import SpecError
-from ...models import evaluating, find_slot, resolve, uncompiled
+from ...models import Slot, evaluating, find_slot, resolve, uncompiled
 from ...models.component_map import Block
 from ...models.dummy import dummy_inputs
 from ...models.shown import shares_of
 from ...models.trace import watch
 from ...sites import Site
 from .._experts import ExpertCalls
-from .._module_kinds import is_plain, same_numbers
+from .._module_kinds import is_plain, kind_of, same_numbers
 from .._taped import record
 from ..graph import CircuitGraph, GraphNode, parts_of, reads_at
 
@@ -96,7 +96,7 @@ class StreamReader:
     Args:
         layer: `None` for the end.
         receivers: their numbers, one after the other.
-        stream: where it is as they read it.
+        stream: where it is as they read it; `slot` the same in the model.
         norm: what is made of it there; `None`: nothing.
         ports: of each receiver.
         experts: what of them are experts.
@@ -105,6 +105,7 @@ class StreamReader:
     layer: int | None
     receivers: range
     stream: Site
+    slot: Slot
     norm: nn.Module | None
     ports: tuple[Port, ...]
     experts: Experts | None = None
@@ -205,6 +206,11 @@ def _heads(model: nn.Module, layer: int, numbers: range, added: Site) -> StreamW
     if slot.side != "input" or slot.heads is None:
         raise SpecError(f"what the heads at {slot} add is not known: they are not what a projection reads")
     given = None if share is not None else Site("attention_output", layer)
+    behind = find_slot(model, added)
+    probe = next(model.parameters()).new_zeros(behind.width or 0)
+    if given is not None and kind_of(behind.module, probe) != "norm":
+        name = type(behind.module).__name__
+        raise SpecError(f"what each head of layer {layer} adds is not known: {name} is behind their sum")
     linear = matrix_of(slot.module)
     scale = 1.0 if share is None else share[0].scale
     if linear is None:
@@ -225,26 +231,26 @@ def _readings(model: nn.Module, graph: CircuitGraph, blocks: Sequence[Block], se
         nodes = [graph.receivers[number] for number in numbers]
         if layer is None:
             end = Site("block_output", len(blocks) - 1)
-            yield StreamReader(None, numbers, end, None, (Port(end),))
+            yield StreamReader(None, numbers, end, find_slot(model, end), None, (Port(end),))
         elif part == "block":
             start = Site("block_input", layer)
-            yield StreamReader(layer, numbers, start, None, (Port(start),))
+            yield StreamReader(layer, numbers, start, find_slot(model, start), None, (Port(start),))
         else:
             entry = Site(reads_at(blocks[layer], part), layer)
             letters = [node.name.partition("<")[2][:1] for node in nodes]
             if nodes[0].kind == "expert":
-                stream, norm = seen.norm(layer, part, entry)
+                read_at = seen.norm(layer, part, entry)
                 ports = tuple(Port(entry if node.name.endswith(".shared") else None) for node in nodes)
-                yield StreamReader(layer, numbers, stream, norm, ports, seen.experts(layer))
+                yield StreamReader(layer, numbers, *read_at, ports, seen.experts(layer))
                 continue
             if not letters[0]:
-                stream, norm = seen.norm(layer, part, entry)
-                yield StreamReader(layer, numbers, stream, norm, (Port(entry),))
+                read_at = seen.norm(layer, part, entry)
+                yield StreamReader(layer, numbers, *read_at, (Port(entry),))
                 continue
             known: dict[nn.Module, tuple[Tensor, Tensor | None] | None] = {}
             ports = tuple(_port(model, node, letter, known) for node, letter in zip(nodes, letters, strict=True))
-            stream, norm = seen.norm(layer, part, seen.projected(layer))
-            yield StreamReader(layer, numbers, stream, norm, ports)
+            read_at = seen.attention(layer, part)
+            yield StreamReader(layer, numbers, *read_at, ports)
 
 
 def _port(
@@ -298,19 +304,30 @@ class _Seen:
             contributions = [one.replace("_output", "_contribution") for one in parts_of(blocks[layer])]
             names = ["block_input", reads_at(blocks[layer], part), *contributions]
             sites |= dict.fromkeys(Site(name, layer) for name in names)
-            if any("<" in graph.receivers[number].name for number in numbers):
-                sites[self.projected(layer)] = None
+            if any(graph.receivers[number].name[-3:-1] in ("<q", "<k", "<v") for number in numbers):
+                sites |= dict.fromkeys(self._projected(layer))
         inputs = dict(next(dummy_inputs(self._model)))
         with evaluating(model):
             self._tape = record(self._model, inputs, list(sites), graph=told_apart, within=self._calls.watched)
             calls = watch(self._model, inputs).calls
-        self._plain = [
-            call for call in calls if is_plain(call.module) and next(call.module.parameters(), None) is not None
-        ]
+        self._plain = [call for call in calls if is_plain(call.module)]
 
-    def projected(self, layer: int) -> Site:
-        """Return where the query projection of a layer reads."""
-        return Site(f"{find_slot(self._model, Site('query_output', layer)).path}.input")
+    def _projected(self, layer: int) -> list[Site]:
+        """Return where the projections of a layer read."""
+        slots = (find_slot(self._model, Site(name, layer)) for name in READS.values())
+        return list(dict.fromkeys(Site(f"{slot.path}.input") for slot in slots))
+
+    def attention(self, layer: int, part: str) -> tuple[Site, Slot, nn.Module | None]:
+        """Return where queries, keys and values read the stream, as `norm` does.
+
+        Raises:
+            SpecError: they do not read the same.
+        """
+        first, *others = self._projected(layer)
+        for other in others:
+            if not _same(self._tape.values[other], self._tape.values[first]):
+                raise SpecError(f"{other} is not {first}: what of them reads the residual stream cannot be told")
+        return self.norm(layer, part, first)
 
     def experts(self, layer: int) -> Experts:
         """Return the experts of a block.
@@ -328,7 +345,7 @@ class _Seen:
             self._experts[layer] = Experts(layer, int(router.width or 0), experts.module, router.module, entry, scale)
         return self._experts[layer]
 
-    def norm(self, layer: int, part: str, entry: Site) -> tuple[Site, nn.Module | None]:
+    def norm(self, layer: int, part: str, entry: Site) -> tuple[Site, Slot, nn.Module | None]:
         """Return where a part of a block reads the stream, and the norm between that and its entry, if there is one.
 
         Raises:
@@ -341,19 +358,18 @@ class _Seen:
         stream = self._tape.values[Site("block_input", layer)]
         for one in before:
             stream = stream + self._tape.values[Site(one.replace("_output", "_contribution"), layer)]
-        read = self._tape.values[entry]
+        read, there = self._tape.values[entry], find_slot(self._model, entry)
         if _same(read, stream):
-            return entry, None
+            return entry, there, None
         for call in self._plain:
-            if (
-                call.input is not None
-                and call.output is not None
-                and _same(call.input, stream)
-                and _same(call.output, read)
-            ):
-                return Site(f"{call.path}.input"), call.module
+            given, made = call.input, call.output
+            if given is not None and made is not None and _same(given, stream) and _same(made, read):
+                site = Site(f"{call.path}.input")
+                slot = find_slot(self._model, site)
+                return site, replace(slot, around=there.around) if given.ndim < 3 else slot, call.module
         raise SpecError(
-            f"{entry} is neither the residual stream nor what one norm makes of it: its receivers cannot read another"
+            f"{entry} is neither the residual stream nor what one norm makes of it, so that what reads there cannot be "
+            "given another stream"
         )
 
 
