@@ -464,7 +464,9 @@ def test_texts_of_a_file_are_its_lines(tmp_path):
     assert texts(["zero", f"@{tmp_path / 'some.txt'}"], "PROMPT") == ["zero", "one", "two "]
 
 
-@pytest.mark.parametrize("name", ["scan", "trace", "paths", "lens", "attend", "steer", "probe", "describe", "doctor"])
+@pytest.mark.parametrize(
+    "name", ["scan", "trace", "paths", "lens", "attend", "steer", "probe", "describe", "doctor", "report"]
+)
 def test_help_of_every_command_has_examples(run, name):
     status, out, _ = run(name, "--help")
     assert status == 0

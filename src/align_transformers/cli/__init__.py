@@ -18,6 +18,7 @@ from .doctor_command import doctor
 from .lens_command import lens
 from .paths_command import paths
 from .probe_command import probe
+from .report_command import report
 from .scan_command import scan
 from .steer_command import steer
 from .trace_command import trace
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for _command in (scan, trace, paths, lens, attend, steer, probe, describe):
+for _command in (scan, trace, paths, lens, attend, steer, probe, describe, report):
     app.command(no_args_is_help=True)(_command)
 app.command()(doctor)
 

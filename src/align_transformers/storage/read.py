@@ -168,7 +168,7 @@ def _read_own(
     waived: Collection[str],
     tokenizer: Any,
 ) -> Artifact:
-    record = _read_record(checked_file(folder, RECORD, within))
+    record = read_record(checked_file(folder, RECORD, within))
     saved: Identity = dict(check_record({"weights_hash": None, **record["model"]}, _MODEL, "model"))
     report(
         model_doubts(saved, identify_model(model, weights=saved["weights_hash"] is not None)), *_ANOTHER_MODEL, waived
@@ -224,8 +224,15 @@ def _widths(config: IntervenableConfig, model: nn.Module | None = None) -> dict[
     return found
 
 
-def _read_record(path: Path) -> Mapping[str, Any]:
-    """Return what `intervention.json` says, its outline checked."""
+def read_record(path: Path) -> Mapping[str, Any]:
+    """Return what `intervention.json` says, its outline checked.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ArtifactError: it is damaged, of another format, or of a later version.
+    """
     plain = read_json(path)
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         raise ArtifactError(f"{path.name} is not of the format {FORMAT!r}")
