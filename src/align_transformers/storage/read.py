@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .._errors import AlignError, ArtifactError, SpecError
+from .._summarised import Summarised, Summary, numbers
 from ..config import IntervenableConfig
 from ..hub import PREFIX, Snapshot, download
 from ..models import find_slot
@@ -56,8 +57,8 @@ _TOKENIZER: Mapping[str, Kinds] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Artifact:
+@dataclass(frozen=True, eq=False, repr=False)
+class Artifact(Summarised):
     """What was saved.
 
     Args:
@@ -75,6 +76,12 @@ class Artifact:
     tokenizer: Identity | None
     library_version: str
     origin: str
+
+    def _summary(self) -> Summary:
+        facts = [(str(one.site), type(one.intervention).__name__) for one in self.config.representations]
+        scores = {name: value for name, value in self.metrics.items() if isinstance(value, int | float)}
+        facts += [("scores", numbers(scores))] if scores else []
+        return f"Artifact from {self.origin}, made on {self.model.get('class', 'a model')}", facts
 
 
 def load(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _META_KEY = b"align_transformers"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table(Drawable):
     """A frozen result: columns of equal length and a JSON-able description. Build one with `Table.from_rows`.
 
