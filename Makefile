@@ -37,7 +37,8 @@ help: ## list the targets
 	@echo "Another Python: make TARGET PYTHON=python3.12.  A part of the tests: make test ARGS='tests/test_plan.py -k cycle'."
 	@echo "An environment of yours, used as it is: make TARGET VENV=path/to/it.  Another torch: make TARGET TORCH=torch==2.12.0."
 
-demo: $(VENV)/.installed-demo ## Madrid becomes Rome: trace a real language model, write out/
+demo: $(VENV)/.installed-demo ## Madrid becomes Rome: look at a real language model, then trace it, write out/
+	$(BIN)/align-transformers scan smollm2-135m "The capital of Spain is" --against "The capital of Italy is" --out out
 	$(BIN)/align-transformers trace "The capital of Spain is" "The capital of Italy is" --model smollm2-135m --component block_output --out out
 
 test: $(VENV)/.installed-dev ## the whole test suite, with coverage, on as many processes as there are processors (at most 8)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +17,9 @@ from tests.helpers import LAYERS, VOCAB, new_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from align_transformers import cli
+from align_transformers import Scan, cli
 from align_transformers._errors import SpecError
-from align_transformers.cli import running
+from align_transformers.cli import doctor_command, running
 from align_transformers.cli.options import numbers, texts
 from align_transformers.table import Table
 
@@ -354,12 +358,115 @@ def test_an_interrupt_is_status_130_and_leaves_no_half_of_a_file(run, folder, tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_scan_shows_every_section_with_its_line_and_writes_page_and_data(run, folder, tmp_path):
+    asked = ("scan", folder, BASE, "--against", SOURCE, "--answers", "w4,w5", "--verify", "2", "--out", "results")
+    status, out, err = run(*asked)
+    assert (status, err) == (0, "")
+    found = Scan.load(tmp_path / "results" / "scan.json")
+    assert list(found.tables) == ["says", "lens", "parts", "swaps", "route", "carriers", "attention"]
+    flat = " ".join(out.split())
+    for number, one in enumerate(found.report.chapters, 1):
+        assert f"{number}. {one.title}" in flat
+        assert f">>> {one.code}"[:60] in flat
+        assert all(line[:50] in flat for line in one.findings)
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["scan.html", "scan.json"]
+    assert "Written: results/scan.json, results/scan.html" in out
+    status, out, err = run(*asked, "--json")
+    data = json.loads(out)
+    assert (status, err, data.pop("files")) == (0, "", {"scan": "results/scan.json", "page": "results/scan.html"})
+    assert Scan.from_dict(data).to_dict() == found.to_dict()
+
+
+def test_scan_refuses_answers_that_are_not_one_for_each_prompt(run, folder):
+    status, out, err = run("scan", folder, PROMPT, "--answers", "w4,w5")
+    assert (status, out) == (2, "")
+    assert (
+        err
+        == "align-transformers: error: --answers 'w4,w5': give one token for each prompt, with a comma between two\n"
+    )
+
+
+def test_doctor_tells_versions_devices_and_what_is_not_there(run, monkeypatch):
+    real = doctor_command.find_spec
+    monkeypatch.setattr(doctor_command, "find_spec", lambda name: None if name == "plotly" else real(name))
+    status, out, err = run("doctor", "--json")
+    data = json.loads(out)
+    assert (status, err, set(data)) == (0, "", {"versions", "optional", "machine"})
+    assert data["versions"]["torch"] == torch.__version__
+    assert data["machine"]["devices"][0] == "cpu"
+    assert data["machine"]["threads"] == torch.get_num_threads()
+    assert data["optional"]["plotly"]["version"] is None
+    assert data["optional"]["pandas"]["version"]
+    status, out, err = run("doctor")
+    assert (status, err) == (0, "")
+    assert "plotly              not there; pages: pip install 'align-transformers[report]'" in out
+
+
+def test_doctor_names_every_optional_package_with_its_extra():
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    for package, (_, extra, _) in doctor_command.OPTIONAL.items():
+        found = re.search(rf'^{extra} = \[.*"{package}>', text, re.M) if extra else f"{package}==" in text
+        assert found, package
+    needed = re.search(r"^dependencies = \[(.*?)\]", text, re.M | re.S)[1]
+    assert set(re.findall(r'"([a-z-]+)[><]', needed)) == set(doctor_command.NEEDED)
+
+
+def test_doctor_says_which_passes_of_a_model_are_fast_and_why_others_are_not(run, folder, monkeypatch):
+    status, out, err = run("doctor", folder, "--json")
+    found = json.loads(out)["model"]
+    assert (status, err, found["class"], found["fast"]) == (0, "", "LlamaForCausalLM", True)
+    assert found["passes"] == ["full", "packed"]
+    assert (found["why"], found["difference"] < 1e-4 * found["largest"]) == ([], True)
+    hooked = new_model("llama")
+    hooked.model.layers[1].register_forward_hook(lambda *_: None)
+    monkeypatch.setattr("align_transformers.models.load.load_model", lambda name: (hooked, None))
+    monkeypatch.setattr("align_transformers.models.load_model", lambda name: (hooked, None))
+    found = json.loads(run("doctor", "mine", "--json")[1])["model"]
+    assert (found["fast"], set(found["passes"])) == (False, {"full"})
+    assert any("somebody else's hooks stand in it" in why for why in found["why"])
+    assert "somebody else's hooks stand in it" in run("doctor", "mine")[1]
+
+
+def test_doctor_says_of_a_model_without_blocks_that_it_is_not_known(run, monkeypatch):
+    monkeypatch.setattr("align_transformers.models.load_model", lambda name: (torch.nn.Linear(2, 2), None))
+    found = json.loads(run("doctor", "mine", "--json")[1])["model"]
+    assert (found["class"], found["fast"], found["passes"]) == ("Linear", False, [])
+    assert found["why"]
+
+
+COMPLETE = """
+eval "$(_ALIGN_TRANSFORMERS_COMPLETE=source_bash align-transformers)"
+COMP_WORDS=(align-transformers {words}) COMP_CWORD={number} COMPREPLY=()
+_align_transformers_completion align-transformers
+echo "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_commands_and_options(tmp_path):
+    program = tmp_path / "align-transformers"
+    program.write_text(f"#!{sys.executable}\nfrom align_transformers.cli import main\nmain()\n")
+    program.chmod(0o755)
+    paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+
+    def completed(words: str, number: int) -> list[str]:
+        script = COMPLETE.format(words=words, number=number)
+        return subprocess.run(
+            ["bash", "-c", script], env={**os.environ, **paths}, check=True, capture_output=True, text=True
+        ).stdout.split()
+
+    assert completed("tr", 1) == ["trace"]
+    assert "--against" in completed("scan --a", 2)
+
+
 def test_texts_of_a_file_are_its_lines(tmp_path):
     (tmp_path / "some.txt").write_text("one\n\ntwo \n")
     assert texts(["zero", f"@{tmp_path / 'some.txt'}"], "PROMPT") == ["zero", "one", "two "]
 
 
-@pytest.mark.parametrize("name", ["trace", "paths", "lens", "attend", "steer", "probe", "describe"])
+@pytest.mark.parametrize(
+    "name", ["scan", "trace", "paths", "lens", "attend", "steer", "probe", "describe", "doctor", "report"]
+)
 def test_help_of_every_command_has_examples(run, name):
     status, out, _ = run(name, "--help")
     assert status == 0

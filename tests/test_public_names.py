@@ -27,7 +27,7 @@ NEEDS_NO_EXAMPLE = {
     "comes back from a function, and is not made by hand": (
         *("Alignment", "Bound", "Collected", "Comparison", "Description", "Effect", "Fitted", "Interval"),
         *("AlignmentResult", "AppliedEdits", "CircuitGraph", "IntervenableGeneration", "IntervenableOutput"),
-        *("Outcome", "Scores"),
+        *("Outcome", "Scan", "Scores"),
     ),
     "a base class: its members have examples": ("ConstantSourceIntervention", "SourcelessIntervention"),
     "loads weights that are not here": (

@@ -28,8 +28,8 @@ WRONG: tuple[Any, ...] = (
 
 RESULTS = {
     "AlignmentResult", "AppliedEdits", "Bound", "CircuitGraph", "Collected", "Comparison", "Description", "Effect",
-    "Fitted", "IntervenableGeneration", "IntervenableOutput", "Interval", "Outcome", "Planner", "Scores", "Step",
-    "COMPONENTS",
+    "Fitted", "IntervenableGeneration", "IntervenableOutput", "Interval", "Outcome", "Planner", "Scan", "Scores",
+    "Step", "COMPONENTS",
 }  # fmt: skip
 """What is handed out, and made by nobody else."""
 ABSTRACT = {"ConstantSourceIntervention", "Intervention", "SourcelessIntervention", "TrainableIntervention"}
@@ -146,6 +146,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "logit_lens": (at.logit_lens, {"model": model(), "prompts": tokens(1, 3), "components": ["mlp_output"],
                    "layers": [2], "positions": [1], "answers": 4, "top": 1, "tokenizer": None, "columns": None,
                    "store": None, "progress": None, "planner": at.one_by_one}),
+    "scan": (at.scan, {"model": model(), "prompt": "a b", "against": "b b", "tokenizer": words(), "answers": ("a", "b"),
+                       "top": 1, "verify": 0, "seed": 0, "progress": None, "planner": at.one_by_one}),
     "probe": (at.probe, {
         "model": model(), "prompts": tokens(4, 3), "labels": [0, 1, 0, 1], "components": ["mlp_output"],
         "layers": [2], "positions": [1], "groups": None, "types": None, "estimator": "difference_of_means",

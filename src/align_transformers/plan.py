@@ -10,6 +10,7 @@ from operator import index
 from typing import Any
 
 from ._errors import PlanError, SpecError, UnknownNameError, near_misses
+from ._summarised import Summarised, Summary
 from .positions import EVERYWHERE, Positions
 from .sites import Site
 from .subspaces import Choice
@@ -151,8 +152,8 @@ class Logits:
             raise PlanError(f"logits of the tokens {list(self.tokens)} are wanted, or those of answers, but not both")
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Summarised):
     """A set of runs, and those whose outputs are wanted.
 
     Valid only if no value is needed before it is there: runs read each other in no circle, and themselves at sites that
@@ -201,6 +202,11 @@ class Plan:
         self._ordered(self._by_name)
         for run in self.runs:
             _check_own_reads(run)
+
+    def _summary(self) -> Summary:
+        wanted = f"outputs {', '.join(self.outputs)}" if self.outputs else f"{len(self.values)} values"
+        count = f"{len(self.runs)} run{'s' * (len(self.runs) != 1)}"
+        return f"Plan of {count}, wanted: {wanted}", ((run.name, _said(run)) for run in self.runs)
 
     def run(self, name: str) -> Run:
         """Return the run of that name."""
@@ -317,6 +323,15 @@ def _may_precede(site: Site, other: Site) -> bool:
     first, second = (ends.get(d.point, 0.0) if s.layer is None else s.layer for s, d in ((site, one), (other, two)))
     points = {"input": 0, "inside": 1, "output": 2}
     return site != other and (first, points[one.point]) <= (second, points[two.point])
+
+
+def _said(run: Run) -> str:
+    """Return in words what a run is: its input, and each edit with where it takes its value from."""
+    edits = []
+    for edit in run.edits:
+        read = ", ".join(dict.fromkeys(one.run for one in edit.reads))
+        edits.append(f"{edit.intervention} at {edit.site}" + f" from {read}" * bool(read))
+    return f"{run.input}, {'; '.join(edits) or 'unedited'}"
 
 
 def _check_unique(names: Sequence[str], kind: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from .._checked import checked
 from .._errors import SpecError, UnknownNameError, near_misses
 from .._optional import optional
+from .._summarised import Summarised, Summary, numbers
 from ..compose import Composed, compose
 from ..config import IntervenableConfig
 from ..engine import Planner, bind, logits_of
@@ -37,8 +38,8 @@ RANDOM = "random"
 """The name of the row of a candidate in a random basis."""
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison(Mapping[str, Scores]):
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Summarised, Mapping[str, Scores]):
     """What a comparison found; as a mapping, the scores of each candidate, of the same examples in the same order.
 
     Args:
@@ -48,6 +49,10 @@ class Comparison(Mapping[str, Scores]):
 
     scores: Mapping[str, Scores]
     against: str | None
+
+    def _summary(self) -> Summary:
+        said = f", against {self.against}" if self.against is not None else ""
+        return f"Comparison of {len(self.scores)}{said}", ((name, numbers(own)) for name, own in self.scores.items())
 
     def __getitem__(self, name: str) -> Scores:
         """Return the scores of a candidate."""

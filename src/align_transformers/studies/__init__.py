@@ -4,6 +4,7 @@
 """
 
 from ._cell_run import CellRun
+from ._scan_result import Scan
 from ._sweep import Clean, Measurement, Scorer, Sweep
 from .abstraction import AlignmentResult, align
 from .attention_patterns import attention_patterns
@@ -18,6 +19,7 @@ from .grid import grid
 from .lens import logit_lens
 from .path_patching import path_patching
 from .probe import probe
+from .scan import scan
 from .score import score
 from .steer import steer
 
@@ -30,6 +32,7 @@ __all__ = [
     "Clean",
     "GraphNode",
     "Measurement",
+    "Scan",
     "Scorer",
     "Sweep",
     "align",
@@ -44,6 +47,7 @@ __all__ = [
     "logit_lens",
     "path_patching",
     "probe",
+    "scan",
     "score",
     "steer",
 ]

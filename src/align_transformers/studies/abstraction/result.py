@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..._errors import SpecError
+from ..._summarised import Summarised, Summary
 from ...config import RepresentationConfig
 from ...intervenable import IntervenableModel
 from ...report.page import save_page
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from .search import Search
 
 
-@dataclass(frozen=True, eq=False)
-class AlignmentResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class AlignmentResult(Summarised):
     """What a search found.
 
     Args:
@@ -51,6 +52,11 @@ class AlignmentResult:
         facts = {**meta, **facts_of(search, findings, chosen)}
         facts["verdict"] = list(verdict(rows, facts))
         return cls(Table.from_rows(rows, meta=facts), tuple(findings), search)
+
+    def _summary(self) -> Summary:
+        chosen = [row for row in self.table.rows() if row["chosen"]]
+        said = zip((row["variables"] for row in chosen), self.verdict, strict=False)
+        return f"AlignmentResult: {len(self.table)} hypotheses about {self.table.meta.get('model', '?')}", said
 
     def best(self, variables: str | Sequence[str] | None = None) -> dict[str, Any]:
         """Return the row that was chosen for some variables on the validation pairs.
