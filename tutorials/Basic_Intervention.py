@@ -7,8 +7,8 @@
 # hypothesis about the whole computation hold?).
 #
 # The ancestor of this library ran the first experiment on GPT-2. Its numbers stand beside ours, which are of
-# SmolLM2-135M. Papers: interchange interventions, arXiv:2106.02997; path patching, arXiv:2211.00593; causal scrubbing,
-# Chan et al. 2022.
+# SmolLM2-135M. Papers: interchange interventions, arXiv:2106.02997; path patching, arXiv:2211.00593; causal
+# scrubbing, Chan et al. 2022.
 
 # %%
 import os
@@ -51,8 +51,8 @@ assert words == [" Madrid", " Rome"]
 #
 # ## Every swap
 #
-# `grid` makes that swap at each layer and token, for the MLP's output and for what the attention reads. Swaps that have
-# a prefix in common are computed together: the last line below counts the forward passes.
+# `grid` makes that swap at each layer and token, for the MLP's output and for what the attention reads. Swaps that
+# have a prefix in common are computed together: the last line below counts the forward passes.
 
 # %%
 COMPONENTS = ["mlp_output", "attention_input"]
@@ -67,8 +67,8 @@ for name, value in clean.items():
 print(len(table), "swaps,", table.meta["passes"])
 
 # %% [markdown]
-# The strongest swaps, by the probability of Rome. For GPT-2 the first MLP at the country was the strongest there, too,
-# and after it the input of late attention layers at the same token.
+# The strongest swaps, by the probability of Rome. For GPT-2 the first MLP at the country was the strongest there,
+# too, and after it the input of late attention layers at the same token.
 
 # %%
 strongest = sorted(table.rows(), key=lambda row: row["Rome"], reverse=True)[:4]
@@ -90,8 +90,8 @@ table.plot("Rome")
 # ## Path patching: who tells the last token?
 #
 # A swap says that a part matters, not along which way. Path patching sends a head's output for Italy along the
-# residual stream to the logits alone, with all else held at what it is for Spain. What it changes is the direct effect
-# of that head.
+# residual stream to the logits alone, with all else held at what it is for Spain. What it changes is the direct
+# effect of that head.
 
 # %%
 paths = path_patching(model, SPAIN, ITALY, "logits", freeze="all", tokenizer=tokenizer)
@@ -114,10 +114,10 @@ paths.plot()
 #
 # ## Causal scrubbing: is that the whole story?
 #
-# The hypothesis: up to some layer the country's token carries all that matters, and from there on the last token does.
-# To scrub it, everything that the hypothesis does not mention is taken from prompts about other countries, and the
-# claimed state from a prompt about the same country. If the hypothesis is right, the loss is what it was: 1 of it is
-# recovered. If it is wrong, the model does as badly as with a random prompt: 0.
+# The hypothesis: up to some layer the country's token carries all that matters, and from there on the last token
+# does. To scrub it, everything that the hypothesis does not mention is taken from prompts about other countries, and
+# the claimed state from a prompt about the same country. If the hypothesis is right, the loss is what it was: 1 of it
+# is recovered. If it is wrong, the model does as badly as with a random prompt: 0.
 
 # %%
 CAPITALS = {"Spain": " Madrid", "Italy": " Rome", "France": " Paris", "Japan": " Tokyo", "Germany": " Berlin",
