@@ -29,7 +29,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test meaning fuzz matrix matrix-oldest matrix-newest check arch truth bench bench-before bench-gpu bench-dry format pins clean FORCE
+.PHONY: help demo test meaning fuzz matrix matrix-oldest matrix-newest check arch truth tutorials bench bench-before bench-gpu bench-dry format pins clean FORCE
 
 help: ## list the targets
 	@echo "align-transformers: make TARGET"
@@ -84,6 +84,9 @@ arch: $(VENV)/.installed-dev ## resolve and check a tiny model of every architec
 
 truth: $(VENV)/.installed-dev ## find again what is known to be true, print the numbers (a part: make truth ARGS="induction written")
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m tests.truth $(ARGS)
+
+tutorials: $(VENV)/.installed-dev ## run the tutorials, write their figures to out/tutorials (some: make tutorials ARGS="--small Basic_Intervention")
+	@$(BIN)/python -m tests.tutorials $(ARGS)
 
 bench: bench/venvs/ours/.installed bench/venvs/pyvene/.installed bench/venvs/nnsight/.installed bench/venvs/lens/.installed ## measure against the peers and the physical limit (half an hour), write bench/results.md
 	@HF_HUB_OFFLINE=1 bench/venvs/ours/bin/python bench/run.py $(ARGS)
