@@ -11,7 +11,7 @@ sys.path.insert(0, str(HERE / "_ext"))
 # For the kernels that run tutorials, too.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
 
-from align_transformers._version import library_version
+from align_transformers._version import library_version  # noqa: E402
 
 project = "align-transformers"
 author = "the authors of align-transformers"

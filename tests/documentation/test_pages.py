@@ -1,0 +1,71 @@
+"""The code of every page runs and gives what the page says."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.pages import BLOCK, ROOT, run_page
+
+import align_transformers
+from align_transformers import load_model
+
+TESTED_ELSEWHERE = {
+    "README.md": "tests/test_readme.py",
+    "docs/counterfactuals.md": "tests/causal/test_page.py",
+    "docs/new_model.md": "tests/models/test_new_model_page.py",
+    "docs/new_study.md": "tests/studies/test_new_study.py",
+    "docs/places.md": "tests/studies/test_places.py",
+    "docs/recurrent.md": "tests/zoo/test_recurrent_page.py",
+}
+"""Pages by the test that runs them and knows more of them."""
+
+PAGES = [
+    path.relative_to(ROOT).as_posix()
+    for path in [ROOT / "README.md", ROOT / "llms.txt", ROOT / "SKILL.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    if path.exists() and BLOCK.search(path.read_text(encoding="utf-8"))
+]
+
+loaded = cache(load_model)
+"""A model is loaded once for all pages: no call leaves anything of it changed, which is looked at after each page."""
+
+
+def state_of(model: Any) -> list[Any]:
+    """Return what a page could have changed of a model."""
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    weights = [(one.data_ptr(), one._version, one.requires_grad, one.grad) for one in model.parameters()]
+    return [hooks, weights, [module.training for module in model.modules()]]
+
+
+def test_pages_are_found() -> None:
+    assert len(PAGES) > 5
+    assert set(PAGES) >= TESTED_ELSEWHERE.keys()
+    for page, test in TESTED_ELSEWHERE.items():
+        assert Path(page).name in (ROOT / test).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PAGES if name not in TESTED_ELSEWHERE])
+def test_the_code_of_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(align_transformers, "load_model", loaded)
+    before = (
+        state_of(loaded("smollm2-135m")[0]) if "smollm2-135m" in (ROOT / name).read_text(encoding="utf-8") else None
+    )
+    run_page(ROOT / name, outputs=True)
+    if before is not None:
+        assert state_of(loaded("smollm2-135m")[0]) == before
+
+
+def test_an_output_that_is_wrong_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("Text.\n\n```python\nx = 1\nprint(x)  # 1\nprint('a',\n      x)  # 2\n```\n")
+    assert run_page(page, outputs=True).said == "1\na 1\n"  # a print over several lines is not looked at
+    page.write_text(page.read_text().replace("# 1", "# 3"))
+    with pytest.raises(AssertionError, match=r"page.md:5 says '3', and prints '1\\n'"):
+        run_page(page, outputs=True)
+    page.write_text("```python\n>>> 1 + 1\n3\n\n```\n")
+    with pytest.raises(AssertionError, match="Expected"):
+        run_page(page)
