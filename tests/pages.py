@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def run_page(page: Path, *, outputs: bool = False) -> Ran:
 
     Args:
         page: a text with fenced blocks.
-        outputs: whether the comment behind a `print` is what it prints (`...` stands for anything).
+        outputs: whether the comment behind a `print`, or below it after `#>`, is what it prints (`...`: anything).
     """
     ran = Ran({"__name__": page.stem})
     for line, block in blocks(page):
@@ -65,7 +66,14 @@ def _statements(page: Path, line: int, block: str, ran: Ran, outputs: bool) -> N
         with contextlib.redirect_stdout(said):
             exec(compile(ast.Module([statement], []), str(page), "exec"), ran.names)
         ran.said += said.getvalue()
-        wanted = SAYS.match(lines[(statement.end_lineno or 0) - line - 1])
-        if outputs and wanted:
-            same = doctest.OutputChecker().check_output(wanted[1] + "\n", said.getvalue(), FLAGS)
-            assert same, f"{page.name}:{statement.lineno} says {wanted[1]!r}, and prints {said.getvalue()!r}"
+        wanted = _wanted(lines[(statement.end_lineno or 0) - line - 1 :]) if outputs else ""
+        if wanted:
+            same = doctest.OutputChecker().check_output(wanted + "\n", said.getvalue(), FLAGS)
+            assert same, f"{page.name}:{statement.lineno} says {wanted!r}, and prints {said.getvalue()!r}"
+
+
+def _wanted(lines: list[str]) -> str:
+    """Return what a page says is printed: the comment behind a `print`, or those with `#>` below it."""
+    below = takewhile(lambda line: line.startswith("#> "), lines[1:])
+    behind = SAYS.match(lines[0])
+    return behind[1] if behind else " ".join(line[3:] for line in below)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import typer
 from docutils import nodes
-from docutils.parsers.rst import Directive
 from sphinx.directives.other import TocTree
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+from align_transformers.cli import app
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "align_transformers"
+ELSEWHERE = re.compile(r"""<(?:script|img|iframe|source|video|link)\b[^>]*?(?:src|href)=["'](?:https?:)?//[^>]*>""")
+LOG = logging.getLogger(__name__)
 
 
 def said(node: ast.expr) -> str | None:
@@ -33,7 +40,7 @@ def messages_of(code: str) -> Iterator[tuple[str, str]]:
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
             name, text = node.exc.func, said(node.exc.args[0])
-            if isinstance(name, ast.Name) and name.id.endswith("Error") and text and text.strip("… "):
+            if isinstance(name, ast.Name) and name.id.endswith("Error") and len(re.findall(r"\w", text or "")) > 7:
                 yield name.id, " ".join(text.split())
 
 
@@ -46,7 +53,7 @@ def messages(package: Path = PACKAGE) -> Mapping[str, list[str]]:
     return {name: sorted(texts, key=lambda text: text.lstrip("… ").lower()) for name, texts in sorted(found.items())}
 
 
-class Messages(Directive):
+class Messages(SphinxDirective):
     """What errors of one class say: `messages` with the name of the class."""
 
     required_arguments = 1
@@ -55,8 +62,32 @@ class Messages(Directive):
         """Return a list of messages."""
         items = nodes.bullet_list(classes=["messages"])
         for text in messages()[self.arguments[0]]:
-            items += nodes.list_item("", nodes.paragraph(text, text))
+            items += nodes.list_item("", nodes.paragraph(text, text, support_smartquotes=False))
         return [items]
+
+
+class Commands(SphinxDirective):
+    """Every command of the command line, its arguments and options."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return a section for each."""
+        commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+        return [self.section(name, command) for name, command in commands.items()]
+
+    def section(self, name: str, command: Any) -> nodes.section:
+        """Return what one command is and takes."""
+        section = nodes.section("", nodes.title(name, name), ids=[nodes.make_id(name)], names=[name])
+        section += self.parse_text_to_nodes(inspect.cleandoc(command.help or ""))
+        items = nodes.definition_list()
+        for one in command.params:
+            if one.name != "help":
+                term = ", ".join((*one.opts, *one.secondary_opts)) if one.opts[0].startswith("-") else one.name.upper()
+                said = self.parse_text_to_nodes(" ".join((getattr(one, "help", None) or "").split()))
+                items += nodes.definition_list_item(
+                    "", nodes.term("", "", nodes.literal(term, term)), nodes.definition("", *said)
+                )
+        section += items
+        return section
 
 
 class Tutorials(TocTree):
@@ -67,13 +98,13 @@ class Tutorials(TocTree):
         return super().run() if any((ROOT / "tutorials").glob("[!_]*.py")) else []
 
 
-def keep_first_line(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+def keep_first_line(sphinx: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Hide "The share: ..." from napoleon, which takes what stands before the colon for an attribute's type."""
     if what in ("attribute", "data", "property"):
         lines[:0] = ["..", ""]
 
 
-def keep_marks(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+def keep_marks(sphinx: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Keep |x| from being looked up as a substitution, and end code where a plural's s follows; not in examples."""
     example = False
     for number, line in enumerate(lines):
@@ -82,10 +113,20 @@ def keep_marks(app: Any, what: str, name: str, value: Any, options: Any, lines: 
             lines[number] = re.sub(r"(`[^`\s][^`]*`)(?=\w)", r"\1\\ ", line.replace("|", r"\|"))
 
 
-def setup(app: Any) -> dict[str, bool]:
+def ask_nobody(sphinx: Any, exception: Exception | None) -> None:
+    """Warn of a page that asks another host for something when it is opened."""
+    if exception is None and sphinx.builder.format == "html":
+        for page in sorted(Path(sphinx.outdir).rglob("*.html")):
+            for found in ELSEWHERE.findall(page.read_text(encoding="utf-8")):
+                LOG.warning("%s asks another host: %s", page.relative_to(sphinx.outdir), found)
+
+
+def setup(sphinx: Any) -> dict[str, bool]:
     """Say to Sphinx what is here."""
-    app.add_directive("messages", Messages)
-    app.add_directive("tutorials", Tutorials)
-    app.connect("autodoc-process-docstring", keep_first_line, priority=100)  # before napoleon's
-    app.connect("autodoc-process-docstring", keep_marks, priority=100)
+    sphinx.connect("build-finished", ask_nobody)
+    sphinx.add_directive("messages", Messages)
+    sphinx.add_directive("commands", Commands)
+    sphinx.add_directive("tutorials", Tutorials)
+    sphinx.connect("autodoc-process-docstring", keep_first_line, priority=100)  # before napoleon's
+    sphinx.connect("autodoc-process-docstring", keep_marks, priority=100)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from tests.pages import BLOCK, ROOT, run_page
 
 import align_transformers
-from align_transformers import load_model
+from align_transformers import AlignError, FitError, load_model
+from align_transformers._optional import MissingExtraError
 
 TESTED_ELSEWHERE = {
     "README.md": "tests/test_readme.py",
@@ -27,6 +29,37 @@ PAGES = [
     for path in [ROOT / "README.md", ROOT / "llms.txt", ROOT / "SKILL.md", *sorted((ROOT / "docs").rglob("*.md"))]
     if path.exists() and BLOCK.search(path.read_text(encoding="utf-8"))
 ]
+
+
+def has_section(name: str) -> bool:
+    """Return whether the page of errors explains a class."""
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    _, _, section = page.partition(f"\n## {name}\n")
+    section = section.partition("\n## ")[0]
+    return "autoexception" in section and (name == "AlignError" or "**Cure**" in section)
+
+
+def errors(kind: type[AlignError]) -> list[str]:
+    """Return the names of a class of errors and of all below it that the package defines."""
+    own = [kind.__name__] if kind.__module__.startswith("align_transformers") else []
+    return own + [name for below in kind.__subclasses__() for name in errors(below)]
+
+
+def test_every_error_is_explained() -> None:
+    found = errors(AlignError)
+    assert {FitError.__name__, MissingExtraError.__name__} <= set(found)
+    assert [name for name in found if not has_section(name)] == []
+
+
+def test_every_name_is_in_the_reference() -> None:
+    pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.md")]
+    listed = [name for page in pages for name in re.findall(r"^   ([\w.]+)$", page, re.MULTILINE)]
+    names = set((ROOT / "tests" / "public_names.txt").read_text(encoding="utf-8").split())
+    left_out = names - set(listed) - set(errors(AlignError)) - {"operations", "subspaces"}
+    assert left_out == set(), "put them on a page of docs/reference/"
+    assert len(listed) == len(set(listed))
+    assert {name for name in listed if "." not in name} <= names
+
 
 loaded = cache(load_model)
 """A model is loaded once for all pages: no call leaves anything of it changed, which is looked at after each page."""
@@ -66,6 +99,9 @@ def test_an_output_that_is_wrong_is_found(tmp_path: Path) -> None:
     assert run_page(page, outputs=True).said == "1\na 1\n"  # a print over several lines is not looked at
     page.write_text(page.read_text().replace("# 1", "# 3"))
     with pytest.raises(AssertionError, match=r"page.md:5 says '3', and prints '1\\n'"):
+        run_page(page, outputs=True)
+    page.write_text("```python\nprint('a b')\n#> a\n#> c\n```\n")
+    with pytest.raises(AssertionError, match="'a c'"):
         run_page(page, outputs=True)
     page.write_text("```python\n>>> 1 + 1\n3\n\n```\n")
     with pytest.raises(AssertionError, match="Expected"):
