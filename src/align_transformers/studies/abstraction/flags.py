@@ -60,9 +60,10 @@ class Checks:
         if one.by_heart is not None and one.permuted is not None:
             yield by_heart(train, self._search.interval(names, one.permuted, one.by_heart))
         if one.again:
-            yield against_random_network(
-                score, self._search.interval(names, test, one.again["test"]), chance=_chance(test, rows)
-            )
+            others = [self._search.interval(names, test, found) for found in one.again["test"]]
+            yield against_random_network(score, *others, chance=_chance(test, rows))
+        if one.hypothesis.parts:
+            return  # what is at the second place is another activation after the first edit
         clean, patched = self._states(one)
         if len(clean) >= 4 and clean.var(0).sum() > 0:
             yield off_manifold(clean, patched, seed=self._search.seed)
