@@ -183,9 +183,8 @@ def align(
             raise SpecError("hypotheses say where each variable is: leave out variables, sites, layers and heads")
         chosen.check(model, asked)
         work = Search(
-            task, {name: dict(part.facts) for name, part in parts.items()}, asked, chosen, lesson, loss, batch_size,
-            search, tuple(controls), draws, only_solved, random_model, networks, memory, resamples, confidence, seed,
-            store,
+            task, {name: of.facts for name, of in parts.items()}, asked, chosen, lesson, loss, batch_size, search,
+            tuple(controls), draws, only_solved, random_model, networks, memory, resamples, confidence, seed, store,
         )  # fmt: skip
         if progress is True:
             with bar("align") as advance:
