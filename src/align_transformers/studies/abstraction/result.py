@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..._errors import SpecError
+from ..._errors import ArtifactError, SpecError
 from ...config import RepresentationConfig
 from ...intervenable import IntervenableModel
 from ...report.page import save_page
@@ -119,8 +119,13 @@ class AlignmentResult:
 
         Returns:
             The folder.
+
+        Raises:
+            ArtifactError: it is a file.
         """
         where = Path(folder)
+        if where.exists() and not where.is_dir():
+            raise ArtifactError(f"folder={os.fspath(folder)!r} is a file: a search is saved as a folder")
         where.mkdir(parents=True, exist_ok=True)
         for variables in dict.fromkeys(row["variables"] for row in self.table.rows() if row["chosen"]):
             names, row = variables.split(", "), self.best(variables.split(", "))

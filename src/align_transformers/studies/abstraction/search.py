@@ -152,14 +152,13 @@ class Search:
         fitted = [one for one in findings if one.status == "fitted"]
         self._score(fitted, runner)
         self._compare(fitted, runner, lesson, counter)
-        doubts = Checks(self, runner)
-        for one in best_of_each(fitted):
-            one.checks = doubts.of(one)
-        answers = task.answers()
+        doubts, answers = Checks(self, runner), task.answers()
         for one in best_of_each(fitted, methods=False):
             assert one.candidate is not None
             one.regions = regions_of(runner, hard(one.candidate), self.seed)
             one.self_swap = self._still(one, runner, answers)
+        for one in best_of_each(fitted):
+            one.checks = doubts.of(one)
         return findings
 
     def _begun(self, hypothesis: Hypothesis) -> Finding:
