@@ -10,6 +10,7 @@ import counterfactuals
 import searching
 import study_works
 import torch
+import whole_searches
 import work
 from peers import hooks
 from torch import Tensor
@@ -206,5 +207,8 @@ WORKS = {
     "counterfactual data": counterfactuals.drawn,
     "fits together": searching.together,
     "fits alone": searching.alone,
+    "whole search": whole_searches.whole,
+    "search one by one": whole_searches.one_by_one,
+    "nominated": whole_searches.nominated,
     **study_works.WORKS,
 }
