@@ -21,7 +21,7 @@ from ...sites import Site
 from .._taped import Tape, record, tapped_pass
 from ..direct_attribution import FrozenNorm
 from .shared_buffer import SharedBuffer
-from .wiring import Port, StreamReader, Wiring, StreamWriter
+from .wiring import Port, StreamReader, StreamWriter, Wiring
 
 Shares = Mapping[int, Tensor]
 """By number of the first sender of a part what its senders add: of heads `(heads, ...)`, broadcastable to
