@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -187,6 +188,18 @@ def test_the_command_line_itself_imports_nothing_heavy():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_help_takes_less_than_half_a_second():
+    asked = "import sys; sys.argv = ['align-transformers', '--help']; from align_transformers.cli import main; main()"
+
+    def seconds() -> float:  # of the processor: it may be busy with other things
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", asked], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.5
 
 
 def test_a_progress_bar_is_shown_on_stderr_while_it_runs(run, folder, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .._bar import each
 from .._checked import checked
 from .._errors import SpecError, UnknownNameError, near_misses
 from .._optional import optional
@@ -124,6 +125,7 @@ def compare(
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
+    progress: Callable[[int, int], None] | bool | None = None,
 ) -> Comparison:
     """Measure several intervenable models of one model on the same examples.
 
@@ -142,6 +144,7 @@ def compare(
         resamples: of the bootstrap.
         confidence: of its intervals.
         seed: of its draws, and of the random basis.
+        progress: called with the batches done and those in all, as far as that is known; `True` for a bar (rich).
 
     Returns:
         The scores of each candidate; `rows()` has them, with paired differences from the random row.
@@ -169,7 +172,7 @@ def compare(
     reader = Reader(first, collator)
     plain, sheets = PlainAnswers(reader, positions), {name: ScoreSheet(metrics) for name in made}
     with frozen(first.model), evaluating(*(k for several in made.values() for one in several for k in one.modules())):
-        for item in loader:
+        for item in each(loader, "compare", progress):
             batch = reader.collate(item)
             plain.add(batch)
             for name, mask, read in _read(reader, batch, made, positions, planner):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from .._bar import telling
 from .._checked import checked
 from .._errors import PositionError, SpecError
 from ..metrics import Metrics
@@ -57,7 +58,7 @@ def edge_attribution(
     at: ReadAt = -1,
     at_once: int = 8,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | bool | None = None,
 ) -> Table:
     """Score every edge of `graph(model, experts=False)`: one receiver alone sees what a sender gives in the source.
 
@@ -79,7 +80,7 @@ def edge_attribution(
         at: likewise.
         at_once: how many pairs are worked on at a time; memory grows with it.
         seed: of the bootstrap over pairs.
-        progress: called with the pairs that are done, and all.
+        progress: called with the pairs that are done, and all; `True` for a bar (rich).
 
     Returns:
         A `Table`, a row an edge: `sender`, `receiver`, `score` (the mean over pairs; positive where the source's value
@@ -110,16 +111,16 @@ def edge_attribution(
     how = How("ig" if method == "eap-ig" else "atp", points=points, switches=switches_of(rule))
     edges = _Edges(model, graph(model, experts=False), how)
     scores, names = [], []
-    for start in range(0, len(pairs), at_once):
-        chosen = range(start, min(len(pairs), start + at_once))
-        inputs = [examples_of(side.inputs, chosen) for side in (pairs.base, pairs.source)]
-        reads = [[side.columns(at)[pair] for pair in chosen] for side in (pairs.base, pairs.source)]
-        own = None if wanted is None else [wanted[""][pair] for pair in chosen]
-        found, used = edges.scores(inputs, reads, own, tokenizer)
-        scores.append(found)
-        names += used
-        if progress is not None:
-            progress(chosen.stop, len(pairs))
+    with telling("edge_attribution", progress) as tell:
+        for start in range(0, len(pairs), at_once):
+            chosen = range(start, min(len(pairs), start + at_once))
+            inputs = [examples_of(side.inputs, chosen) for side in (pairs.base, pairs.source)]
+            reads = [[side.columns(at)[pair] for pair in chosen] for side in (pairs.base, pairs.source)]
+            own = None if wanted is None else [wanted[""][pair] for pair in chosen]
+            found, used = edges.scores(inputs, reads, own, tokenizer)
+            scores.append(found)
+            names += used
+            tell(chosen.stop, len(pairs))
     BackwardRules(how.switches, edges.acted).check(rule)
     meta = {
         **made_with(model), "study": "edge_attribution", "method": method,

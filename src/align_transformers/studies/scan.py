@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from .._bar import bar
+from .._bar import telling
 from .._checked import checked
 from .._errors import AlignError, SpecError
 from ..engine import Planner
@@ -92,10 +91,11 @@ def scan(
     if answers is not None and len(answers) != len(texts):
         raise SpecError(f"answers={answers!r} are {len(answers)}, of {len(texts)} prompts: give one for each")
     work = _Work(model, tokenizer, planner, {}, {}, {})
-    with _told(progress, 4 if against is None else 7) as done:
+    total = 4 if against is None else 7
+    with telling("scan", progress) as tell:
         for number, (name, call) in enumerate(_sections(work, texts, answers, top, verify, seed), 1):
             work.do(name, call)
-            done(number)
+            tell(number, total)
     return Scan(work.tables, work.code, work.missing)
 
 
@@ -240,15 +240,3 @@ def _check_answers(says: Table, answers: Sequence[int | str] | None) -> None:
             f"{whose} {found[0]!r} after both prompts, so that nothing tells them apart: give other answers, one token "
             "for each prompt"
         )
-
-
-@contextmanager
-def _told(progress: Callable[[int, int], None] | bool | None, total: int) -> Iterator[Callable[[int], None]]:
-    """Hold what is told about the sections that are done."""
-    if progress is True:
-        with bar("scan") as advance:
-            yield lambda done: advance(done, total, "")
-    elif callable(progress):
-        yield lambda done: progress(done, total)
-    else:
-        yield lambda done: None

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..._bar import bar
+from ..._bar import telling
 from ..._checked import checked
 from ..._errors import SpecError
 from ...causal import CausalModel, CounterfactualDataset
@@ -186,10 +186,8 @@ def align(
             task, {name: of.facts for name, of in parts.items()}, asked, chosen, lesson, loss, batch_size, search,
             tuple(controls), draws, only_solved, random_model, networks, memory, resamples, confidence, seed, store,
         )  # fmt: skip
-        if progress is True:
-            with bar("align") as advance:
-                return work.result(lambda done, total: advance(done, total, ""))
-        return work.result(progress or (lambda done, total: None))
+        with telling("align", progress) as tell:
+            return work.result(tell)
 
 
 def _check(settings: Mapping[str, Any], controls: Sequence[str], numbers: Mapping[str, int], store: Any) -> None:
