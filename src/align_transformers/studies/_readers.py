@@ -7,7 +7,7 @@ what modules do to the first example.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal
@@ -39,6 +39,7 @@ class Reader:
     Args:
         model: the user's.
         block: that they are in; `None` for the logits.
+        norms: in that block.
         receivers: of the graph, all of one part.
         visible: the numbers of the senders that they see.
         stream: where the summands of what they read are told; the last one's gradient is that of the sum.
@@ -47,6 +48,7 @@ class Reader:
 
     model: nn.Module
     block: Block | None
+    norms: Sequence[nn.Module]
     receivers: tuple[GraphNode, ...]
     visible: tuple[int, ...]
     stream: tuple[Site, ...]
@@ -99,8 +101,7 @@ class Reader:
         if not self._known and not self.whole:
             self._known = True
             stream, read = self._read(tape, slice(1))
-            assert self.block is not None
-            self._norm = _norm_between(uncompiled(self.model).get_submodule(self.block.path), stream, read)
+            self._norm = _norm_between(self.norms, stream, read)
             if self._norm != "unknown":
                 self._matrices = self._found(tape, read)
         plain = self._norm != "unknown" and (not self.letters or bool(self._matrices))
@@ -208,6 +209,8 @@ def readers_of(model: nn.Module, made: CircuitGraph, frozen: bool) -> list[Reade
         frozen: the scales of norms are constant.
     """
     lines, blocks = zip(made.receivers, made.visible, strict=True), resolve(model).stacks[""]
+    width, inner = find_slot(model, Site("block_input", 0)).width or 0, uncompiled(model)
+    norms = [[one for one in inner.get_submodule(block.path).modules() if is_norm(one, width)] for block in blocks]
     found = []
     for (layer, _), group in groupby(lines, key=lambda line: (line[0].layer, part_of(line[0]))):
         nodes, visible = zip(*group, strict=True)
@@ -217,8 +220,8 @@ def readers_of(model: nn.Module, made: CircuitGraph, frozen: bool) -> list[Reade
             parts = dict.fromkeys(part_of(made.senders[n]) for n in visible[0] if made.senders[n].layer == layer)
             adds = [Site(part.replace("_output", "_contribution"), layer) for part in parts]
             stream = [Site("block_input", layer), *adds]
-        block = None if layer is None else blocks[layer]
-        found.append(Reader(model, block, nodes, visible[0], tuple(stream), frozen))
+        block, own = (None, []) if layer is None else (blocks[layer], norms[layer])
+        found.append(Reader(model, block, own, nodes, visible[0], tuple(stream), frozen))
     return found
 
 
@@ -227,11 +230,10 @@ def _letter(node: GraphNode) -> str:
     return letter if letter in READS else ""
 
 
-def _norm_between(block: nn.Module, stream: Tensor, read: Tensor) -> NormParts | Literal["none", "unknown"]:
+def _norm_between(norms: Sequence[nn.Module], stream: Tensor, read: Tensor) -> NormParts | Literal["none", "unknown"]:
     """Return which norm makes of the stream what a part of a block reads."""
     if same_numbers(read, stream):
         return "none"
-    norms = [module for module in block.modules() if is_norm(module, stream.shape[-1])]
     with torch.no_grad():
         made = [(module, module.forward(stream)) for module in norms]
         near = min(made, key=lambda one: float((one[1] - read).abs().max()), default=None)
