@@ -13,6 +13,7 @@ import typer
 from .._errors import AlignError
 from .._version import library_version
 from .attend_command import attend
+from .attribute_command import attribute
 from .describe_command import describe
 from .lens_command import lens
 from .paths_command import paths
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for _command in (trace, paths, lens, attend, steer, probe, describe):
+for _command in (trace, attribute, paths, lens, attend, steer, probe, describe):
     app.command(no_args_is_help=True)(_command)
 
 
