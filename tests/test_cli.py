@@ -254,6 +254,8 @@ def test_describe_of_an_unknown_model_is_one_line_and_status_2(run, model, said)
 PROMPT = "w1 w2 w3 w4"
 COMMANDS = {
     "trace --noise": ["trace", PROMPT, "--noise", "3", "--subject", "w2 w3", "--draws", "3"],
+    "attribute": ["attribute", BASE, SOURCE, "--answers", "w4,w5", "--verify", "4"],
+    "attribute --edges": ["attribute", BASE, SOURCE, "--answers", "w4,w5", "--edges"],
     "paths": ["paths", BASE, SOURCE, "--answers", "w4,w5"],
     "lens": ["lens", PROMPT],
     "lens --parts": ["lens", PROMPT, "w3 w4 w5", "--parts", "--answer", "w5", "--against", "w6"],
@@ -307,6 +309,15 @@ def test_commands_ask_studies_what_was_said(run, folder):
     _, out, _ = run("lens", PROMPT, "--model", folder, "--parts", "--answer", "w5", "--positions", "1", "--json")
     logit = new_model("llama")(torch.tensor([[1, 2]])).logits[0, 1, 5].item()
     assert sum(row["contribution"] for row in json.loads(out)["rows"]) == pytest.approx(logit, abs=1e-5)
+    swaps = ["--component", "attention_value_output", "--heads", "0-1", "--layers", "1", "--verify", "2"]
+    asked = [*swaps, "--method", "ig", "--rule", "norm,half"]
+    _, out, err = run("attribute", BASE, SOURCE, "--model", folder, "--answers", "w4,w5", "--json", *asked)
+    assert not err
+    meta = json.loads(out)["meta"]
+    assert (meta["method"], meta["rule"], meta["check"]["n"]) == ("ig", ["norm", "half"], 2)
+    assert {(row["layer"], row["head"]) for row in json.loads(out)["rows"]} == {(1, 0), (1, 1)}
+    _, out, _ = run("attribute", BASE, SOURCE, "--model", folder, "--answers", "w4,w5", "--edges", "--json")
+    assert json.loads(out)["meta"]["study"] == "edge_attribution"
     _, out, _ = run("attend", PROMPT, "--model", folder, "--layers", "1", "--heads", "0,2", "--json")
     assert {(row["layer"], row["head"]) for row in json.loads(out)["rows"]} == {(1, 0), (1, 2)}
 
@@ -323,6 +334,8 @@ def test_commands_ask_studies_what_was_said(run, folder):
         (["paths", BASE, SOURCE, "--freeze", "some", "--answers", "w4,w5"], "freeze"),
         (["paths", BASE, SOURCE, "--to", "m9", "--answers", "w4,w5"], "m9"),
         (["paths", BASE, SOURCE, "--answers", "w4"], "--answers 'w4': give two tokens"),
+        (["attribute", BASE, SOURCE, "--edges", "--layers", "1"], "leave out --layers"),
+        (["attribute", BASE, SOURCE, "--rule", "some", "--answers", "w4,w5"], "found 'some'; did you mean 'norm'"),
         (["lens", PROMPT, "--value", "rnk"], "--value 'rnk': did you mean 'rank'"),
         (["lens", "@none.txt"], "none.txt"),
         (["lens", PROMPT, "--against", "w5"], "--against is a token that --parts takes off: give --parts"),
@@ -478,7 +491,7 @@ def test_texts_of_a_file_are_its_lines(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["scan", "trace", "paths", "lens", "attend", "steer", "probe", "describe", "doctor", "report"]
+    "name", ["scan", "trace", "attribute", "paths", "lens", "attend", "steer", "probe", "describe", "doctor", "report"]
 )
 def test_help_of_every_command_has_examples(run, name):
     status, out, _ = run(name, "--help")

@@ -87,6 +87,8 @@ class Positions:
 
 
 def _numbers(values: Iterable[Any], what: str) -> tuple[int, ...]:
+    if type(values) is tuple and set(map(type, values)) == {int} and min(values) >= 0:
+        return values  # as it should be: there may be a row for each of many cells
     try:
         numbers = tuple(_number(value) for value in values)
     except TypeError as error:

@@ -39,6 +39,7 @@ def added(family: str, model: Any, ids: Tensor) -> dict[str, Tensor]:
             place = Places(family, model, layer)
             out = place.block.post_feedforward_layernorm if family == "gemma2" else place.mlp
             spots = [(place.after_heads, "input", "z"), (out, "output", "mlp"), (place.block, "input", "block")]
+            spots.append((place.mlp, "input", "read"))
             if family == "gemma2":
                 spots.append((place.block.post_attention_layernorm, "input", "joined"))
             for module, side, name in spots:
@@ -57,8 +58,33 @@ def added(family: str, model: Any, ids: Tensor) -> dict[str, Tensor]:
                 whole = seen["joined", layer]
                 share = share * (whole.square().mean(-1, keepdim=True) + norm.eps).rsqrt() * (1 + norm.weight)
             found[f"a{layer}.h{head}"] = share
-        found[f"m{layer}"] = seen["mlp", layer]
+        if family == "mixtral":
+            read = seen["read", layer]
+            for number, weight in enumerate(routed(place.mlp, read).unbind(-1)):
+                found[f"m{layer}.e{number}"] = expert(place.mlp, number, read) * weight[..., None]
+        else:
+            found[f"m{layer}"] = seen["mlp", layer]
     return {name: value.detach() for name, value in found.items()}
+
+
+def routed(mlp: Any, x: Tensor) -> Tensor:
+    """The router's weight of each expert, `(..., experts)`, written out: the strongest two share 1."""
+    chance = (x @ mlp.gate.weight.T).softmax(-1)
+    top, index = chance.topk(2, -1)
+    return torch.zeros_like(chance).scatter(-1, index, top / top.sum(-1, keepdim=True))
+
+
+def expert(mlp: Any, number: int, x: Tensor) -> Tensor:
+    """What one expert makes of a reading, written out."""
+    gate, up = (x @ mlp.experts.gate_up_proj[number].T).chunk(2, -1)
+    return (nn.functional.silu(gate) * up) @ mlp.experts.down_proj[number].T
+
+
+def through_one_reading(mlp: Any, reader: str, x: Tensor, changed: Tensor) -> Tensor:
+    """What experts add up to where one expert, or the router, reads something else."""
+    weights = routed(mlp, changed if reader == "router" else x)
+    each = [expert(mlp, n, changed if reader == f"e{n}" else x) for n in range(weights.shape[-1])]
+    return sum((one * weights[..., n : n + 1] for n, one in enumerate(each)), torch.zeros_like(x))
 
 
 def by_hand(family: str, base: Tensor, source: Tensor) -> dict[tuple[str, str], float]:
@@ -68,7 +94,8 @@ def by_hand(family: str, base: Tensor, source: Tensor) -> dict[tuple[str, str], 
     moved = {name: second[name] - first[name] for name in first}
     names, scores = list(moved), {}
     for layer in range(LAYERS + 1):
-        receivers: list[tuple[str, str, int]] = [("logits", "", 0)] if layer == LAYERS else [(f"m{layer}", "", 0)]
+        mlp = [f"m{layer}"] if family != "mixtral" else [f"m{layer}{one}" for one in (".e0", ".e1", ".e2", "<router>")]
+        receivers: list[tuple[str, str, int]] = [(one, "", 0) for one in (["logits"] if layer == LAYERS else mlp)]
         if layer < LAYERS:
             counts = {"q": 4, "k": kv_heads(family), "v": kv_heads(family)}
             receivers += [(f"a{layer}.h{n}<{what}>", what, n) for what, count in counts.items() for n in range(count)]
@@ -81,6 +108,17 @@ def by_hand(family: str, base: Tensor, source: Tensor) -> dict[tuple[str, str], 
             with ExitStack() as stack:
                 if layer == LAYERS:
                     stack.enter_context(watched(final_norm(family, model), "input", lambda x, c=change: x + c))
+                elif family == "mixtral" and not what:
+                    norm, mlp_module = norms(family, model, layer)[1], Places(family, model, layer).mlp
+                    stack.enter_context(watched(norm, "input", lambda x, h=hold: h.__setitem__("x", x)))
+
+                    def summed(
+                        _out: Tensor, m: Any = mlp_module, n: Any = norm, c: Any = change, h: Any = hold,
+                        reader: str = name.replace("<", ".").replace(">", "").partition(".")[2],
+                    ) -> Tensor:  # fmt: skip
+                        return through_one_reading(m, reader, n.forward(h["x"]), n.forward(h["x"] + c))
+
+                    stack.enter_context(watched(mlp_module, "output", summed))
                 elif not what:
                     norm = norms(family, model, layer)[1]
                     stack.enter_context(watched(norm, "input", lambda x, c=change: x + c))

@@ -12,6 +12,7 @@ from .attention_maps import picture_of_attention
 from .attributions import picture_of_attribution
 from .averages import picture_of_averages
 from .doses import picture_of_doses
+from .edges import picture_of_edges
 from .interchange import drawings_of, picture_of_pair
 from .lenses import picture_of_lens
 from .pair_summary import facts_of_pair, summary_of_pair
@@ -37,6 +38,7 @@ _MAKERS: Mapping[str, PictureMaker] = {
     "steer": picture_of_doses,
     "align": picture_of_alignment,
     "score": picture_of_scores,
+    "edge_attribution": picture_of_edges,
     "attribution": lambda table, value: _estimates(table, value),
 }
 

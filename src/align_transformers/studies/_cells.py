@@ -112,7 +112,11 @@ class Selection:
             read = Read(out_of, one, Positions(columns[out_of], heads), examples)
             named = name if one == site else f"{name}: {one}"
             edits.append(Edit(named, one, _intervention(width), Positions(columns[into], heads), blocks, read))
-        cells = tuple(self._cell(site, swap, direction, pairs) for swap in swaps)
+        told: dict[Any, dict[str, Any]] = {}
+        for swap in swaps:  # many cells have their place in common
+            if (swap.pair, swap.place) not in told:
+                told[swap.pair, swap.place] = pairs.cell(site.sequence, swap.pair, swap.place)
+        cells = tuple(self._cell(site, swap, direction, told[swap.pair, swap.place]) for swap in swaps)
         return CellRun(Run(name, into, tuple(edits), examples), cells)
 
     def _near(self, model: nn.Module, site: Site) -> list[Site]:
@@ -124,15 +128,14 @@ class Selection:
         near = [Site(site.component, layer) for layer in layers]
         return [one for one in near if one == site or resolve(model).find(one) is not None]
 
-    def _cell(self, site: Site, swap: SwapPlaces, direction: SwapDirection, pairs: Pairs) -> dict[str, Any]:
-        """Return the columns that say which cell it is."""
+    def _cell(self, site: Site, swap: SwapPlaces, direction: SwapDirection, place: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns that say which cell it is; those of its place are given."""
         cell: dict[str, Any] = {"component": site.component, "layer": site.layer}
         if self.heads is not None:
             cell["head"] = swap.head
         if self.neurons is not None:
             cell["neuron"] = None if swap.block is None else swap.block * self.neurons
-        cell |= pairs.cell(site.sequence, swap.pair, swap.place)
-        return {**cell, "pair": swap.pair, "direction": direction}
+        return {**cell, **place, "pair": swap.pair, "direction": direction}
 
     def _sites(self, model: nn.Module, pairs: Pairs) -> list[Site]:
         """Return the sites, by component and layer; of `"all"` layers those that have the component."""
@@ -204,10 +207,18 @@ class SwapPlaces:
 
 def _columns(pairs: Pairs, site: Site, swaps: Sequence[SwapPlaces]) -> list[tuple[tuple[int, ...], ...]]:
     """Return the columns of every swap in the base's batch, and those in the source's."""
-    return [
-        tuple(tuple(side.starts[swap.pair] + place[number] for place in swap.place.places) for swap in swaps)
-        for number, side in enumerate(pairs.sides(site.sequence))
-    ]
+    found: list[list[tuple[int, ...]]] = [[], []]
+    sides, known = pairs.sides(site.sequence), {}
+    for swap in swaps:
+        if (swap.pair, swap.place) not in known:
+            places = zip(*swap.place.places, strict=True)
+            starts = (side.starts[swap.pair] for side in sides)
+            known[swap.pair, swap.place] = [
+                tuple(start + place for place in each) for start, each in zip(starts, places, strict=True)
+            ]
+        for rows, row in zip(found, known[swap.pair, swap.place], strict=True):
+            rows.append(row)
+    return [tuple(rows) for rows in found]
 
 
 def _intervention(width: int | None) -> str:

@@ -45,6 +45,21 @@ def kind_of(module: nn.Module, x: Tensor) -> str:
     return "activation" if alone is not None and same_numbers(alone, made[: width // 2]) else ""
 
 
+@torch.no_grad()
+def matrix_of(module: nn.Module) -> Tensor | None:
+    """Return the matrix `(outputs, inputs)` of a linear layer, a view; `None` where it does not tell all."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        return None
+    for matrix in (weight.detach(), weight.detach().T):
+        probe = torch.sin(torch.arange(1, matrix.shape[1] + 1, device=weight.device) * 1.7).to(weight.dtype)
+        made, nothing = _call(module, probe), _call(module, torch.zeros_like(probe))
+        fits = made is not None and nothing is not None and len(made) == len(matrix)
+        if fits and same_numbers(made - nothing, matrix @ probe):  # type: ignore[operator]
+            return matrix
+    return None
+
+
 def same_numbers(one: Tensor, other: Tensor) -> bool:
     """Whether two vectors are the same but for rounding, at the size of the second."""
     near = 2e-2 if one.dtype in (torch.float16, torch.bfloat16) else 1e-3

@@ -6,7 +6,7 @@ Attribution patching: Nanda 2023; Kramar et al. 2024, arXiv:2403.00745 (AtP*). I
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import nn
@@ -154,7 +154,7 @@ def attribution(
         effects = exact.columns["effect"]
         meta["check"] = agreement(drawn, [flat[cell] for cell in drawn.each], effects, seed)
         meta["passes"] |= {f"exact {way}": count for way, count in exact.meta["passes"].items()}
-    return Table.from_rows(_rows(swaps, found, scorer, drawn, exact), meta={**made_with(model), **meta})
+    return Table.from_columns(_columns(swaps, found, scorer, drawn, exact), meta={**made_with(model), **meta})
 
 
 def _how(method: Method, along: Along, points: int, drop: bool, switches: tuple[str, ...]) -> How:
@@ -164,28 +164,29 @@ def _how(method: Method, along: Along, points: int, drop: bool, switches: tuple[
     return How(method, along, points, drop and method == "atp*", switches)
 
 
-def _rows(
+def _columns(
     swaps: Swaps, found: Sequence[Estimate], scorer: GridScorer, drawn: CellSample, exact: Table | None
-) -> Iterator[dict[str, Any]]:
-    """Yield the row of each cell."""
-    known = {} if exact is None else dict(zip(drawn.each, exact.columns["effect"], strict=True))
-    strongest, number = set(drawn.strongest), 0
+) -> dict[str, list[Any]]:
+    """Return the columns of the table, a row a cell; by columns, since there may be many rows."""
+    cells = [cell for one in swaps.runs for cell in one.cells]
+    columns: dict[str, list[Any]] = {name: [cell[name] for cell in cells] for name in (cells[0] if cells else ())}
+    effects = flattened(found)
     ends = {side: scorer.ends("", side) for side in {one.run.input for one in swaps.runs}}
-    for one, estimate in zip(swaps.runs, found, strict=True):
-        own, other = ends[one.run.input]
-        drops = [None] * len(one) if estimate.drops is None else estimate.drops.tolist()
-        lines = zip(one.cells, estimate.effects.tolist(), estimate.changes.tolist(), drops, strict=True)
-        for cell, effect, change, dropped in lines:
-            pair = cell["pair"]
-            whole = other[pair] - own[pair]
-            row = {**cell, "metric": own[pair] + effect, "effect": effect}
-            row |= {"recovered": effect / whole if whole else None, "change": change}
-            if dropped is not None:
-                row["dropped"] = dropped
-            row["exact"] = known.get(number)
-            row["measured"] = None if number not in known else "strongest" if number in strongest else "drawn"
-            number += 1
-            yield row
+    clean = [ends[one.run.input] for one in swaps.runs for _ in range(len(one))]
+    both = [(own[pair], other[pair]) for (own, other), pair in zip(clean, columns["pair"], strict=True)]
+    lines = list(zip(both, effects, strict=True))
+    columns["metric"], columns["effect"] = [own + effect for (own, _), effect in lines], effects
+    columns["recovered"] = [effect / (other - own) if other != own else None for (own, other), effect in lines]
+    columns["change"] = [change for one in found for change in one.changes.tolist()]
+    if any(one.drops is not None for one in found):
+        columns["dropped"] = [size for one in found for size in ([] if one.drops is None else one.drops.tolist())]
+    measured_of: list[Any] = [None] * len(cells)
+    columns["exact"], columns["measured"] = list(measured_of), measured_of
+    strongest = set(drawn.strongest)
+    for number, effect in () if exact is None else zip(drawn.each, exact.columns["effect"], strict=True):
+        columns["exact"][number] = effect
+        columns["measured"][number] = "strongest" if number in strongest else "drawn"
+    return columns
 
 
 def _facts(estimates: Estimates, scorer: GridScorer, rule: Rule | Sequence[Rule], seed: int) -> dict[str, Any]:

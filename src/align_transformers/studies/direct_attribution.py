@@ -26,6 +26,7 @@ from ..table import Table
 from ._data import Prompt
 from ._made_with import made_with
 from ._nodes import heads_at, writers
+from ._norms import FrozenNorm, rounding
 from ._prompts import Prompts, ReadAt, encode, token_text
 from ._scoring import token_of_each
 
@@ -117,7 +118,7 @@ def direct_logit_attribution(
     shares = torch.cat([(torch.stack(added, 1) * back).sum(-1), constant[:, None]], 1)
     stream = torch.stack([values[part.site] for part in parts if not part.heads], 1).cumsum(1)
     rounded = torch.cat([(stream * back).flatten(1), values[ends[1]] * rows], 1)
-    rounded = _rounding(outcome.outputs["clean"].dtype) * rounded.norm(dim=1)
+    rounded = rounding(outcome.outputs["clean"].dtype) * rounded.norm(dim=1)
     error, tolerance = _missed(shares, target, rounded, model)
     return Table.from_rows(
         (
@@ -234,55 +235,6 @@ def _told(parts: Sequence[_Addend], values: Mapping[Site, Tensor]) -> Iterator[t
             yield {"component": name, "layer": layer, "head": None}, value
 
 
-class FrozenNorm:
-    """A norm with its scale as it was: linear. What it is is measured, since norms are written in many ways.
-
-    Args:
-        module: the norm.
-        before: `(prompts, width)` what went in.
-        after: `(prompts, width)` what came out.
-
-    Raises:
-        SpecError: with a frozen scale it is not linear.
-    """
-
-    def __init__(self, module: nn.Module, before: Tensor, after: Tensor) -> None:
-        weight = next(iter(module.parameters()), before)
-
-        def call(value: Tensor) -> Tensor:
-            made: Tensor = module.forward(value.to(weight.dtype))  # past all hooks
-            return made.float()
-
-        self.bias = (call(before) + call(-before)) / 2
-        width = before.shape[-1]
-        signs = torch.ones(width, device=before.device)
-        signs[1::2] = -1
-        signs = signs - (signs.mean() if width % 2 else 0)
-        shifted = call(before + before.abs().mean())
-        near = (1e-3 + 2 * _rounding(weight.dtype)) * (1 + after.abs().max())
-        self._centred = bool((shifted - call(before)).abs().max() < near)
-        self._weight = (call(signs[None]) - self.bias) / signs
-        ready = self._through(before)
-        self._scale = ((after - self.bias) * ready).sum(-1, keepdim=True) / (ready * ready).sum(-1, keepdim=True)
-        missed = (self(before) + self.bias - after).abs().max()
-        if bool(missed > near):
-            raise SpecError(
-                f"{type(module).__name__} is not linear where its scale is frozen (off by {float(missed):.2g})"
-            )
-
-    def _through(self, value: Tensor) -> Tensor:
-        return (value - value.mean(-1, keepdim=True) if self._centred else value) * self._weight
-
-    def __call__(self, value: Tensor) -> Tensor:
-        """Return what the frozen norm makes of a part, without its bias."""
-        return self._through(value) * self._scale
-
-    def back(self, rows: Tensor) -> Tensor:
-        """Return what a part is multiplied with, so that the sum is that of what the norm makes of it and `rows`."""
-        weighed = rows * self._weight * self._scale
-        return weighed - weighed.mean(-1, keepdim=True) if self._centred else weighed
-
-
 class _Unembedding:
     """The rows of the unembedding, with what the model multiplies its logits with.
 
@@ -303,7 +255,7 @@ class _Unembedding:
         plain, own = torch.stack([self.logits([token] * len(logits)) for token in some], -1), logits[:, some]
         factor = float((own * plain).sum() / (plain * plain).sum())
         off = (plain * factor - own).abs().max()
-        self.capped = bool(off > (1e-3 + 2 * _rounding(module.weight.dtype)) * (1 + logits.abs().max()))
+        self.capped = bool(off > (1e-3 + 2 * rounding(module.weight.dtype)) * (1 + logits.abs().max()))
         if not self.capped:
             self._factor = factor
 
@@ -320,8 +272,3 @@ class _Unembedding:
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """Return the logit of a token for each prompt, in front of a cap."""
         return (self._normed * self.rows(tokens)).sum(-1) + self.constants(tokens)
-
-
-def _rounding(dtype: torch.dtype) -> float:
-    """Return by what share of themselves the model's numbers are rounded; 0 where that hardly counts, as in float32."""
-    return torch.finfo(dtype).eps if dtype in (torch.float16, torch.bfloat16) else 0.0

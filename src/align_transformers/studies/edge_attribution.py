@@ -6,12 +6,11 @@ Syed et al. 2023, arXiv:2310.10348 (EAP); Hanna et al. 2024, arXiv:2403.17806 (E
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -20,26 +19,26 @@ from .._bar import telling
 from .._checked import checked
 from .._errors import PositionError, SpecError
 from ..metrics import Metrics
-from ..models import Slot, find_slot, resolve
+from ..models import resolve
 from ..models.sequence import examples_of
-from ..models.shown import shares_of
 from ..sites import Site
 from ..table import Table
 from ._backward_rules import BackwardRules, Rule, switches_of
 from ._data import PairedPrompt, Prompt
 from ._estimates import How, towards
+from ._experts import ExpertCalls
 from ._made_with import made_with
-from ._module_kinds import kind_of
 from ._pairs import Pairs, pair_up
 from ._prompts import ReadAt
+from ._readers import readers_of
 from ._scoring import Answer, answers_for, answers_metric, check_told_apart, metric_values, metrics_for, name_of
-from ._taped import Tape, embeddings_of, record
-from ._units import wide
-from .direct_attribution import FrozenNorm
-from .graph import CircuitGraph, GraphNode, graph, parts_of, reads_at
+from ._senders import Ran, Senders
+from ._taped import embeddings_of, record
+from .graph import CircuitGraph, graph
 
 _DRAWS = 200
-_READS = {"q": "query_output", "k": "key_output", "v": "value_output"}
+_AT_ONCE = 4096
+"""Edges whose intervals are worked out at a time."""
 
 
 @checked
@@ -56,11 +55,12 @@ def edge_attribution(
     metric: Metrics | None = None,
     answers: tuple[Answer, Answer] | Sequence[tuple[Answer, Answer]] | None = None,
     at: ReadAt = -1,
+    experts: bool = True,
     at_once: int = 8,
     seed: int = 0,
     progress: Callable[[int, int], None] | bool | None = None,
 ) -> Table:
-    """Score every edge of `graph(model, experts=False)`: one receiver alone sees what a sender gives in the source.
+    """Score every edge of `graph(model)`: one receiver alone sees what a sender gives in the source.
 
     With z_u what a sender adds to the residual stream, and x_v what a receiver reads, the score of the edge from u to v
     is (z_u(source) - z_u(base)) . dm / dx_v, summed over tokens: queries, keys and values have an x_v of their own.
@@ -78,6 +78,7 @@ def edge_attribution(
         metric: as for `attribution`.
         answers: likewise.
         at: likewise.
+        experts: as for `graph`: each expert is a node; `False`: those of a block are one.
         at_once: how many pairs are worked on at a time; memory grows with it.
         seed: of the bootstrap over pairs.
         progress: called with the pairs that are done, and all; `True` for a bar (rich).
@@ -109,7 +110,7 @@ def edge_attribution(
     named = answers_for(answers, pairs, given)
     wanted = given or answers_metric(named, tokenizer)
     how = How("ig" if method == "eap-ig" else "atp", points=points, switches=switches_of(rule))
-    edges = _Edges(model, graph(model, experts=False), how)
+    edges = _Edges(model, graph(model, experts=experts), how)
     scores, names = [], []
     with telling("edge_attribution", progress) as tell:
         for start in range(0, len(pairs), at_once):
@@ -130,7 +131,7 @@ def edge_attribution(
         "check": "not checked: scores of edges are estimates by gradient",
         "base": list(pairs.base.texts), "source": list(pairs.source.texts),
     }  # fmt: skip
-    return Table.from_rows(_rows(edges.graph, torch.cat(scores, 1), seed), meta=meta)
+    return Table.from_columns(_columns(edges.graph, torch.cat(scores, 1), seed), meta=meta)
 
 
 def _check_alike(pairs: Pairs) -> None:
@@ -145,20 +146,34 @@ def _check_alike(pairs: Pairs) -> None:
             )
 
 
-def _rows(made: CircuitGraph, scores: Tensor, seed: int) -> Iterator[dict[str, Any]]:
-    """Yield the row of each edge; scores are `(edges, pairs)`."""
-    count, means = scores.shape[1], scores.mean(1)
-    low = high = [None] * len(scores)
+def _columns(made: CircuitGraph, scores: Tensor, seed: int) -> dict[str, Sequence[Any]]:
+    """Return the columns of the table, a row an edge; scores are `(edges, pairs)`."""
+    count, names = scores.shape[1], [node.name for node in made.senders]
+    columns: dict[str, Sequence[Any]] = {
+        "sender": [names[number] for numbers in made.visible for number in numbers],
+        "receiver": [node.name for node, seen in zip(made.receivers, made.visible, strict=True) for _ in seen],
+        "score": scores.mean(1).tolist(), "low": [None] * len(scores), "high": [None] * len(scores),
+        "n": [count] * len(scores),
+    }  # fmt: skip
     if count > 1:
-        drawn = torch.randint(count, (_DRAWS, count), generator=torch.Generator().manual_seed(seed))
-        weights = nn.functional.one_hot(drawn, count).sum(1).double() / count
-        ends = [
-            torch.quantile(part @ weights.T, torch.tensor([0.025, 0.975]).double(), dim=1)
-            for part in scores.split(4096)
-        ]
-        low, high = torch.cat(ends, 1).tolist()
-    for (sender, receiver), score, a, b in zip(made.edges(), means.tolist(), low, high, strict=True):
-        yield {"sender": sender, "receiver": receiver, "score": score, "low": a, "high": b, "n": count}
+        drawn = np.random.default_rng(seed).integers(count, size=(_DRAWS, count))
+        weights = np.stack([np.bincount(one, minlength=count) for one in drawn], 1) / count
+        ends = [_quantiles(part.numpy() @ weights, (0.025, 0.975)) for part in scores.split(_AT_ONCE)]
+        columns["low"], columns["high"] = np.concatenate(ends, 1).tolist()
+    return columns
+
+
+def _quantiles(drawn: Any, shares: Sequence[float]) -> Any:
+    """Return quantiles of each line, `(shares, lines)`, between two numbers where they fall there. Sorts the lines.
+
+    NumPy does that far quicker than `torch.quantile`.
+    """
+    drawn.sort(axis=1)
+    places = [share * (drawn.shape[1] - 1) for share in shares]
+    below = [int(place) for place in places]
+    parts = (np.asarray(places) - below)[:, None]
+    lower, upper = drawn.T[below], drawn.T[[number + 1 for number in below]]
+    return lower + parts * (upper - lower)
 
 
 @dataclass(eq=False)
@@ -180,23 +195,10 @@ class _Edges:
     acted: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._blocks = resolve(self.model).stacks[""]
-        depth = len(self._blocks)
-        self._written = [Site("block_input", 0)]
-        self._read = [Site("block_output", depth - 1)]
-        for layer, block in enumerate(self._blocks):
-            whole = any(node.kind == "block" and node.layer == layer for node in self.graph.senders)
-            self._read.append(Site("block_input", layer))
-            if whole:
-                self._written.append(Site("block_output", layer))
-                continue
-            for part in parts_of(block):
-                added = Site(part.replace("_output", "_contribution"), layer)
-                self._written.append(added)
-                self._read += [added, Site(reads_at(block, part), layer)]
-            if any(node.kind == "head" and node.layer == layer for node in self.graph.senders):
-                self._written += [Site("attention_value_output", layer), Site("attention_output", layer)]
-                self._read += [Site(name, layer) for name in _READS.values()]
+        split = any(node.kind == "expert" for node in self.graph.senders)
+        self._blocks = resolve(self.model).stacks[""] if split else ()
+        self._senders = Senders(self.model, self.graph.senders)
+        self._readers = readers_of(self.model, self.graph, "norm" in self.how.switches)
 
     def scores(
         self, inputs: Sequence[Any], columns: Sequence[Sequence[int]], metrics: Any, tokenizer: Any
@@ -210,131 +212,66 @@ class _Edges:
             tokenizer: for messages.
         """
         ends = embeddings_of(self.model) if self.how.method == "ig" else []
-        kept = list(dict.fromkeys((*self._written, *self._read, *ends)))
-        base = self._record(inputs[0], kept, {})
-        other = record(self.model, inputs[1], list(dict.fromkeys((*self._written, *ends))), graph=False)
-        self.passes["full"] += 1
-        clean = base.logits(columns[0]).detach().float()
+        written, read = [*self._senders.sites(), *ends], [site for one in self._readers for site in one.sites()]
+        base = self._ran(inputs[0], [*written, *read], graph=True)
+        other = self._ran(inputs[1], written, graph=False)
+        clean = base.tape.logits(columns[0]).detach().float()
         if metrics is None:
-            says = list(
-                zip(
-                    *(t.logits(c).argmax(-1).tolist() for t, c in zip((base, other), columns, strict=True)), strict=True
-                )
-            )
+            lines = (ran.tape.logits(at).argmax(-1).tolist() for ran, at in zip((base, other), columns, strict=True))
+            says = list(zip(*lines, strict=True))
             check_told_apart(says, tokenizer)
             metrics = (answers_metric(says, tokenizer) or {})[""]
-        moved = self._moved(base, other)
-        total: Tensor | None = None
+        self._senders.look(base)
+        moved = self._senders.moved(base, other)
+        sums: list[Tensor] = []
         for share, weight in self.how.weights() if self.how.method == "ig" else [(0.0, 1.0)]:
-            changes = {end: towards(other.values[end], share) for end in ends}
-            tape = base if share == 0 else self._record(inputs[0], list(dict.fromkeys(self._read)), changes)
+            changes = {end: towards(other.tape.values[end], share) for end in ends}
+            ran = base if share == 0 else self._ran(inputs[0], read, graph=True, changes=changes)
             with torch.enable_grad():
-                values = metric_values(metrics, tape.logits(columns[0]), clean)
+                values = metric_values(metrics, ran.tape.logits(columns[0]), clean)
             if not values.requires_grad:
                 raise SpecError(f"the metric {name_of(metrics)} has no gradient, so edges cannot be scored by it")
-            found = weight * torch.cat(list(self._contracted(tape, values.sum(), moved)))
-            total = found if total is None else total + found
-        assert total is not None
-        return total.double().cpu(), list(metrics)
+            each = self._gradients(ran, values.sum())
+            if self.how.method != "ig":
+                return self._contracted(each, moved), list(metrics)
+            if share == 0:
+                sums = [weight * one for one in each]
+            else:
+                for kept, one in zip(sums, each, strict=True):
+                    kept.add_(one, alpha=weight)
+        return self._contracted(sums, moved), list(metrics)
 
-    def _record(self, inputs: Any, sites: list[Site], changes: Mapping[Site, Any]) -> Tape:
+    def _ran(
+        self, inputs: Any, sites: Sequence[Site], *, graph: bool, changes: Mapping[Site, Any] | None = None
+    ) -> Ran:
         self.passes["full"] += 1
-        rules = BackwardRules(self.how.switches)
-        tape = record(self.model, inputs, sites, graph=True, rules=rules, changes=changes)
-        self.acted |= rules.acted
-        return tape
-
-    def _contracted(self, tape: Tape, total: Tensor, moved: Tensor) -> Iterator[Tensor]:
-        """Yield the scores of the edges into each receiver, `(senders, pairs)`.
-
-        Receivers that see the same senders are worked on together: their gradients alone exist at a time.
-        """
-        self.passes["backward"] += 1
-        gradients = tape.gradients(total, list(dict.fromkeys(self._read)), again=True)
-        lines = zip(self.graph.receivers, self.graph.visible, strict=True)
-        for numbers, group in groupby(lines, key=itemgetter(1)):
-            first = numbers == tuple(range(len(numbers)))
-            senders = moved[:, : len(numbers)] if first else moved[:, list(numbers)]
-            each = [self._gradient(tape, gradients, receiver).flatten(1) for receiver, _ in group]
-            made = senders @ torch.stack(each, -1).to(senders.dtype)  # (pairs, senders, receivers)
-            yield from made.permute(2, 1, 0).unbind(0)
-
-    def _gradient(self, tape: Tape, gradients: Mapping[Site, Tensor], receiver: GraphNode) -> Tensor:
-        """Return the gradient at what a receiver reads of the stream: back from the receiver, no further."""
-        layer = receiver.layer
-        if layer is None:
-            return gradients[Site("block_output", len(self._blocks) - 1)]
-        if receiver.kind == "block":
-            return gradients[Site("block_input", layer)]
-        block, part = self._blocks[layer], self._part(receiver)
-        letter = receiver.name.partition("<")[2][:1]
-        site = Site(_READS[letter] if letter else reads_at(block, part), layer)
-        given = gradients[site]
-        if letter:
-            slot = find_slot(self.model, site)
-            assert slot.heads is not None
-            own = slot.heads.flatten() if receiver.number is None else slot.heads[receiver.number]
-            mask = torch.zeros(given.shape[-1], dtype=torch.bool, device=given.device)
-            mask[own.to(given.device)] = True
-            given = given * mask
-        stream = tape.nodes[self._stream(layer, part)]
-        (found,) = torch.autograd.grad(tape.nodes[site], [stream], given, retain_graph=True)
-        return found
-
-    def _part(self, receiver: GraphNode) -> str:
-        letter = {"a": "attention_output", "m": "mlp_output", "s": "mixer_output", "e": "moe_output"}
-        return letter.get(receiver.name[0], "per_layer_mlp_output")
-
-    def _stream(self, layer: int, part: str) -> Site:
-        """Return the last summand of what a part of a block reads: its gradient is that of the sum."""
-        first = next(
-            n for n, node in enumerate(self.graph.receivers) if node.layer == layer and self._part(node) == part
+        rules, calls = BackwardRules(self.how.switches), ExpertCalls(self._blocks)
+        kept = list(dict.fromkeys(sites))
+        tape = record(
+            self.model, inputs, kept, graph=graph, rules=rules if graph else None, changes=changes, within=calls.watched
         )
-        seen = [self.graph.senders[number] for number in self.graph.visible[first]]
-        own = [node for node in seen if node.layer == layer]
-        if not own:
-            return Site("block_input", layer)
-        return Site(self._part(own[-1]).replace("_output", "_contribution"), layer)
+        self.acted |= rules.acted
+        return Ran(tape, calls)
 
-    def _moved(self, base: Tape, other: Tape) -> Tensor:
-        """Return what each sender adds in the source's run minus the base's, `(pairs, senders, tokens * width)`."""
-        each: list[Tensor] = []
-        for node in self.graph.senders:
-            if node.kind == "head":
-                if node.number == 0:
-                    each += list(self._heads(base, other, node).unbind(-2))
-                continue
-            site = Site("block_input", 0)
-            if node.layer is not None:
-                name = "block_output" if node.kind == "block" else self._part(node).replace("_output", "_contribution")
-                site = Site(name, node.layer)
-            each.append(wide(other.values[site]) - wide(base.values[site]))
-        return torch.stack([one.flatten(1) for one in each], 1)
+    def _gradients(self, ran: Ran, total: Tensor) -> Iterator[Tensor]:
+        """Yield for each reader the gradient at what each of its receivers reads, `(receivers, tokens, width)`."""
+        self.passes["backward"] += 1
+        needing = [one for one in self._readers if one.needs_graph(ran.tape)]
+        nodes: dict[Any, Tensor] = {site: ran.tape.nodes[site] for one in self._readers for site in one.asked()}
+        for layer, read in ran.calls.read.items():
+            nodes |= {(layer, choice): node for choice, node in enumerate(read)}
+        found = torch.autograd.grad(total, list(nodes.values()), allow_unused=True, retain_graph=bool(needing))
+        pairs = zip(nodes.items(), found, strict=True)
+        gradients = {key: torch.zeros_like(node) if one is None else one for (key, node), one in pairs}
+        for reader in self._readers:
+            yield reader.gradient(ran.tape, gradients, ran.calls)
 
-    @torch.no_grad()
-    def _heads(self, base: Tape, other: Tape, node: GraphNode) -> Tensor:
-        """Return what the heads of a layer add in the source's run minus the base's, `(pairs, tokens, heads, size)`."""
-        layer = int(node.layer or 0)
-        z = Site("attention_value_output", layer)
-        slot, share = _projected(find_slot(self.model, z)), resolve(self.model).find(Site("head_contribution", layer))
-        assert slot.heads is not None
-        shape, count = base.values[z].shape[:2], len(slot.heads)
-        if share is not None:  # linear in z
-            moved = (other.values[z] - base.values[z]).flatten(0, 1)
-            return wide(shares_of(slot, moved) * share[0].scale).unflatten(-1, (count, -1)).unflatten(0, shape)
-        added, given = (Site(name, layer) for name in ("attention_contribution", "attention_output"))
-        norm, runs = find_slot(self.model, added).module, []
-        for tape in (base, other):
-            before, after = (tape.values[site].flatten(0, 1) for site in (given, added))
-            if kind_of(norm, before) != "norm":
-                raise SpecError(f"what each head of {self._blocks[layer].path} adds is not known: {node.note}")
-            frozen = FrozenNorm(norm, before, after)
-            shares = shares_of(slot, tape.values[z].flatten(0, 1)).unflatten(-1, (count, -1))
-            runs.append(torch.stack([frozen(part) for part in shares.unbind(1)], 1).unflatten(0, shape))
-        return wide(runs[1]) - wide(runs[0])
-
-
-def _projected(slot: Slot) -> Slot:
-    if slot.side != "input":
-        raise SpecError(f"what the heads at {slot} add is not known: they are not what a projection reads")
-    return slot
+    def _contracted(self, gradients: Iterable[Tensor], moved: Tensor) -> Tensor:
+        """Return the scores of all edges, `(edges, pairs)`."""
+        senders, scores = moved.flatten(2).transpose(0, 1), []
+        for reader, each in zip(self._readers, gradients, strict=True):
+            count = len(reader.visible)
+            seen = slice(count) if reader.visible == tuple(range(count)) else list(reader.visible)
+            made = torch.bmm(senders[:, seen], each.unflatten(1, (len(senders), -1)).flatten(2).permute(1, 2, 0))
+            scores.append(made.permute(2, 1, 0).flatten(0, 1))  # was (pairs, senders, receivers)
+        return torch.cat(scores).double().cpu()

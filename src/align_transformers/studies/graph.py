@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 GraphNodeKind = Literal["input", "head", "attention", "mlp", "expert", "router", "mixer", "block", "logits"]
 _LETTERS = {"q": "query", "k": "key", "v": "value"}
-_MIXERS = {"mixer_output": "s", "moe_output": "e", "per_layer_mlp_output": "p", "cross_attention_output": "c"}
+MIXERS = {"mixer_output": "s", "moe_output": "e", "per_layer_mlp_output": "p", "cross_attention_output": "c"}
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ class _GraphMaker:
             return self._attention(layer, block)
         if part == "mlp_output" and block.flags.get("experts") and self._split:
             return self._experts(layer, block)
-        name = f"{_MIXERS.get(part, 'm')}{layer}"
+        name = f"{MIXERS.get(part, 'm')}{layer}"
         kind: GraphNodeKind = "mlp" if part in ("mlp_output", "per_layer_mlp_output") else "mixer"
         return _alone(name, kind, layer, "experts beside an MLP, told as one" if part == "moe_output" else "")
 

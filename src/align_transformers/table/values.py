@@ -40,9 +40,8 @@ def mean_of(
 def plain_column(name: str, values: Sequence[Any]) -> tuple[Any, ...]:
     """Return the values of a column, each as `plain_value` has it; where all are of one kind, no one is looked at."""
     kinds, wanted = set(map(type, values)) - {type(None)}, TYPES.get(name)
-    if kinds <= {float} and wanted in (None, float):
-        return tuple(None if value is None or value != value else value for value in values)
-    if len(kinds) == 1 and kinds <= {str, int, bool} and wanted in (None, *kinds):
+    alike = len(kinds) == 1 and kinds <= {str, int, bool, float} and wanted in (None, *kinds)
+    if alike and (kinds != {float} or not (None in values or any(map(math.isnan, values)))):
         return tuple(values)
     return tuple(plain_value(name, value) for value in values)
 

@@ -57,7 +57,7 @@ def test_the_ends_of_circuits(name):
     size = float((clean - moved).abs().max())
     assert size > 0
     assert float((run(Replacement(other), present + 1) - moved).abs().max()) < 1e-4 * size
-    shares = Replacement(shares=shares_in(model, wiring, other))
+    shares = Replacement(shares=shares_in(wiring, other))
     assert float((run(shares, present + 1) - moved).abs().max()) < 1e-3 * size
     some = (torch.rand(present.shape, generator=torch.Generator().manual_seed(2)) < 0.5).float()
     assert float((run(shares, some) - run(Replacement(other), some)).abs().max()) < 1e-3 * size

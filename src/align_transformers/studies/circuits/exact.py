@@ -18,8 +18,8 @@ from ...engine import Inputs
 from ...engine.hooks import Tap
 from ...models import find_slot
 from ...sites import Site
+from .._norms import FrozenNorm
 from .._taped import Tape, record, tapped_pass
-from ..direct_attribution import FrozenNorm
 from .expert_streams import ExpertStreams
 from .shared_buffer import SharedBuffer
 from .wiring import Port, StreamReader, StreamWriter, Wiring
@@ -78,19 +78,19 @@ def _written(one: StreamWriter) -> list[Site]:
 
 
 @torch.no_grad()
-def shares_in(model: nn.Module, wiring: Wiring, run: RecordedRun) -> dict[int, Tensor]:
+def shares_in(wiring: Wiring, run: RecordedRun) -> dict[int, Tensor]:
     """Return what each sender adds in a run, `(senders, examples, tokens, width)`, by number of a part's first one."""
-    return {one.senders.start: _shares(model, one, run) for one in wiring.writings}
+    return {one.senders.start: _shares(one, run) for one in wiring.writings}
 
 
-def _shares(model: nn.Module, one: StreamWriter, run: RecordedRun) -> Tensor:
+def _shares(one: StreamWriter, run: RecordedRun) -> Tensor:
     values = run.values
     if one.experts is not None:
         return _with_shared(one, run.experts[one.experts.layer], values[one.added])
     if one.z is None:
         return values[one.added].unsqueeze(0)
     made = _projected(one, values[one.z])
-    return made if one.given is None else _behind_norm(model, one, made, values[one.given], values[one.added])
+    return made if one.given is None else _behind_norm(one, made, values[one.given], values[one.added])
 
 
 def _with_shared(one: StreamWriter, shares: Tensor, added: Tensor) -> Tensor:
@@ -106,9 +106,10 @@ def _projected(one: StreamWriter, z: Tensor) -> Tensor:
     return torch.bmm(heads, one.weight).unflatten(1, z.shape[:2])
 
 
-def _behind_norm(model: nn.Module, one: StreamWriter, shares: Tensor, given: Tensor, added: Tensor) -> Tensor:
+def _behind_norm(one: StreamWriter, shares: Tensor, given: Tensor, added: Tensor) -> Tensor:
     """Return shares behind a norm: its scale is the one of the whole, so that they add up."""
-    frozen = FrozenNorm(find_slot(model, one.added).module, given.flatten(0, 1), added.flatten(0, 1))
+    assert one.norm is not None
+    frozen = FrozenNorm(one.norm, given.flatten(0, 1), added.flatten(0, 1))
     return torch.stack([frozen(share.flatten(0, 1)).view_as(share).to(share.dtype) for share in shares])
 
 
@@ -216,9 +217,9 @@ class CircuitPass:
         else:
             own = _projected(one, self._z.pop(first))
             if one.given is not None:
-                own = _behind_norm(self._model, one, own, self._given.pop(first), tensor)
+                own = _behind_norm(one, own, self._given.pop(first), tensor)
         if run is not None:
-            other = torch.cat([_shares(self._model, one, run)] * self._copies, 1)
+            other = torch.cat([_shares(one, run)] * self._copies, 1)
         else:
             assert shares is not None
             other = shares[first]

@@ -244,7 +244,7 @@ class CircuitRunner:
             real = torch.zeros(len(which), tokens.length, dtype=torch.bool)
             for row, one in enumerate(which):
                 real[row, tokens.starts[one] : tokens.starts[one] + len(tokens.ids[one])] = True
-            for first, shares in shares_in(self.model, self.wiring, run).items():
+            for first, shares in shares_in(self.wiring, run).items():
                 seen = shares.float() * real.to(shares.device)[None, :, :, None]
                 total[first] = total.get(first, 0) + seen.sum((1,) if by_position else (1, 2), keepdim=True)
             count += len(which) if by_position else int(real.sum())

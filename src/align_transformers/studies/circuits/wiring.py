@@ -18,6 +18,7 @@ from ...models.trace import watch
 from ...sites import Site
 from .._experts import ExpertCalls
 from .._module_kinds import is_plain, kind_of, same_numbers
+from .._norms import NormParts
 from .._taped import record
 from ..graph import CircuitGraph, GraphNode, parts_of, reads_at
 
@@ -125,6 +126,7 @@ class StreamWriter:
         added: where what they add in all is.
         z: of heads, what the output projection reads.
         given: of heads behind a norm, what goes into it.
+        norm: that one.
         weight: of heads `(heads, head_dim, d)`, with what it is multiplied with.
         experts: what of them are experts.
     """
@@ -133,6 +135,7 @@ class StreamWriter:
     added: Site
     z: Site | None = None
     given: Site | None = None
+    norm: NormParts | None = None
     weight: Tensor | None = None
     experts: Experts | None = None
 
@@ -220,7 +223,8 @@ def _heads(model: nn.Module, layer: int, numbers: range, added: Site) -> StreamW
         weight = torch.stack([made[head, :, head] for head in range(len(slot.heads))])
     else:
         weight = linear[0][:, slot.heads.to(linear[0].device)].permute(1, 2, 0)  # (heads, head_dim, d)
-    return StreamWriter(numbers, added, z, given, weight * scale if scale != 1.0 else weight)
+    norm = None if given is None else NormParts(behind.module, torch.ones_like(probe).cumsum(-1)[None])
+    return StreamWriter(numbers, added, z, given, norm, weight * scale if scale != 1.0 else weight)
 
 
 # --- who reads where --------------------------------------------------------------------------------------------------
