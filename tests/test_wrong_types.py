@@ -27,9 +27,9 @@ WRONG: tuple[Any, ...] = (
 """What is not of the type that is wanted, wherever it is put; functions are not among them, as only a call tells."""
 
 RESULTS = {
-    "AlignmentResult", "AppliedEdits", "Bound", "CircuitGraph", "Collected", "Comparison", "Description", "Effect",
-    "Fitted", "IntervenableGeneration", "IntervenableOutput", "Interval", "Outcome", "Planner", "Scores", "Step",
-    "COMPONENTS",
+    "AlignmentResult", "AppliedEdits", "Bound", "Circuit", "CircuitGraph", "Collected", "Comparison", "Description",
+    "Effect", "Fitted", "IntervenableGeneration", "IntervenableOutput", "Interval", "Outcome", "Planner", "Scores",
+    "Step", "COMPONENTS",
 }  # fmt: skip
 """What is handed out, and made by nobody else."""
 ABSTRACT = {"ConstantSourceIntervention", "Intervention", "SourcelessIntervention", "TrainableIntervention"}
@@ -125,6 +125,11 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "edge_attribution": (at.edge_attribution, {
         **PROMPTS, "tokenizer": None, "columns": None, "method": "eap", "rule": "true", "points": 2, "metric": None,
         "answers": (4, 5), "at": -1, "at_once": 2, "seed": 0, "progress": None}),
+    "circuit": (at.circuit, {
+        **PROMPTS, "method": "eap", "level": "edges", "edges": 3, "nodes": None, "neurons": None, "threshold": None,
+        "select": "top", "signed": False, "orders": ("backward",), "points": 2, "steps": 1, "rate": 0.1,
+        "ablation": "resample", "reference": None, "metric": None, "answers": (4, 5), "tokenizer": None,
+        "columns": None, "at": -1, "at_once": 2, "seed": 0, "store": None, "progress": None}),
     "graph": (at.graph, {"model": model(), "per_query_head": False, "experts": True}),
     "score": (at.score, {"model": model(), "prompts": tokens(2, 3), "metric": at.accuracy(3),
                          "metrics": None, "tokenizer": None, "columns": None, "at": -1, "store": None,

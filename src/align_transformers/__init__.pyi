@@ -97,6 +97,7 @@ from .positions import Positions
 from .sites import COMPONENTS, Site
 from .studies import (
     AlignmentResult,
+    Circuit,
     CircuitGraph,
     Claim,
     align,
@@ -104,6 +105,7 @@ from .studies import (
     attribution,
     causal_scrubbing,
     causal_tracing,
+    circuit,
     direct_logit_attribution,
     edge_attribution,
     graph,
@@ -149,6 +151,7 @@ __all__ = [
     "Bound",
     "BoundlessRotatedSpaceIntervention",
     "CausalModel",
+    "Circuit",
     "CircuitGraph",
     "Claim",
     "CollectIntervention",
@@ -230,6 +233,7 @@ __all__ = [
     "causal_model",
     "causal_scrubbing",
     "causal_tracing",
+    "circuit",
     "compare",
     "create_blip",
     "create_blip_itm",
