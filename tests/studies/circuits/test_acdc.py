@@ -9,9 +9,10 @@ import torch
 from tests.helpers import tokens
 from tests.studies.circuits.test_circuit import small
 from tests.studies.circuits.test_selecting import two_mlps
+from tests.truth.compiled import load, texts
 from torch import Tensor
 
-from align_transformers import graph, kl_to_clean
+from align_transformers import Metric, circuit, graph, kl_to_clean
 from align_transformers.studies._pairs import pair_up
 from align_transformers.studies.circuits.acdc import Trying, acdc, order_of
 from align_transformers.studies.circuits.runner import Answered, CircuitRunner
@@ -110,3 +111,11 @@ def test_in_a_model_the_result_is_that_of_one_after_the_other():
     assert torch.equal(found.kept, plain)
     assert 3 < int(plain.sum()) < len(made) / 2
     assert found.passes < len(made) / 2
+
+
+def test_the_edges_of_a_compiled_program_are_found():
+    here = load("sort")
+    pairs = ({"input_ids": here.tokens(list(texts("sort", 16, seed)))} for seed in (1, 2))
+    changed = Metric("change", lambda logits, clean: (logits - clean).abs().amax(-1), compares=True)
+    found = circuit(here.model, *pairs, metric=changed, method="acdc", threshold=0.01, orders=("backward",))
+    assert set(found.edges()) == here.program.edges
