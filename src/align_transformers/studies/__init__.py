@@ -12,6 +12,7 @@ from .attribution import attribution
 from .causal_scrubbing import Claim, causal_scrubbing
 from .causal_tracing import causal_tracing
 from .circuits.circuit import Circuit
+from .circuits.discovery import circuit
 from .direct_attribution import direct_logit_attribution
 from .edge_attribution import edge_attribution
 from .graph import CircuitGraph, GraphNode, graph
@@ -40,6 +41,7 @@ __all__ = [
     "attribution",
     "causal_scrubbing",
     "causal_tracing",
+    "circuit",
     "direct_logit_attribution",
     "edge_attribution",
     "graph",

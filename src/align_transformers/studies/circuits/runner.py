@@ -18,7 +18,7 @@ from .._pairs import Pairs
 from .._prompts import Prompts, ReadAt
 from .._scoring import answers_metric, check_told_apart, metric_values
 from ..graph import CircuitGraph
-from .exact import CircuitPass, Replacement, record_run, shares_in
+from .exact import CircuitPass, RecordedRun, Replacement, record_run, shares_in
 from .wiring import Wiring, wire
 
 Ablation = Literal["resample", "mean", "mean by position", "zero"]
@@ -43,7 +43,7 @@ class Answered:
 
 
 @dataclass(frozen=True, eq=False)
-class _Chunk:
+class PairChunk:
     """Some pairs that are run together.
 
     Args:
@@ -99,7 +99,10 @@ class CircuitRunner:
         check_alike(self.pairs)
         self.wiring: Wiring = wire(self.model, self.graph)
         self._where = self.wiring.valid.nonzero(as_tuple=True)
-        self._kept: dict[int, _Chunk] = {}
+        self._start()
+
+    def _start(self) -> None:
+        self._kept: dict[int, PairChunk] = {}
         self._room = self.memory
         self._shares: Replacement | None = None
 
@@ -117,7 +120,7 @@ class CircuitRunner:
     @cached_property
     def ends(self) -> tuple[Tensor, Tensor]:
         """The metric of each pair with all edges and with none, both `(pairs,)`."""
-        none = torch.zeros(1, len(self.graph), dtype=torch.bool)
+        none = torch.zeros(1, self.count, dtype=torch.bool)
         full = torch.cat([self._value(chunk, chunk.clean, 1) for chunk in self._chunks()])
         known = [chunk.empty for chunk in self._chunks()]
         return full, self.measure(none)[0] if any(one is None for one in known) else torch.cat(known)  # type: ignore[arg-type]
@@ -129,12 +132,12 @@ class CircuitRunner:
         Args:
             kept: `(circuits, edges)` booleans.
         """
-        if kept.ndim != 2 or kept.shape[1] != len(self.graph):
-            raise SpecError(f"kept is (circuits, {len(self.graph)} edges); found {tuple(kept.shape)}")
+        if kept.ndim != 2 or kept.shape[1] != self.count:
+            raise SpecError(f"kept is (circuits, {self.count} of what there is); found {tuple(kept.shape)}")
         found = []
         for chunk in self._chunks():
             size = len(chunk.columns)
-            parts = [self._measured(chunk, self.absent(some), size) for some in kept.split(self._copies(chunk))]
+            parts = [self._measured(chunk, self.absent(some), size) for some in kept.split(self._copies(size))]
             found.append(torch.cat(parts))
         return torch.cat(found, 1)
 
@@ -148,66 +151,96 @@ class CircuitRunner:
         Returns:
             `(pairs,)` and `(edges,)`.
         """
-        values, total = [], torch.zeros(len(self.graph))
+        values, total = [], torch.zeros(self.count)
         for number in range(self.chunks) if which is None else which:
             chunk = self._chunk(number)
             absent = self.absent(kept)[None].requires_grad_()
             self.passes["circuit"] += 1
             self.passes["backward"] += 1
-            run = CircuitPass(self.model, self.wiring, chunk.replacement, absent, graph=True)
             with torch.enable_grad():
-                value = metric_values(chunk.metrics, run.run(chunk.inputs, chunk.columns).float(), chunk.clean)
+                logits = self._logits(chunk, chunk.inputs, absent, graph=True)
+                value = metric_values(chunk.metrics, logits.float(), chunk.clean)
                 (made,) = torch.autograd.grad(value.sum(), [absent])
             values.append(value.detach().cpu())
-            total -= made[0, self._where[0], self._where[1]].cpu()
+            total -= self._listed(made[0]).cpu()
         return torch.cat(values), total
+
+    @property
+    def count(self) -> int:
+        """How many edges there are."""
+        return len(self.graph)
+
+    @property
+    def width(self) -> int:
+        """How many circuits are copies of one pass."""
+        return self._copies(min(self.at_once, len(self.pairs)))
 
     @property
     def chunks(self) -> int:
         """How many parts the pairs are run in."""
         return -(-len(self.pairs) // self.at_once)
 
+    def of_chunk(self, number: int) -> range:
+        """Return the numbers of the pairs of a chunk."""
+        return range(number * self.at_once, min((number + 1) * self.at_once, len(self.pairs)))
+
     # --- passes -------------------------------------------------------------------------------------------------------
 
-    def _measured(self, chunk: _Chunk, absent: Tensor, size: int) -> Tensor:
+    def _measured(self, chunk: PairChunk, absent: Tensor, size: int) -> Tensor:
         """Return what some circuits are worth, copies of one pass, `(circuits, pairs)`."""
         copies = len(absent)
         inputs = examples_of(chunk.inputs, [*range(size)] * copies if copies > 1 else None)
         self.passes["circuit"] += 1
-        run = CircuitPass(self.model, self.wiring, chunk.replacement, absent)
-        logits = run.run(inputs, chunk.columns * copies)
+        logits = self._logits(chunk, inputs, absent)
         return self._value(chunk, logits, copies).view(copies, size)
 
-    def _value(self, chunk: _Chunk, logits: Tensor, copies: int) -> Tensor:
+    def _logits(self, chunk: PairChunk, inputs: Any, absent: Tensor, *, graph: bool = False) -> Tensor:
+        """Return the logits of some circuits, copies of one pass."""
+        run = CircuitPass(self.model, self.wiring, chunk.replacement, absent, graph=graph)
+        return run.run(inputs, chunk.columns * len(absent))
+
+    def _listed(self, matrix: Tensor) -> Tensor:
+        """Return the entries of a matrix as `absent` makes it, `(edges,)`."""
+        return matrix[self._where[0], self._where[1]]
+
+    def _recorded(self, inputs: Any) -> RecordedRun:
+        """Run the model and return what stands for absent edges, if it is to be had of this run."""
+        return record_run(self.model, self.wiring, inputs)
+
+    def _written(self, run: RecordedRun) -> Mapping[int, Tensor]:
+        """Return what each sender adds in a run, as `shares_in` does."""
+        return shares_in(self.wiring, run)
+
+    def _value(self, chunk: PairChunk, logits: Tensor, copies: int) -> Tensor:
         clean = chunk.clean.repeat(copies, 1) if copies > 1 else chunk.clean
         return metric_values([*chunk.metrics] * copies, logits.detach().float(), clean).double().cpu()
 
-    def _copies(self, chunk: _Chunk) -> int:
-        """Return how many circuits are copies in one pass."""
-        tokens = len(chunk.columns) * self.pairs.base.tokens("").length
+    def _copies(self, size: int) -> int:
+        """Return how many circuits are copies in one pass of so many pairs."""
+        tokens = size * self.pairs.base.tokens("").length
         width = int(self.graph.facts.get("d_model") or 1024)
         return max(1, min(64, _ROWS // (len(self.graph.senders) * tokens * width)))
 
-    def _chunks(self) -> Iterator[_Chunk]:
+    def _chunks(self) -> Iterator[PairChunk]:
         return map(self._chunk, range(self.chunks))
 
-    def _chunk(self, number: int) -> _Chunk:
+    def _chunk(self, number: int) -> PairChunk:
         """Return some pairs, with what was recorded of them."""
         if number in self._kept:
             return self._kept[number]
-        which = range(number * self.at_once, min((number + 1) * self.at_once, len(self.pairs)))
+        which = self.of_chunk(number)
         sides = self.pairs.base, self.pairs.source
         bases, sources = (examples_of(side.inputs, which) for side in sides)
         columns, others = (tuple(side.columns(self.wanted.at)[one] for one in which) for side in sides)
-        base = record_run(self.model, Wiring((), (), self.wiring.valid), bases)
-        resampled = self.ablation == "resample"
-        source = record_run(self.model, self.wiring if resampled else Wiring((), (), self.wiring.valid), sources)
+        resampled, plain = self.ablation == "resample", Wiring((), (), torch.zeros(0, 0))
+        base = record_run(self.model, plain, bases)
+        source = self._recorded(sources) if resampled else record_run(self.model, plain, sources)
         self.passes["full"] += 2
         clean, other = base.tape.logits(columns).float(), source.tape.logits(others).float()
         metrics = self._metrics(clean, other, which)
         replacement = Replacement(source) if resampled else self._means()
         empty = metric_values(metrics, other, clean).double().cpu() if resampled else None
-        made = _Chunk(bases, columns, clean, metrics, replacement, empty)
+        made = PairChunk(bases, columns, clean, metrics, replacement, empty)
         held = (*source.values.values(), *source.experts.values())
         size = sum(value.numel() * value.element_size() for value in held)
         if size <= self._room:
@@ -239,12 +272,12 @@ class CircuitRunner:
         count = 0
         for start in range(0, len(prompts), self.at_once):
             which = range(start, min(len(prompts), start + self.at_once))
-            run = record_run(self.model, self.wiring, examples_of(prompts.inputs, which))
+            run = self._recorded(examples_of(prompts.inputs, which))
             self.passes["full"] += 1
             real = torch.zeros(len(which), tokens.length, dtype=torch.bool)
             for row, one in enumerate(which):
                 real[row, tokens.starts[one] : tokens.starts[one] + len(tokens.ids[one])] = True
-            for first, shares in shares_in(self.wiring, run).items():
+            for first, shares in self._written(run).items():
                 seen = shares.float() * real.to(shares.device)[None, :, :, None]
                 total[first] = total.get(first, 0) + seen.sum((1,) if by_position else (1, 2), keepdim=True)
             count += len(which) if by_position else int(real.sum())
