@@ -263,7 +263,13 @@ class FrozenNorm:
         self._centred = bool((shifted - call(before)).abs().max() < near)
         self._weight = (call(signs[None]) - self.bias) / signs
         ready = self._through(before)
-        self._scale = ((after - self.bias) * ready).sum(-1, keepdim=True) / (ready * ready).sum(-1, keepdim=True)
+        size = (ready * ready).sum(-1, keepdim=True)
+        scale = ((after - self.bias) * ready).sum(-1, keepdim=True) / torch.where(size == 0, 1, size)
+        if bool((size == 0).any()):  # of nothing, such as heads without values, it is what it is close to nothing
+            probe = self._through(signs)
+            made = ((call(1e-6 * signs[None]) - self.bias) * probe).sum(-1, keepdim=True)
+            scale = torch.where(size == 0, made / (1e-6 * probe.square().sum()), scale)
+        self._scale = scale
         missed = (self(before) + self.bias - after).abs().max()
         if bool(missed > near):
             raise SpecError(
