@@ -182,8 +182,9 @@ def connected(graph: CircuitGraph, kept: Tensor) -> Tensor:
     makes = [[numbers[name] for name in node.owner if name in numbers] for node in graph.receivers]
     alive = [node.kind == "input" for node in graph.senders]
     forward = [False] * len(edges)
+    here = kept.tolist()
     for edge, (sender, row) in enumerate(edges):  # receivers in the order in which they read
-        if kept[edge] and alive[sender]:
+        if here[edge] and alive[sender]:
             forward[edge] = True
             for made in makes[row]:
                 alive[made] = True
