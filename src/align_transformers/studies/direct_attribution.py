@@ -268,7 +268,7 @@ class FrozenNorm:
         if bool((size == 0).any()):  # of nothing, such as heads without values, it is what it is close to nothing
             probe = self._through(signs)
             made = ((call(1e-6 * signs[None]) - self.bias) * probe).sum(-1, keepdim=True)
-            scale = torch.where(size == 0, made / (1e-6 * probe.square().sum()), scale)
+            scale = torch.where(size == 0, made / (1e-6 * probe.square().sum(-1, keepdim=True)), scale)
         self._scale = scale
         missed = (self(before) + self.bias - after).abs().max()
         if bool(missed > near):
