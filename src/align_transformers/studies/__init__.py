@@ -11,7 +11,7 @@ from .attention_patterns import attention_patterns
 from .attribution import attribution
 from .causal_scrubbing import Claim, causal_scrubbing
 from .causal_tracing import causal_tracing
-from .circuits.circuit import Circuit
+from .circuits import Circuit, evaluate_circuit
 from .direct_attribution import direct_logit_attribution
 from .edge_attribution import edge_attribution
 from .graph import CircuitGraph, GraphNode, graph
@@ -42,6 +42,7 @@ __all__ = [
     "causal_tracing",
     "direct_logit_attribution",
     "edge_attribution",
+    "evaluate_circuit",
     "graph",
     "grid",
     "logit_lens",
