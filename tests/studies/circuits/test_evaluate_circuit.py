@@ -299,7 +299,7 @@ def test_pairs_on_which_it_was_found_are_left_out_or_marked():
     assert "not known" in none["note"]
     every = evaluated(circuit_of(facts={"pair_hashes": hashes}), **QUICK)
     assert every.meta["held_out"]["held_out"] is False
-    assert every.meta["held_out"]["note"].startswith("NOT held out: the circuit was found on 6 of the 6 pairs")
+    assert every.meta["held_out"]["note"].startswith("not held out: the circuit was found on 6 of the 6 pairs")
     some = circuit_of(facts={"pair_hashes": hashes[:4]})
     table = evaluated(some, **QUICK)
     assert table.meta["pairs"] == 2

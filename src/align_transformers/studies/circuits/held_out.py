@@ -63,7 +63,7 @@ class HeldOut:
         used = sum(self.seen[one] for one in self.which)
         note = "the circuit was found on other pairs"
         if used:
-            note = f"NOT held out: the circuit was found on {used} of the {len(self.which)} pairs it is measured on"
+            note = f"not held out: the circuit was found on {used} of the {len(self.which)} pairs it is measured on"
         elif any(self.seen):
             note = f"{sum(self.seen)} of {count} pairs, on which the circuit was found, are left out"
         return {
