@@ -178,7 +178,7 @@ def _read_plain(text: str, names: Sequence[str], links: Sequence[Link]) -> Layou
     ways: dict[tuple[str, str], list[Dots]] = {}
     tall = wide = 0.0
     for line in text.splitlines():
-        word, *rest = line.split()
+        word, *rest = line.split() or [""]
         if word == "graph":
             wide, tall = float(rest[1]) * _POINTS, float(rest[2]) * _POINTS
         elif word == "node":

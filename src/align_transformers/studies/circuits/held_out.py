@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..._errors import SpecError
-from ...engine.inputs import examples_of
+from ...models.sequence import examples_of
 from .._pairs import Pairs
 from .._prompts import Prompts, Tokens
 from .hashes import pair_hashes
