@@ -144,15 +144,17 @@ def test_the_sign_of_the_metric_changes_nothing():
     assert one.meta["cpr"]["value"] == pytest.approx(other.meta["cpr"]["value"], abs=1e-4)
 
 
-def test_scores_that_say_what_is_wanted_are_not_turned():
-    """Of masks and of ACDC: the larger, the more is an edge wanted, whatever the metric does."""
+def test_scores_of_masks_are_not_turned_nor_is_their_size_a_strength():
+    """The larger, the more is an edge wanted, whatever the metric does; far below 0 it is not wanted at all."""
     circuit = circuit_of()
-    wanted = Circuit(circuit.graph, circuit.kept, circuit.kept.float(), {"scores": "importance"})
+    values = torch.where(circuit.kept, 1.0, -5.0)
+    wanted = Circuit(circuit.graph, circuit.kept, values, {"method": "masks"})
     count = int(circuit.kept.sum()) / len(circuit.graph) + 1e-9
     for answers in (ANSWERS, ANSWERS[::-1]):
-        table = evaluated(wanted, answers=answers, **{**QUICK, "sizes": (count,)})
+        table = evaluated(wanted, answers=answers, truth=circuit, **{**QUICK, "sizes": (count,)})
         for name in ("top by score", "top by |score|"):
             assert rows_of(table, name)[0]["edges"] == len(circuit.connected())
+        assert table.meta["truth"]["auroc"] == table.meta["truth"]["auroc_of_size"] == 1.0
 
 
 def test_without_scores_there_is_no_curve_and_equal_circuits_run_once():

@@ -239,8 +239,7 @@ class _CircuitEvaluation:
         for draw in range(self.controls):
             yield _CircuitRun(_words("random", draw=draw), at_random(self.graph, size, generator))
         if self.circuit.scores is not None and len(self.sizes):
-            scores = self.circuit.scores.float()
-            rankings = (self._helpful() * scores, scores.abs(), torch.rand(self.count, generator=generator))
+            rankings = (*self._rankings(), torch.rand(self.count, generator=generator))
             for name, ranking in zip(_BY_SIZE, rankings, strict=True):
                 for share, row in zip(self.sizes, nested(self.graph, ranking, self.sizes), strict=True):
                     yield _CircuitRun(_words(name, size=share), row)
@@ -250,15 +249,17 @@ class _CircuitEvaluation:
             sender, receiver = self._names[edge]
             yield _CircuitRun(_words("without an edge", sender=sender, receiver=receiver), less)
 
-    def _helpful(self) -> float:
-        """Return the sign that scores of edges have that lead from what the empty circuit does to what the model does.
+    def _rankings(self) -> tuple[Tensor, Tensor]:
+        """Return the scores so that what leads from the empty circuit to the whole model is above 0, and their sizes.
 
-        Effects of putting in the source's value, as `edge_attribution` has them, are turned where the model's metric is
-        the lower one; what says how much an edge is wanted is not.
+        Scores are the change of the metric without an edge, so they are turned where the model's metric is the higher
+        one. Those of learned masks say how much an edge is wanted: their size is no strength.
         """
-        if self.circuit.facts.get("scores", "effect") == "importance":
-            return 1.0
-        return -1.0 if float(self.found.gaps.mean()) > 0 else 1.0
+        assert self.circuit.scores is not None
+        scores = self.circuit.scores.float()
+        if self.circuit.facts.get("method") == "masks":
+            return scores, scores
+        return (-scores if float(self.found.gaps.mean()) > 0 else scores), scores.abs()
 
     @property
     def _names(self) -> list[tuple[str, str]]:
@@ -354,7 +355,8 @@ class _CircuitEvaluation:
             "recall": both / int(right.sum()) if bool(right.any()) else None,
         }  # fmt: skip
         if scores is not None:
-            said |= {"auroc": auroc(self._helpful() * scores, right), "auroc_of_size": auroc(scores.abs(), right)}
+            signed, sizes = self._rankings()
+            said |= {"auroc": auroc(signed, right), "auroc_of_size": auroc(sizes, right)}
         return said
 
 
