@@ -135,6 +135,11 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "select": "top", "signed": False, "orders": ("backward",), "points": 2, "steps": 1, "rate": 0.1,
         "ablation": "resample", "reference": None, "metric": None, "answers": (4, 5), "tokenizer": None,
         "columns": None, "at": -1, "at_once": 2, "seed": 0, "store": None, "progress": None}),
+    "evaluate_circuit": (at.evaluate_circuit, {
+        **PROMPTS, "circuit": at.Circuit.of(NODES, [("input", "logits")]), "tokenizer": None,
+        "columns": None, "ablation": None, "reference": None, "metric": None, "answers": (4, 5), "at": -1,
+        "held_out": True, "sizes": (0.5, 1.0), "controls": 1, "minimality": False, "truth": [("input", "logits")],
+        "at_once": 2, "seed": 0, "progress": None}),
     "graph": (at.graph, {"model": model(), "per_query_head": False, "experts": True}),
     "score": (at.score, {"model": model(), "prompts": tokens(2, 3), "metric": at.accuracy(3),
                          "metrics": None, "tokenizer": None, "columns": None, "at": -1, "store": None,

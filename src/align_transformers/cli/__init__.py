@@ -14,6 +14,7 @@ from .._errors import AlignError
 from .._version import library_version
 from .attend_command import attend
 from .attribute_command import attribute
+from .circuit_command import circuit
 from .describe_command import describe
 from .doctor_command import doctor
 from .lens_command import lens
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for _command in (scan, trace, attribute, paths, lens, attend, steer, probe, describe, report):
+for _command in (scan, trace, attribute, paths, circuit, lens, attend, steer, probe, describe, report):
     app.command(no_args_is_help=True)(_command)
 app.command()(doctor)
 

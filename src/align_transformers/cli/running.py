@@ -17,10 +17,18 @@ from .._files import write_atomically
 
 if TYPE_CHECKING:
     from ..report import Picture
-    from ..studies import Scan
+    from ..studies import Circuit, Scan
     from ..table import Table
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
+
+@dataclass(frozen=True)
+class CircuitFound:
+    """A circuit, and what was measured of it."""
+
+    circuit: Circuit
+    table: Table
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,8 @@ class Job:
 
         Args:
             model: name or folder.
-            study: called with the model, and `tokenizer` and `progress` as studies take them; gives a table, or a scan.
+            study: called with the model, and `tokenizer` and `progress` as studies take them; gives a table,
+                a scan, or a circuit with its table.
             doing: what the bar says meanwhile.
 
         Raises:
@@ -62,7 +71,7 @@ class Job:
                 loaded, tokenizer = _load(model)
                 found = study(loaded, tokenizer=tokenizer, progress=advance)
                 say("writing the files")
-                kept = self._kept_scan(found) if hasattr(found, "report") else self._kept_table(found)
+                kept = self._kept(found)
             if self.as_json:
                 print(json.dumps(kept.data()))
             elif not self.quiet:
@@ -70,6 +79,26 @@ class Job:
         except KeyboardInterrupt as stopped:
             print("align-transformers: interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from stopped
+
+    def _kept(self, found: Any) -> _Kept:
+        if isinstance(found, CircuitFound):
+            return self._kept_circuit(found)
+        return self._kept_scan(found) if hasattr(found, "report") else self._kept_table(found)
+
+    def _kept_circuit(self, found: CircuitFound) -> _Kept:
+        """Write a circuit's edge list, its figure and page, and the table of what was measured."""
+        from ..report import Shown, image_of
+
+        circuit, table, drawn = found.circuit, found.table, _picture(found.table, None)
+        places = {ending: self.out / f"{self.name}.{ending}" for ending in ("json", "png", "html", "parquet")}
+        circuit.save(places["json"])
+        table.save(places["parquet"])
+        write_atomically(places["png"], image_of(circuit.plot()))
+        circuit.page(places["html"], findings=drawn.findings)
+        kinds = {"circuit": "json", "figure": "png", "page": "html", "table": "parquet"}
+        files = {kind: str(places[ending]) for kind, ending in kinds.items()}
+        edges = [list(edge) for edge in circuit.edges()]
+        return _Kept(files, Shown(drawn), drawn.findings, lambda: {**described(table, files), "circuit": edges})
 
     def _kept_table(self, table: Table) -> _Kept:
         """Write a table, its figure and its page."""

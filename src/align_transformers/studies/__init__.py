@@ -11,6 +11,7 @@ from .attention_patterns import attention_patterns
 from .attribution import attribution
 from .causal_scrubbing import Claim, causal_scrubbing
 from .causal_tracing import causal_tracing
+from .circuits import Circuit, evaluate_circuit
 from .circuits.circuit import Circuit
 from .circuits.discovery import circuit
 from .direct_attribution import direct_logit_attribution
@@ -44,6 +45,7 @@ __all__ = [
     "circuit",
     "direct_logit_attribution",
     "edge_attribution",
+    "evaluate_circuit",
     "graph",
     "grid",
     "logit_lens",

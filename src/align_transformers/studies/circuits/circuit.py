@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ from ..graph import CircuitGraph
 
 if TYPE_CHECKING:
     import networkx
+    from matplotlib.figure import Figure
+
+    from ...report.circuit_drawing import CircuitDrawing
 
 
 @checked_class
@@ -169,6 +173,45 @@ class Circuit:
         kept, scores = (torch.tensor(values) for values in zip(*each, strict=True))
         return cls(graph, kept, scores if bool(scores.any()) else None, data.get("facts", {}))
 
+    @checked
+    def plot(self, *, most: int = 300) -> Figure:
+        """Draw it and return matplotlib's figure (pyplot is not touched): layers upwards, the wider the larger a score.
+
+        Where graphviz's program `dot` is installed, it places the nodes.
+
+        Args:
+            most: how many edges are drawn; of more than these the strongest, and the caption says so.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from ...report.circuit_figure import figure_of_circuit
+
+        return figure_of_circuit(drawing_of_circuit(self, most))
+
+    @checked
+    def page(self, path: str | os.PathLike[str], *, most: int = 300, findings: Sequence[str] = ()) -> Path:
+        """Write it as a web page: a threshold to move, what each node hears and tells, all edges as a table.
+
+        The file holds all that it needs.
+
+        Args:
+            path: of the HTML file.
+            most: as for `plot`.
+            findings: what was measured of it, a line each, such as `evaluate_circuit(...)`'s `summary`.
+
+        Returns:
+            The path written.
+        """
+        from ...report.circuit_page import page_of_circuit
+
+        return write_atomically(path, page_of_circuit(drawing_of_circuit(self, most), findings).encode())
+
+    def _repr_html_(self) -> str:
+        from ...report.circuit_page import part_of_page
+
+        return part_of_page(drawing_of_circuit(self, 300), name=f"circuit-{id(self):x}")
+
 
 def connected(graph: CircuitGraph, kept: Tensor) -> Tensor:
     """Return which of the kept edges lie on a path from the embeddings to the logits.
@@ -182,8 +225,9 @@ def connected(graph: CircuitGraph, kept: Tensor) -> Tensor:
     makes = [[numbers[name] for name in node.owner if name in numbers] for node in graph.receivers]
     alive = [node.kind == "input" for node in graph.senders]
     forward = [False] * len(edges)
+    here = kept.tolist()
     for edge, (sender, row) in enumerate(edges):  # receivers in the order in which they read
-        if kept[edge] and alive[sender]:
+        if here[edge] and alive[sender]:
             forward[edge] = True
             for made in makes[row]:
                 alive[made] = True
@@ -195,3 +239,28 @@ def connected(graph: CircuitGraph, kept: Tensor) -> Tensor:
         if forward[edge] and heard:
             found[edge] = wanted[sender] = True
     return found
+
+
+def drawing_of_circuit(circuit: Circuit, most: int) -> CircuitDrawing:
+    """Return a circuit's drawing.
+
+    Args:
+        circuit: as it is.
+        most: how many edges are drawn.
+
+    Raises:
+        SpecError: it has no edges, or none is to be drawn.
+    """
+    from ...report.circuit_drawing import CircuitEdge, CircuitNode, drawing_of
+
+    if not len(circuit) or most < 1:
+        raise SpecError(f"there is nothing to draw: the circuit has {len(circuit)} edges, and most={most}")
+    graph, facts = circuit.graph, circuit.facts
+    owners = {receiver.name: receiver.owner for receiver in graph.receivers}
+    nodes = [CircuitNode(one.name, one.kind, one.layer, one.note) for one in (*graph.senders, graph.receivers[-1])]
+    scores = [None] * len(graph) if circuit.scores is None else circuit.scores.tolist()
+    lines = zip(graph.edges(), scores, circuit.kept.tolist(), strict=True)
+    edges = [CircuitEdge(*edge, owners[edge[1]], score) for edge, score, kept in lines if kept]
+    told = {name: facts[name] for name in ("model", "method", "ablation", "metric", "pairs", "seed") if name in facts}
+    title = f"{len(circuit)} of the {len(graph)} edges of {facts.get('model') or graph.facts.get('model', 'a model')}"
+    return drawing_of(title, nodes, edges, most=most, facts=told)
