@@ -76,14 +76,14 @@ sentence = " In the end, everyone was very"
 moody = logit_difference(" happy", " sad", tokenizer=tokenizer)
 
 
-def judge(texts):
+def mood(texts):
     read = [f"Once upon a time there was{text}{sentence}" for text in texts]
     return torch.tensor(score(model, read, moody, tokenizer=tokenizer).columns["metric"])
 
 
 known = {
-    "happy": judge([" a girl who got a puppy for her birthday.", " a boy who won the prize and hugged his friends."]),
-    "sad": judge([" a girl whose puppy died in the snow.", " a boy who lost his mother and was left alone."]),
+    "happy": mood([" a girl who got a puppy for her birthday.", " a boy who won the prize and hugged his friends."]),
+    "sad": mood([" a girl whose puppy died in the snow.", " a boy who lost his mother and was left alone."]),
 }
 print({name: [round(value, 2) for value in values.tolist()] for name, values in known.items()})
 assert known["happy"].min() > known["sad"].max()
@@ -100,7 +100,7 @@ beginnings = [f"Once upon a time there was{hero}" for hero in ("", " a boy", " a
 table = steer(
     model,
     beginnings[1:3] if SMALL else beginnings,
-    judge,
+    mood,
     layers=[LAYER],
     positive=happy,
     negative=sad,
