@@ -47,7 +47,7 @@ print("before:", words[0], " after:", words[1])
 assert words == [" Madrid", " Rome"]
 
 # %% [markdown]
-# One vector of 576 numbers, in the first of 30 layers, turned the answer over.
+# One vector, in the first layer, turned the answer over.
 #
 # ## Every swap
 #

@@ -253,8 +253,7 @@ done.append("generate")
 # for layer in ...: for position in ...: pv.IntervenableModel(...)(...)
 # ```
 #
-# Folders that pyvene wrote are read, too. The loop over layers and positions is one call, with a hundred cells in few
-# passes.
+# Folders that pyvene wrote are read, too. The loop over layers and positions is one call, which counts its passes.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:

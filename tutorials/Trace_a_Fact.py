@@ -83,7 +83,7 @@ moved = by_place(patched, "recovered")
 # %% [markdown]
 # ## The lens
 #
-# Each state is read as if it were the last: at which rank among 49,152 tokens does the answer stand?
+# Each state is read as if it were the last: at which rank among all tokens does the answer stand?
 
 # %%
 lens = logit_lens(model, facts, tokenizer=tokenizer, layers=LAYERS, positions=places, top=0)
