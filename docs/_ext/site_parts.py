@@ -121,9 +121,18 @@ def ask_nobody(sphinx: Any, exception: Exception | None) -> None:
                 LOG.warning("%s asks another host: %s", page.relative_to(sphinx.outdir), found)
 
 
+def for_assistants(sphinx: Any, exception: Exception | None) -> None:
+    """Put the pages for coding assistants at the root of the site, with links to its pages."""
+    if exception is None and sphinx.builder.format == "html":
+        for name in ("llms.txt", "SKILL.md"):
+            text = re.sub(r"\]\(docs/([\w/]+)\.md", r"](\1.html", (ROOT / name).read_text(encoding="utf-8"))
+            (Path(sphinx.outdir) / name).write_text(text, encoding="utf-8")
+
+
 def setup(sphinx: Any) -> dict[str, bool]:
     """Say to Sphinx what is here."""
     sphinx.connect("build-finished", ask_nobody)
+    sphinx.connect("build-finished", for_assistants)
     sphinx.add_directive("messages", Messages)
     sphinx.add_directive("commands", Commands)
     sphinx.add_directive("tutorials", Tutorials)
