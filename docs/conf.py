@@ -27,7 +27,7 @@ extensions = [
     "site_parts",
 ]
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".py": "myst-nb"}
-nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
+nb_custom_formats = {".py": "site_parts.read_tutorial"}
 include_patterns = ["*.md", "howto/*.md", "concepts/*.md", "reference/**", "tutorials/*.py"]
 exclude_patterns = ["tutorials/_*.py"]
 templates_path = ["_templates"]
