@@ -73,6 +73,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "align-transformers"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_context = {"default_mode": "auto"}
 html_copy_source = False
 html_show_sourcelink = False
