@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 # For the kernels that run tutorials, too.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm would like widgets
 
 from align_transformers._version import library_version  # noqa: E402
 
