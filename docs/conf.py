@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 # For the kernels that run tutorials, too.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm would like widgets
 
 from align_transformers._version import library_version  # noqa: E402
 
@@ -27,7 +28,7 @@ extensions = [
     "site_parts",
 ]
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".py": "myst-nb"}
-nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
+nb_custom_formats = {".py": "site_parts.read_tutorial"}
 include_patterns = ["*.md", "howto/*.md", "concepts/*.md", "reference/**", "tutorials/*.py"]
 exclude_patterns = ["tutorials/_*.py"]
 templates_path = ["_templates"]
@@ -73,7 +74,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "align-transformers"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_extra_path = ["../llms.txt"]
+html_js_files = ["site.js"]
 html_context = {"default_mode": "auto"}
 html_copy_source = False
 html_show_sourcelink = False

@@ -8,10 +8,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import jupytext
+import nbformat
 import typer
 from docutils import nodes
+from docutils.parsers.rst import directives
+from docutils.statemachine import StringList
 from sphinx.directives.other import TocTree
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
@@ -91,11 +95,26 @@ class Commands(SphinxDirective):
 
 
 class Tutorials(TocTree):
-    """A `toctree` that may be of nothing: of a folder without tutorials Sphinx would warn."""
+    """A `toctree` of those of its entries that are there; with `others` of all that the page does not name."""
+
+    option_spec: ClassVar[Any] = {**TocTree.option_spec, "others": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         """Return the contents, or nothing."""
-        return super().run() if any((ROOT / "tutorials").glob("[!_]*.py")) else []
+        every = sorted(f"tutorials/{path.stem}" for path in (ROOT / "tutorials").glob("[!_]*.py"))
+        page = (ROOT / "docs" / "tutorials.md").read_text(encoding="utf-8").split()
+        there = [line for line in every if line not in page] if "others" in self.options else self.content
+        there = [line for line in there if line in every]
+        self.content = StringList(there, items=[self.state_machine.get_source_and_line()] * len(there))
+        return super().run() if there else []
+
+
+def read_tutorial(text: str) -> nbformat.NotebookNode:
+    """Return the notebook that a percent script is."""
+    notebook = jupytext.reads(text, fmt="py:percent")
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+    return notebook
 
 
 def keep_first_line(sphinx: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
@@ -121,9 +140,18 @@ def ask_nobody(sphinx: Any, exception: Exception | None) -> None:
                 LOG.warning("%s asks another host: %s", page.relative_to(sphinx.outdir), found)
 
 
+def for_assistants(sphinx: Any, exception: Exception | None) -> None:
+    """Put the pages for coding assistants at the root of the site, with links to its pages."""
+    if exception is None and sphinx.builder.format == "html":
+        for name in ("llms.txt", "SKILL.md"):
+            text = re.sub(r"\]\(docs/([\w/]+)\.md", r"](\1.html", (ROOT / name).read_text(encoding="utf-8"))
+            (Path(sphinx.outdir) / name).write_text(text, encoding="utf-8")
+
+
 def setup(sphinx: Any) -> dict[str, bool]:
     """Say to Sphinx what is here."""
     sphinx.connect("build-finished", ask_nobody)
+    sphinx.connect("build-finished", for_assistants)
     sphinx.add_directive("messages", Messages)
     sphinx.add_directive("commands", Commands)
     sphinx.add_directive("tutorials", Tutorials)
