@@ -13,7 +13,7 @@ from tests.studies.test_path_patching import model_of
 from torch import Tensor
 
 from align_transformers import SiteError, SpecError, direct_logit_attribution
-from align_transformers.studies.direct_attribution import FrozenNorm
+from align_transformers.studies._norms import FrozenNorm
 
 AFTER_HEADS = {"gpt2": "attn.c_proj", "llama": "self_attn.o_proj", "neox": "attention.dense"}
 

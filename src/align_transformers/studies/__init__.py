@@ -12,7 +12,6 @@ from .attribution import attribution
 from .causal_scrubbing import Claim, causal_scrubbing
 from .causal_tracing import causal_tracing
 from .circuits import Circuit, evaluate_circuit
-from .circuits.circuit import Circuit
 from .circuits.discovery import circuit
 from .direct_attribution import direct_logit_attribution
 from .edge_attribution import edge_attribution

@@ -270,6 +270,6 @@ def test_shares_add_up_to_the_stream(family):
     base, source = pair_of(0, 2)
     runner, model = runner_of(family, base, source), model_of(family)
     tapes = [record_run(model, runner.wiring, {"input_ids": ids}) for ids in (base, source)]
-    totals = [torch.cat(list(shares_in(model, runner.wiring, tape).values())).sum(0) for tape in tapes]
+    totals = [torch.cat(list(shares_in(runner.wiring, tape).values())).sum(0) for tape in tapes]
     ends = [tape.values[runner.wiring.readings[-1].stream] for tape in tapes]
     assert torch.allclose(totals[0] - totals[1], ends[0] - ends[1], atol=1e-4)
