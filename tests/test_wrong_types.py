@@ -131,7 +131,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Circuit": (at.Circuit, {"graph": NODES, "kept": torch.zeros(len(NODES), dtype=torch.bool),
                 "scores": torch.zeros(len(NODES)), "facts": {"seed": 0}}),
     "circuit": (at.circuit, {
-        **PROMPTS, "method": "eap", "level": "edges", "edges": 3, "nodes": None, "neurons": None, "threshold": None,
+        **PROMPTS, "method": "eap", "level": "edges", "experts": True, "edges": 3, "nodes": None,
+        "neurons": None, "threshold": None,
         "select": "top", "signed": False, "orders": ("backward",), "points": 2, "steps": 1, "rate": 0.1,
         "ablation": "resample", "reference": None, "metric": None, "answers": (4, 5), "tokenizer": None,
         "columns": None, "at": -1, "at_once": 2, "seed": 0, "store": None, "progress": None}),

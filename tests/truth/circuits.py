@@ -18,7 +18,7 @@ from torch import Tensor
 
 from align_transformers import Circuit, Metric, circuit, graph, kl_to_clean
 from align_transformers.studies._pairs import pair_up
-from align_transformers.studies.circuits.runner import Answered, CircuitRunner
+from align_transformers.studies.circuits.circuit_runner import Answered, CircuitRunner
 
 from . import induction
 from .compiled import Compiled, load, texts

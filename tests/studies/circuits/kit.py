@@ -17,7 +17,7 @@ from torch import Tensor
 
 from align_transformers import Metric, graph
 from align_transformers.studies._pairs import pair_up
-from align_transformers.studies.circuits.runner import Answered, CircuitRunner
+from align_transformers.studies.circuits.circuit_runner import Answered, CircuitRunner
 
 FAMILIES = ("gpt2", "llama", "neox", "gemma2", "granite")
 LAYERS, HEADS, LENGTH = 3, 4, 5

@@ -26,7 +26,7 @@ from align_transformers import (
     logit_difference,
 )  # fmt: skip
 from align_transformers.studies._pairs import pair_up
-from align_transformers.studies.circuits.runner import Answered, CircuitRunner
+from align_transformers.studies.circuits.circuit_runner import Answered, CircuitRunner
 
 ANSWERS, PAIRS, LENGTH = (4, 9), 3, 4
 BASE, SOURCE = (tokens(PAIRS, LENGTH, seed) for seed in (1, 2))
@@ -303,7 +303,7 @@ HOW = {
 
 @pytest.mark.parametrize("method", HOW)
 def test_a_killed_search_goes_on_to_the_same_bits(method, tmp_path, monkeypatch):
-    monkeypatch.setattr("align_transformers.studies.circuits.runner._ROWS", 7 * 8 * 16 * 4)  # few copies a pass
+    monkeypatch.setattr("align_transformers.studies.circuits.circuit_runner._ROWS", 7 * 8 * 16 * 4)  # few copies a pass
     given, model = {**GIVEN, "method": method, **HOW[method]}, small()
     whole = circuit(model, **given)
     calls: list[int] = []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,10 +23,10 @@ from .._scoring import name_of
 from ..graph import CircuitGraph, graph
 from .acdc import Order, Trying, acdc, order_of
 from .circuit import Circuit, connected
+from .circuit_runner import Ablation, Answered, CircuitRunner
 from .masks import Learning, Masks, learn
 from .neurons import NeuronRunner
 from .resuming import SearchFolder
-from .runner import Ablation, Answered, CircuitRunner
 from .selecting import beyond, greedy, longest, strongest
 from .tied import NodeRunner
 
@@ -68,12 +66,6 @@ def distances(metrics: Sequence[Metric] | None, count: int) -> list[Metric]:
     return [made[id(one)] for one in metrics]
 
 
-def pair_hashes(pairs: Pairs) -> list[str]:
-    """Return of each pair a hash of its tokens, so that it is known again elsewhere: SHA-256, in hex."""
-    sides = zip(*(side.ids for side in pairs.sides("")), strict=True)
-    return [hashlib.sha256(json.dumps([list(ids) for ids in two]).encode()).hexdigest() for two in sides]
-
-
 @dataclass(frozen=True)
 class Wanted:
     """What is asked for, as `circuit` has it.
@@ -81,6 +73,7 @@ class Wanted:
     Args:
         method: how edges are chosen.
         level: of what the circuit is.
+        experts: each is a node.
         count: how many are kept.
         threshold: what is kept.
         select: the strongest, or greedily from the logits down.
@@ -95,6 +88,7 @@ class Wanted:
 
     method: SearchMethod
     level: Level
+    experts: bool
     count: int | None
     threshold: float | None
     select: str
@@ -151,7 +145,7 @@ class CircuitSearch:
     @cached_property
     def graph(self) -> CircuitGraph:
         """The model's."""
-        return graph(self.model, experts=False)
+        return graph(self.model, experts=self.wanted.experts)
 
     @cached_property
     def runner(self) -> CircuitRunner | NodeRunner:
@@ -327,7 +321,7 @@ class CircuitSearch:
 
     @property
     def _data(self) -> str:
-        return hashlib.sha256(json.dumps(self._hashes).encode()).hexdigest()
+        return data_hash(self._hashes)
 
     def _facts(self) -> dict[str, Any]:
         wanted = self.wanted

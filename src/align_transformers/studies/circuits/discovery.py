@@ -26,8 +26,8 @@ from .._scoring import Answer, answers_for, answers_metric, metrics_for
 from ..edge_attribution import edge_attribution
 from .acdc import Order
 from .circuit import Circuit
+from .circuit_runner import Ablation
 from .circuit_search import CircuitSearch, Level, SearchMethod, Tell, Wanted
-from .runner import Ablation
 
 Telling = Callable[[int, int], None] | bool | None
 
@@ -40,6 +40,7 @@ def circuit(
     *,
     method: SearchMethod = "eap",
     level: Level = "edges",
+    experts: bool = True,
     edges: int | None = None,
     nodes: int | None = None,
     neurons: int | None = None,
@@ -77,6 +78,7 @@ def circuit(
             the distance from the whole model grows by less than `threshold`. `"masks"`: learned hard concrete masks.
         level: of what it is. A node's absent value stands for it everywhere: all edges that leave it are absent. The
             embeddings are always there. Neurons are the coordinates of MLPs' activations and of heads' values.
+        experts: as for `graph`: each expert is a node; `False`: those of a block are one.
         edges: of level `"edges"`, how many there may be at most. From scores: the longest list of the strongest whose
             connected part has no more, so that few or none are missing at the end. Of `"masks"`: the target, too.
         nodes: likewise of level `"nodes"`, the embeddings not counted.
@@ -127,7 +129,8 @@ def circuit(
     """
     counts = {"edges": edges, "nodes": nodes, "neurons": neurons}
     wanted = Wanted(
-        method, level, counts.pop(level), threshold, select, signed, tuple(orders), points, steps, rate, ablation, seed
+        method, level, experts, counts.pop(level), threshold, select, signed, tuple(orders), points, steps, rate,
+        ablation, seed,
     )  # fmt: skip
     _check(wanted, {name: count for name, count in counts.items() if count is not None}, at_once)
     pairs = pair_up(base, source, tokenizer, model, columns, None, None, None)
@@ -143,7 +146,8 @@ def circuit(
             model, pairs, wanted, None if metrics is None else metrics[""], at, tokenizer, means, at_once,
             lambda: edge_attribution(
                 model, base, source, tokenizer=tokenizer, columns=columns, method="eap-ig" if method == "eap-ig" else
-                "eap", points=points, metric=metric, answers=answers, at=at, at_once=at_once, seed=seed,
+                "eap", points=points, metric=metric, answers=answers, at=at, experts=experts, at_once=at_once,
+                seed=seed,
                 progress=lambda done, total: tell(done, total, "pairs"),
             ),
             store, tell,

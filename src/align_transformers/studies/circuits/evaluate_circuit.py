@@ -26,9 +26,9 @@ from .._prompts import ReadAt, encode
 from .._scoring import Answer, answers_for, answers_metric, metrics_for, name_of
 from ..graph import graph
 from .circuit import Circuit, connected
+from .circuit_runner import Ablation, Answered, CircuitRunner
 from .faithfulness import Faithfulness
 from .held_out import HeldOut, chosen, some_pairs
-from .runner import Ablation, Answered, CircuitRunner
 from .sizes import SIZES, ParameterShare, areas, at_random, auroc, nested
 
 _FEW = 64
@@ -170,7 +170,8 @@ def _check(model: nn.Module, circuit: Circuit, sizes: Sequence[float], controls:
             "sizes are shares from 0 to 1 in ascending order, controls and seed from 0, at_once from 1; found "
             f"{shares}, {controls}, {seed} and {at_once}"
         )
-    if list(graph(model, experts=False).edges()) != list(circuit.graph.edges()):
+    experts = any(node.kind == "expert" for node in circuit.graph.senders)
+    if list(graph(model, experts=experts).edges()) != list(circuit.graph.edges()):
         raise SpecError(f"the circuit has the {len(circuit.graph)} edges of another graph than that of this model")
 
 

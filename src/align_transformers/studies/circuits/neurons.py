@@ -18,8 +18,8 @@ from ...sites import Site
 from .._estimates import How, towards
 from .._scoring import metric_values
 from .._taped import Tape, embeddings_of, record, tapped_pass
+from .circuit_runner import CircuitRunner, PairChunk, check_alike
 from .exact import RecordedRun, Shares
-from .runner import CircuitRunner, PairChunk, check_alike
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,8 @@ class NeuronRunner(CircuitRunner):
     Attributes:
         layers: the neurons, in the order in which they are worked out.
     """
+
+    units = "neurons"
 
     def __post_init__(self) -> None:
         check_alike(self.pairs)

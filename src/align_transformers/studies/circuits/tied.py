@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .runner import CircuitRunner
+from .circuit_runner import CircuitRunner
 
 
 @dataclass(eq=False)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,7 @@ class CircuitRunner:
     at_once: int = 16
     memory: int = 2**30
     passes: Counter[str] = field(default_factory=Counter)
+    units: ClassVar[str] = "edges"
 
     def __post_init__(self) -> None:
         check_alike(self.pairs)
@@ -133,7 +134,7 @@ class CircuitRunner:
             kept: `(circuits, edges)` booleans.
         """
         if kept.ndim != 2 or kept.shape[1] != self.count:
-            raise SpecError(f"kept is (circuits, {self.count} of what there is); found {tuple(kept.shape)}")
+            raise SpecError(f"kept is (circuits, {self.count} {self.units}); found {tuple(kept.shape)}")
         found = []
         for chunk in self._chunks():
             size = len(chunk.columns)
