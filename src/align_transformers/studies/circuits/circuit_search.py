@@ -24,6 +24,7 @@ from ..graph import CircuitGraph, graph
 from .acdc import Order, Trying, acdc, order_of
 from .circuit import Circuit, connected
 from .circuit_runner import Ablation, Answered, CircuitRunner
+from .hashes import data_hash, pair_hashes
 from .masks import Learning, Masks, learn
 from .neurons import NeuronRunner
 from .resuming import SearchFolder
