@@ -6,6 +6,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+import circuits
 import counterfactuals
 import searching
 import study_works
@@ -204,6 +205,7 @@ WORKS = {
     "batching": hooks.batching,
     "counterfactuals": counterfactuals.ours,
     "counterfactual data": counterfactuals.drawn,
+    "circuits": circuits.costs,
     "fits together": searching.together,
     "fits alone": searching.alone,
     **study_works.WORKS,
