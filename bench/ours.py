@@ -6,6 +6,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+import circuits
 import counterfactuals
 import searching
 import study_works
@@ -205,6 +206,7 @@ WORKS = {
     "batching": hooks.batching,
     "counterfactuals": counterfactuals.ours,
     "counterfactual data": counterfactuals.drawn,
+    "circuits": circuits.costs,
     "fits together": searching.together,
     "fits alone": searching.alone,
     "whole search": whole_searches.whole,

@@ -262,6 +262,28 @@ def searching_memory(bench: Bench) -> list[Row]:
     return [finished(bench, row, "")]
 
 
+def circuits(bench: Bench) -> list[Row]:
+    """Circuits of SmolLM2, 16 pairs of 16 tokens, each run exactly."""
+    args = {"pairs": 4 if bench.quick else 16, "repeat": 1 if bench.quick else min(3, bench.repeat)}
+    found = bench.ask("ours", "circuits", **args)
+    times, whole = found["milliseconds"], found["values"]
+    both = "two forward, one backward"
+    each = {
+        "a circuit of half of the edges": ("half of the edges", "plain", 2.0),
+        "ten nested circuits, .1 % to all": ("ten nested", "plain", 15.0),
+        "a step of edge masks": ("mask step", both, 2.0),
+    }
+    rows = []
+    for text, (what, beside, factor) in each.items():
+        row = Row(f"{text} of {found['edges']:,} edges, {args['pairs']} pairs of 16 tokens", "ms")
+        row.figures = {beside: times[beside], "ours": times[what]}
+        row.goals = [at_most(beside, factor)]
+        rows.append(finished(bench, row, ""))
+    half = len(whole) // 2
+    rows[0].agreement = {"ours": agreement("ours", whole[:half], whole[half:])}
+    return rows
+
+
 SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "blocks": blocks,
     "heads": heads,
@@ -278,6 +300,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "searching: memory": searching_memory,
     "wide": wide,
     "causal": causal,
+    "circuits": circuits,
     **studies.sections_of(SMOL),
 }
 
