@@ -14,12 +14,12 @@ T = TypeVar("T")
 Advance = Callable[[int | None, int | None, str], None]
 """Called with what is done, of how much (`None`: as before), and some words on how it goes."""
 _PAUSE = 0.2  # seconds between two updates of a notebook
-Telling = Callable[[int, int], None]
+HowFar = Callable[[int, int], None]
 """Called with what is done, and of how much."""
 
 
 @contextmanager
-def telling(what: str, progress: Telling | bool | None) -> Iterator[Telling]:
+def telling(what: str, progress: HowFar | bool | None) -> Iterator[HowFar]:
     """Hold what is told how far something is: a bar for `True`, a function of the caller's, or else nothing.
 
     Args:
@@ -79,7 +79,7 @@ def bar(what: str, console: Any = None, *, hidden: bool = False, transient: bool
         yield advance
 
 
-def each(items: Iterable[T], what: str, progress: Telling | bool | None) -> Iterator[T]:
+def each(items: Iterable[T], what: str, progress: HowFar | bool | None) -> Iterator[T]:
     """Yield items, and tell after each how many are done, and of how many; where that is not known, of as many.
 
     Args:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from tests.helpers import LAYERS, VOCAB, counted, grab, locus, logits_with, new_model, writer
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 import align_transformers as at
 from align_transformers import Scan, Table, scan
-from align_transformers._errors import ArtifactError, SpecError, UnknownNameError
+from align_transformers._errors import ArtifactError, SiteError, SpecError, UnknownNameError
 from align_transformers.report import page_of_chapters
 from align_transformers.report.scans import heads_that_matter
 
@@ -184,6 +184,13 @@ def test_senseless_arguments_are_refused(model: Any, options: dict[str, Any], sa
     with counted(model) as calls, pytest.raises(SpecError, match=said):
         scan(model, PROMPT, AGAINST, tokenizer=words(), **options)
     assert len(calls) <= 2  # at most what tells what the model says
+
+
+def test_a_model_with_two_stacks_is_refused() -> None:
+    sizes: dict[str, Any] = {"vocab_size": VOCAB, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    two = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).eval()
+    with pytest.raises(SiteError, match=r"T5ForConditionalGeneration has \['decoder', 'encoder'\]"):
+        scan(two, PROMPT, tokenizer=words())
 
 
 def test_two_prompts_with_one_answer_are_refused(model: Any) -> None:

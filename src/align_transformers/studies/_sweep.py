@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .._bar import Telling, telling
+from .._bar import HowFar, telling
 from .._errors import SiteError, SpecError
 from ..engine import Effect, Inputs, Outcome, Planner, batch_size, bind
 from ..interventions import Intervention
@@ -157,7 +157,7 @@ class Sweep:
         self,
         model: nn.Module,
         store: Store | None,
-        progress: Telling,
+        progress: HowFar,
         planner: Planner | None,
     ) -> Table:
         rows: list[dict[str, Any]] = []

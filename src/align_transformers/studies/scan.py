@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from .._bar import telling
 from .._checked import checked
-from .._errors import AlignError, SpecError
+from .._errors import AlignError, SiteError, SpecError
 from ..engine import Planner
+from ..models import resolve
 from ..report.scans import heads_that_matter, route_of
 from ..table import Table
 from ._scan_result import Scan
@@ -68,6 +69,7 @@ def scan(
         The tables of the sections, with `plot()`, `page(path)`, `save(path)`; a notebook shows all of it.
 
     Raises:
+        SiteError: the model has no stack of blocks, or has two.
         SpecError: both prompts have the same answer, or an argument makes no sense.
 
     Example:
@@ -90,6 +92,12 @@ def scan(
         raise SpecError(f"verify={verify} is how many swaps are measured, from 0")
     if answers is not None and len(answers) != len(texts):
         raise SpecError(f"answers={answers!r} are {len(answers)}, of {len(texts)} prompts: give one for each")
+    stacks = resolve(model).stacks
+    if "" not in stacks:
+        raise SiteError(
+            f"a scan reads models with one stack of blocks; {type(model).__name__} has {sorted(stacks) or 'none'}: "
+            "the studies take the stack in the component's name, logit_lens(..., components=['decoder.block_output'])"
+        )
     work = _Work(model, tokenizer, planner, {}, {}, {})
     total = 4 if against is None else 7
     with telling("scan", progress) as tell:

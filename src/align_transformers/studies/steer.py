@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from .._bar import Telling, telling
+from .._bar import HowFar, telling
 from .._checked import checked
 from .._errors import SpecError
 from ..engine import Planner
@@ -253,7 +253,7 @@ def _said(
 
 
 def _samples(
-    writer: Steered, doses: Doses, *, controls: bool, progress: Telling | bool | None
+    writer: Steered, doses: Doses, *, controls: bool, progress: HowFar | bool | None
 ) -> dict[DosedCell, Sample]:
     """Return the continuation of every cell; without a dose it is that of the first layer in all of them.
 
