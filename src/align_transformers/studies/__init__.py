@@ -11,11 +11,12 @@ from .attention_patterns import attention_patterns
 from .attribution import attribution
 from .causal_scrubbing import Claim, causal_scrubbing
 from .causal_tracing import causal_tracing
+from .circuit_graph import CircuitGraph, GraphNode
 from .circuits import Circuit, evaluate_circuit
 from .circuits.discovery import circuit
 from .direct_attribution import direct_logit_attribution
 from .edge_attribution import edge_attribution
-from .graph import CircuitGraph, GraphNode, graph
+from .graph import graph
 from .grid import grid
 from .lens import logit_lens
 from .path_patching import path_patching

@@ -23,7 +23,8 @@ from ._module_kinds import is_norm, matrix_of, same_numbers
 from ._norms import FrozenNorm, NormParts
 from ._taped import Tape
 from ._units import wide
-from .graph import MIXERS, CircuitGraph, GraphNode, reads_at
+from .circuit_graph import CircuitGraph, GraphNode
+from .graph import MIXERS, reads_at
 
 READS = {"q": "query_output", "k": "key_output", "v": "value_output"}
 """What of heads reads the stream."""

@@ -34,7 +34,8 @@ from ._readers import readers_of
 from ._scoring import Answer, answers_for, answers_metric, check_told_apart, metric_values, metrics_for, name_of
 from ._senders import Ran, Senders
 from ._taped import embeddings_of, record
-from .graph import CircuitGraph, graph
+from .circuit_graph import CircuitGraph
+from .graph import graph
 
 _DRAWS = 200
 _AT_ONCE = 4096

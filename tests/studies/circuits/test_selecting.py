@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from align_transformers.studies.circuit_graph import CircuitGraph, GraphNode
 from align_transformers.studies.circuits.selecting import beyond, greedy, longest, strongest
-from align_transformers.studies.graph import CircuitGraph, GraphNode
 
 
 def two_mlps() -> CircuitGraph:

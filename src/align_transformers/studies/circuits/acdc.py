@@ -13,7 +13,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..graph import CircuitGraph
+from ..circuit_graph import CircuitGraph
 
 _AHEAD = 8
 Order = Literal["backward", "forward", "random"]

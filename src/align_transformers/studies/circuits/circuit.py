@@ -15,7 +15,7 @@ from torch import Tensor
 from ..._checked import checked, checked_class
 from ..._errors import SpecError, UnknownNameError, near_misses
 from ..._files import write_atomically
-from ..graph import CircuitGraph
+from ..circuit_graph import CircuitGraph
 
 if TYPE_CHECKING:
     import networkx

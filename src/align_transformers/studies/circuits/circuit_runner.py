@@ -17,7 +17,7 @@ from ...models.sequence import examples_of
 from .._pairs import Pairs
 from .._prompts import Prompts, ReadAt
 from .._scoring import answers_metric, check_told_apart, metric_values
-from ..graph import CircuitGraph
+from ..circuit_graph import CircuitGraph
 from .exact import CircuitPass, RecordedRun, Replacement, record_run, shares_in
 from .wiring import Wiring, wire
 

@@ -20,7 +20,8 @@ from .._made_with import made_with
 from .._pairs import Pairs
 from .._prompts import Prompts, ReadAt
 from .._scoring import name_of
-from ..graph import CircuitGraph, graph
+from ..circuit_graph import CircuitGraph
+from ..graph import graph
 from .acdc import Order, Trying, acdc, order_of
 from .circuit import Circuit, connected
 from .circuit_runner import Ablation, Answered, CircuitRunner

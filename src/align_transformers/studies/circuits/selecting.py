@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..graph import CircuitGraph
+from ..circuit_graph import CircuitGraph
 from .circuit import connected
 
 

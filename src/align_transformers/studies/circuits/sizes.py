@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..._errors import SiteError
 from ...models import find_slot, resolve
 from ...sites import Site
-from ..graph import CircuitGraph, GraphNode, reads_at
+from ..circuit_graph import CircuitGraph, GraphNode
+from ..graph import reads_at
 from .circuit import connected
 from .wiring import Wiring, part_of
 

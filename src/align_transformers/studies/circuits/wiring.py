@@ -20,7 +20,8 @@ from .._experts import ExpertCalls
 from .._module_kinds import is_plain, kind_of, same_numbers
 from .._norms import NormParts
 from .._taped import record
-from ..graph import CircuitGraph, GraphNode, parts_of, reads_at
+from ..circuit_graph import CircuitGraph, GraphNode
+from ..graph import parts_of, reads_at
 
 READS = {"q": "query_output", "k": "key_output", "v": "value_output"}
 _PARTS = {"a": "attention_output", "m": "mlp_output", "s": "mixer_output", "e": "moe_output"}
