@@ -520,8 +520,8 @@ def test_circuit_finds_on_one_half_and_measures_on_the_other(run, folder, tmp_pa
         a, b = (" ".join(f"w{n}" for n in torch.randint(1, VOCAB, (4,), generator=generator).tolist()) for _ in "ab")
         lines.append(f"{a},{b}")
     (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
-    given = ["circuit", "@pairs.csv", "--model", folder, "--answers", "w4,w5", "--edges", "40", "--json"]
-    status, out, err = run(*given)
+    options = ["--answers", "w4,w5", "--edges", "40", "--json"]
+    status, out, err = run("circuit", "@pairs.csv", "--model", folder, *options)
     assert (status, err) == (0, "")
     data = json.loads(out)
     assert set(data) == {"meta", "rows", "summary", "files", "circuit"}
@@ -535,11 +535,6 @@ def test_circuit_finds_on_one_half_and_measures_on_the_other(run, folder, tmp_pa
     page = (tmp_path / "circuit.html").read_text()
     assert "faithfulness" in page
     assert "3 of 6 pairs, on which the circuit was found, are left out" in page
-    status, out, _ = run(*given[:-1])
-    assert status == 0
-    assert "CPR" in out
-    assert "CMD" in out
-    assert "circuit.html" in out
 
 
 def test_circuit_of_one_pair_says_that_it_is_not_held_out(run, folder):
@@ -548,6 +543,8 @@ def test_circuit_of_one_pair_says_that_it_is_not_held_out(run, folder):
     )
     assert status == 0
     assert "not held out: the circuit was found on 1 of the 1 pairs" in " ".join(out.split())
+    assert re.search(r"CPR .* CMD .* f from", " ".join(out.split()))  # never the one without the other
+    assert "circuit.html" in out
 
 
 @pytest.mark.parametrize(

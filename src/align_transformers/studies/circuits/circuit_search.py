@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +23,7 @@ from .._scoring import name_of
 from ..graph import CircuitGraph, graph
 from .acdc import Order, Trying, acdc, order_of
 from .circuit import Circuit, connected
+from .hashes import data_hash, pair_hashes
 from .masks import Learning, Masks, learn
 from .neurons import NeuronRunner
 from .resuming import SearchFolder
@@ -66,12 +65,6 @@ def distances(metrics: Sequence[Metric] | None, count: int) -> list[Metric]:
         for one in metrics
     }
     return [made[id(one)] for one in metrics]
-
-
-def pair_hashes(pairs: Pairs) -> list[str]:
-    """Return of each pair a hash of its tokens, so that it is known again elsewhere: SHA-256, in hex."""
-    sides = zip(*(side.ids for side in pairs.sides("")), strict=True)
-    return [hashlib.sha256(json.dumps([list(ids) for ids in two]).encode()).hexdigest() for two in sides]
 
 
 @dataclass(frozen=True)
@@ -327,7 +320,7 @@ class CircuitSearch:
 
     @property
     def _data(self) -> str:
-        return hashlib.sha256(json.dumps(self._hashes).encode()).hexdigest()
+        return data_hash(self._hashes)
 
     def _facts(self) -> dict[str, Any]:
         wanted = self.wanted
