@@ -511,3 +511,56 @@ def test_madrid_becomes_rome(run, tmp_path):
     assert (data["meta"]["base_answer"], data["meta"]["source_answer"]) == (" Madrid", " Rome")
     assert [(f["layer"], f["position"]) for f in data["summary"]["flips"]] == [(0, 3), (12, 3), (29, 4)]
     assert time.monotonic() - started < 120
+
+
+def test_circuit_finds_on_one_half_and_measures_on_the_other(run, folder, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    lines = ["base,source"]
+    for _ in range(6):
+        a, b = (" ".join(f"w{n}" for n in torch.randint(1, VOCAB, (4,), generator=generator).tolist()) for _ in "ab")
+        lines.append(f"{a},{b}")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
+    options = ["--answers", "w4,w5", "--edges", "40", "--json"]
+    status, out, err = run("circuit", "@pairs.csv", "--model", folder, *options)
+    assert (status, err) == (0, "")
+    data = json.loads(out)
+    assert set(data) == {"meta", "rows", "summary", "files", "circuit"}
+    edges = json.loads((tmp_path / "circuit.json").read_text())
+    assert len(data["circuit"]) == next(row["edges"] for row in data["rows"] if row["circuit"] == "circuit") <= 40
+    assert edges["facts"]["pairs"] == data["meta"]["pairs"] == 3
+    assert data["meta"]["held_out"]["held_out"] is True
+    assert sorted(data["files"]) == ["circuit", "figure", "page", "table"]
+    assert len(Table.load(tmp_path / "circuit.parquet")) == len(data["rows"])
+    assert (tmp_path / "circuit.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "circuit.html").read_text()
+    assert "faithfulness" in page
+    assert "3 of 6 pairs, on which the circuit was found, are left out" in page
+
+
+def test_circuit_of_one_pair_says_that_it_is_not_held_out(run, folder):
+    status, out, _ = run(
+        "circuit", BASE, SOURCE, "--model", folder, "--answers", "w4,w5", "--edges", "60", "--minimality"
+    )
+    assert status == 0
+    assert "not held out: the circuit was found on 1 of the 1 pairs" in " ".join(out.split())
+    assert re.search(r"CPR .* CMD .* f from", " ".join(out.split()))  # never the one without the other
+    assert "circuit.html" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((BASE,), "BASE and SOURCE, or @pairs.csv"),
+        (("@pairs.csv", SOURCE), "leave out SOURCE"),
+        (("@labels.csv",), "needs a first line with base, source"),
+        (("@empty.csv",), "no lines below the first"),
+        (("@answers.csv", "--answers", "w4,w5"), "leave out --answers"),
+    ],
+)
+def test_circuit_refuses_what_makes_no_sense_before_the_model_is_loaded(run, tmp_path, arguments, says):
+    (tmp_path / "labels.csv").write_text("prompt,label\nw1,a\n")
+    (tmp_path / "empty.csv").write_text("base,source\n")
+    (tmp_path / "answers.csv").write_text("base,source,base_answer,source_answer\nw1,w2,w4,w5\n")
+    status, _, err = run("circuit", *arguments, "--model", "./nothing")
+    assert status == 2
+    assert says in err

@@ -45,11 +45,11 @@ def circuit(
 ) -> None:
     """Which edges between heads and MLPs are enough for what the model does?
 
-    An edge is absent where a head or an MLP gets of another one what that does in the source's run. The circuit is found
-    on one half of the pairs and measured on the other, each circuit run exactly: what it keeps of the way from the
-    source's metric (0) to the base's (1), what is left without it, and random circuits beside it. `circuit.json` (the
-    edge list), `circuit.png`, `circuit.html` (with a threshold to move) and `circuit.parquet` (what was measured) are
-    written.
+    An edge is absent where a head or an MLP gets of another one what that does in the source's run. The circuit is
+    found on one half of the pairs and measured on the other, each circuit run exactly: what it keeps of the way from
+    the source's metric (0) to the base's (1), what is left without it, and random circuits beside it. `circuit.json`
+    (the edge list), `circuit.png`, `circuit.html` (with a threshold to move) and `circuit.parquet` (what was measured)
+    are written.
 
     **Examples**
 
@@ -57,7 +57,7 @@ def circuit(
 
     `align-transformers circuit @pairs.csv --method acdc --threshold 0.01 --json | jq .summary`
 
-    `align-transformers circuit "When Mary and John went out, John spoke to" "When Mary and John went out, Anna spoke to"`
+    `align-transformers circuit "Mary and John went out. John spoke to" "Mary and John went out. Anna spoke to"`
     """
     pairs = _pairs(base, source)
     named = two(answers)

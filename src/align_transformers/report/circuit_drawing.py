@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .circuit_layout import Dots, Link, Spot, by_dot, by_sweeps
+from .circuit_layout import Dots, Link, Pixel, by_dot, by_sweeps
 from .words import precise
 
 MOST = 300
@@ -102,7 +102,7 @@ class CircuitDrawing:
 
     title: str
     nodes: tuple[CircuitNode, ...]
-    spots: Mapping[str, Spot]
+    spots: Mapping[str, Pixel]
     edges: tuple[DrawnEdge, ...]
     every: tuple[CircuitEdge, ...]
     rows: tuple[tuple[str, float], ...]

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-Spot = tuple[float, float]
-Dots = tuple[Spot, ...]
+Pixel = tuple[float, float]
+Dots = tuple[Pixel, ...]
 
 HIGH, ROW, GAP, MARGIN, LABELS = 30.0, 62.0, 16.0, 16.0, 44.0
 """Pixels: of a node, from row to row, between nodes, around all, for the names of layers."""
@@ -36,7 +36,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Layout:
+class CircuitLayout:
     """Where all is, in pixels from the left and from the top.
 
     Args:
@@ -46,7 +46,7 @@ class Layout:
         tall: likewise.
     """
 
-    spots: Mapping[str, Spot]
+    spots: Mapping[str, Pixel]
     ways: Sequence[Dots]
     wide: float
     tall: float
@@ -57,7 +57,7 @@ def width_of_name(name: str, *, ports: bool) -> float:
     return max(54.0 if ports else 44.0, 9.0 * len(name) + 12)
 
 
-def port_of(spot: Spot, wide: float, letter: str) -> Spot:
+def port_of(spot: Pixel, wide: float, letter: str) -> Pixel:
     """Return where at a node an edge ends: at its lower side, at the port of a letter."""
     return spot[0] + _PORTS.get(letter, 0.0) * wide, spot[1] + HIGH / 2
 
@@ -65,7 +65,7 @@ def port_of(spot: Spot, wide: float, letter: str) -> Spot:
 # --- by sweeps --------------------------------------------------------------------------------------------------------
 
 
-def by_sweeps(levels: Sequence[Sequence[str]], links: Sequence[Link], letters: Collection[str]) -> Layout:
+def by_sweeps(levels: Sequence[Sequence[str]], links: Sequence[Link], letters: Collection[str]) -> CircuitLayout:
     """Return a layout in which nodes of a row stand below and above those that they are linked with.
 
     Args:
@@ -95,7 +95,7 @@ def by_sweeps(levels: Sequence[Sequence[str]], links: Sequence[Link], letters: C
     wide = max([spots[name][0] + widths[name] / 2 for name in spots] + [x for way in ways for x, _ in way]) + MARGIN
     short = min([0.0, *(x - LABELS for way in ways for x, _ in way)])
     moved = {name: (x - short, y) for name, (x, y) in spots.items()}
-    return Layout(moved, [tuple((x - short, y) for x, y in way) for way in ways], wide - short, tall)
+    return CircuitLayout(moved, [tuple((x - short, y) for x, y in way) for way in ways], wide - short, tall)
 
 
 def _pulled(name: str, pulls: Sequence[tuple[str, float]], places: Mapping[str, float]) -> float:
@@ -115,7 +115,7 @@ def _packed(
     places.update({name: x + shift for name, x in zip(order, found, strict=True)})
 
 
-def _bowed(link: Link, spots: Mapping[str, Spot], widths: Mapping[str, float], rows: Mapping[str, int]) -> Dots:
+def _bowed(link: Link, spots: Mapping[str, Pixel], widths: Mapping[str, float], rows: Mapping[str, int]) -> Dots:
     """Return a curve that leaves upwards and arrives from below; a long one makes way for the rows between."""
     x, y = spots[link.sender]
     start, end = (x, y - HIGH / 2), port_of(spots[link.owner], widths[link.owner], link.letter)
@@ -130,7 +130,7 @@ def _bowed(link: Link, spots: Mapping[str, Spot], widths: Mapping[str, float], r
 # --- by graphviz ------------------------------------------------------------------------------------------------------
 
 
-def by_dot(levels: Sequence[Sequence[str]], links: Sequence[Link], letters: Collection[str]) -> Layout | None:
+def by_dot(levels: Sequence[Sequence[str]], links: Sequence[Link], letters: Collection[str]) -> CircuitLayout | None:
     """Return the layout of graphviz; `None` where it is not installed, or has no answer in half a minute.
 
     Args:
@@ -172,9 +172,9 @@ def _dot_text(levels: Sequence[Sequence[str]], links: Sequence[Link], letters: C
     return "\n".join([*lines, "}"])
 
 
-def _read_plain(text: str, names: Sequence[str], links: Sequence[Link]) -> Layout | None:
+def _read_plain(text: str, names: Sequence[str], links: Sequence[Link]) -> CircuitLayout | None:
     """Read what `dot -Tplain` says: inches from the lower left corner."""
-    spots: dict[str, Spot] = {}
+    spots: dict[str, Pixel] = {}
     ways: dict[tuple[str, str], list[Dots]] = {}
     tall = wide = 0.0
     for line in text.splitlines():
@@ -191,10 +191,12 @@ def _read_plain(text: str, names: Sequence[str], links: Sequence[Link]) -> Layou
             ways.setdefault(ends, []).append(dots)
     if set(spots) != set(names):
         return None
-    return Layout(spots, [_way_of(link, spots, ways) for link in links], wide + LABELS + 2 * MARGIN, tall + 2 * MARGIN)
+    return CircuitLayout(
+        spots, [_way_of(link, spots, ways) for link in links], wide + LABELS + 2 * MARGIN, tall + 2 * MARGIN
+    )
 
 
-def _way_of(link: Link, spots: Mapping[str, Spot], ways: Mapping[tuple[str, str], list[Dots]]) -> Dots:
+def _way_of(link: Link, spots: Mapping[str, Pixel], ways: Mapping[tuple[str, str], list[Dots]]) -> Dots:
     """Return the way of a link: of those between two nodes the one that ends nearest its port."""
     found = ways[link.sender, link.owner]
     wide = width_of_name(link.owner, ports=bool(link.letter))
@@ -202,5 +204,5 @@ def _way_of(link: Link, spots: Mapping[str, Spot], ways: Mapping[tuple[str, str]
     return min(found, key=lambda dots: abs(dots[-1][0] - wanted))
 
 
-def _pixels(x: str, y: str, tall: float) -> Spot:
+def _pixels(x: str, y: str, tall: float) -> Pixel:
     return float(x) * _POINTS + LABELS + MARGIN, tall - float(y) * _POINTS + MARGIN

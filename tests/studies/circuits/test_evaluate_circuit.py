@@ -10,6 +10,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 from tests.studies.circuits.kit import Slow, model_of, pair_of
+from tests.studies.test_path_patching import mixtral
 from torch import Tensor
 
 from align_transformers import (
@@ -281,6 +282,17 @@ def test_parameters_of_nodes_by_hand(family):
     assert share(circuit.kept) == pytest.approx(wanted / whole)
     assert share(torch.ones_like(circuit.kept)) == 1.0
     assert share(torch.zeros_like(circuit.kept)) == 0.0
+
+
+def test_experts_are_edges_of_their_own_or_one_node():
+    model, (base, source) = mixtral(), pair_of(0, 2)
+    for split in (False, True):
+        made = graph(model, experts=split)
+        circuit = Circuit.of(made, [("input", "m0.e1" if split else "m0"), ("input", "logits")])
+        table = evaluate_circuit(model, circuit, {"input_ids": base}, {"input_ids": source}, answers=ANSWERS, **QUICK)
+        [row] = rows_of(table, "circuit")
+        assert row["edges"] == 2
+        assert (row["parameters"] is None) == split
 
 
 # --- held-out pairs ---------------------------------------------------------------------------------------------------

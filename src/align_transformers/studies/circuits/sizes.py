@@ -157,7 +157,12 @@ def _units(
 
 
 def _inside(model: nn.Module, node: GraphNode) -> float:
-    """Return how many parameters the module of a node has that is no head; NaN where it is no module of its own."""
+    """Return how many parameters the module of a node has that is no head; NaN where it is no module of its own.
+
+    Experts are rows of shared tensors, so that is not known of them.
+    """
+    if node.kind == "expert":
+        return math.nan
     block: Any = resolve(model).stacks[""][int(node.layer or 0)]
     if node.kind == "block":
         path = block.path
