@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,11 +23,12 @@ from .._scoring import name_of
 from ..graph import CircuitGraph, graph
 from .acdc import Order, Trying, acdc, order_of
 from .circuit import Circuit, connected
+from .hashes import data_hash, pair_hashes
 from .masks import Learning, Masks, learn
 from .neurons import NeuronRunner
 from .resuming import SearchFolder
 from .runner import Ablation, Answered, CircuitRunner
-from .selecting import beyond, greedy, longest, strongest
+from .selecting import beyond, greedy, shortest, strongest
 from .tied import NodeRunner
 
 SearchMethod = Literal["eap", "eap-ig", "exact", "acdc", "masks"]
@@ -66,12 +65,6 @@ def distances(metrics: Sequence[Metric] | None, count: int) -> list[Metric]:
         for one in metrics
     }
     return [made[id(one)] for one in metrics]
-
-
-def pair_hashes(pairs: Pairs) -> list[str]:
-    """Return of each pair a hash of its tokens, so that it is known again elsewhere: SHA-256, in hex."""
-    sides = zip(*(side.ids for side in pairs.sides("")), strict=True)
-    return [hashlib.sha256(json.dumps([list(ids) for ids in two]).encode()).hexdigest() for two in sides]
 
 
 @dataclass(frozen=True)
@@ -228,7 +221,7 @@ class CircuitSearch:
             kept, ranked = beyond(self.graph, worth, wanted.threshold)
         elif wanted.level == "edges":
             order = greedy(self.graph, worth) if wanted.select == "greedy" else strongest(worth)
-            kept, ranked = longest(self.graph, order, wanted.count or 0)
+            kept, ranked = shortest(self.graph, order, wanted.count or 0)
         else:
             kept = worth >= (0.0 if wanted.threshold is None else wanted.threshold)
             if wanted.count is not None:
@@ -327,7 +320,7 @@ class CircuitSearch:
 
     @property
     def _data(self) -> str:
-        return hashlib.sha256(json.dumps(self._hashes).encode()).hexdigest()
+        return data_hash(self._hashes)
 
     def _facts(self) -> dict[str, Any]:
         wanted = self.wanted
