@@ -254,7 +254,7 @@ def test_a_metric_of_ones_own_is_watched_by_its_change():
     meant = (runner.measure(found.kept[None])[0] - runner.ends[0]).abs().mean().item()
     assert found.facts["distance"] == pytest.approx(meant, abs=1e-5)
     assert found.facts["target"] == 15
-    assert len(found) <= 15
+    assert 15 <= len(found) < 20
 
 
 def test_of_nested_circuits_the_one_that_costs_least_is_taken():

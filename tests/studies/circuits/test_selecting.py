@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from align_transformers.studies.circuit_graph import CircuitGraph, GraphNode
-from align_transformers.studies.circuits.selecting import beyond, greedy, longest, strongest
+from align_transformers.studies.circuits.selecting import beyond, greedy, shortest, strongest
 
 
 def two_mlps() -> CircuitGraph:
@@ -42,14 +42,17 @@ def test_a_key_of_two_heads_is_open_once():
     assert greedy(made, torch.tensor([4.0, 1.0, 3.0, 2.0])) == [2, 0, 3, 1]
 
 
-def test_as_many_edges_as_may_be_are_left_once_what_leads_nowhere_is_gone():
+def test_so_many_edges_are_kept_once_what_leads_nowhere_is_gone():
     order = strongest(SCORES)
-    found = [(numbers(kept), ranked) for kept, ranked in (longest(two_mlps(), order, n) for n in range(7))]
-    # input -> m1, m0 -> logits: no path. With m1 -> logits there is one; m0 is not connected before the last edge
+    found = [(numbers(kept), ranked) for kept, ranked in (shortest(two_mlps(), order, n) for n in range(7))]
+    # input -> m1, m0 -> logits: no path. With m1 -> logits there is one, and neither of its edges can go by itself.
+    # The last edge, input -> m0, connects m0 -> m1 and m0 -> logits, too: it goes by itself for no number, as these
+    # would go with it; the next weakest, m0 -> m1, goes for 5, and input -> logits for 4
     assert found == [
-        ([], 2), ([], 2), ([1, 5], 3), ([1, 3, 5], 5), ([1, 3, 5], 5), ([1, 3, 5], 5), ([0, 1, 2, 3, 4, 5], 6)
+        ([], 0), ([1, 5], 3), ([1, 5], 3), ([1, 3, 5], 4), ([0, 1, 4, 5], 6), ([0, 1, 3, 4, 5], 6),
+        ([0, 1, 2, 3, 4, 5], 6),
     ]  # fmt: skip
-    assert longest(two_mlps(), order, 99)[1] == 6
+    assert shortest(two_mlps(), order, 99)[1] == 6
 
 
 def test_a_threshold_counts_what_reaches_it_and_keeps_what_is_connected():

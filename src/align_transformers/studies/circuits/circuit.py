@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -220,25 +221,33 @@ def connected(graph: CircuitGraph, kept: Tensor) -> Tensor:
         graph: of the model.
         kept: `(edges,)` booleans.
     """
-    numbers = {node.name: n for n, node in enumerate(graph.senders)}
-    edges = [(sender, row) for row, senders in enumerate(graph.visible) for sender in senders]
-    makes = [[numbers[name] for name in node.owner if name in numbers] for node in graph.receivers]
+    edges, makes = _layout(graph)
     alive = [node.kind == "input" for node in graph.senders]
-    forward = [False] * len(edges)
-    here = kept.tolist()
-    for edge, (sender, row) in enumerate(edges):  # receivers in the order in which they read
-        if here[edge] and alive[sender]:
-            forward[edge] = True
+    forward = []
+    for edge in kept.nonzero()[:, 0].tolist():  # receivers in the order in which they read
+        sender, row = edges[edge]
+        if alive[sender]:
+            forward.append(edge)
             for made in makes[row]:
                 alive[made] = True
     wanted = [False] * len(graph.senders)
     found = torch.zeros(len(edges), dtype=torch.bool)
-    for edge in reversed(range(len(edges))):
+    heard = []
+    for edge in reversed(forward):
         sender, row = edges[edge]
-        heard = graph.receivers[row].kind == "logits" or any(wanted[made] for made in makes[row])
-        if forward[edge] and heard:
-            found[edge] = wanted[sender] = True
+        if graph.receivers[row].kind == "logits" or any(wanted[made] for made in makes[row]):
+            wanted[sender] = True
+            heard.append(edge)
+    found[heard] = True
     return found
+
+
+@lru_cache(maxsize=4)
+def _layout(graph: CircuitGraph) -> tuple[list[tuple[int, int]], list[list[int]]]:
+    """Return of each edge the numbers of its ends, and of each receiver those of the senders that it makes."""
+    numbers = {node.name: n for n, node in enumerate(graph.senders)}
+    edges = [(sender, row) for row, senders in enumerate(graph.visible) for sender in senders]
+    return edges, [[numbers[name] for name in node.owner if name in numbers] for node in graph.receivers]
 
 
 def drawing_of_circuit(circuit: Circuit, most: int) -> CircuitDrawing:

@@ -29,7 +29,7 @@ from .hashes import data_hash, pair_hashes
 from .masks import Learning, Masks, learn
 from .neurons import NeuronRunner
 from .resuming import SearchFolder
-from .selecting import beyond, greedy, longest, strongest
+from .selecting import beyond, greedy, shortest, strongest
 from .tied import NodeRunner
 
 SearchMethod = Literal["eap", "eap-ig", "exact", "acdc", "masks"]
@@ -224,7 +224,7 @@ class CircuitSearch:
             kept, ranked = beyond(self.graph, worth, wanted.threshold)
         elif wanted.level == "edges":
             order = greedy(self.graph, worth) if wanted.select == "greedy" else strongest(worth)
-            kept, ranked = longest(self.graph, order, wanted.count or 0)
+            kept, ranked = shortest(self.graph, order, wanted.count or 0)
         else:
             kept = worth >= (0.0 if wanted.threshold is None else wanted.threshold)
             if wanted.count is not None:

@@ -79,8 +79,9 @@ def circuit(
         level: of what it is. A node's absent value stands for it everywhere: all edges that leave it are absent. The
             embeddings are always there. Neurons are the coordinates of MLPs' activations and of heads' values.
         experts: as for `graph`: each expert is a node; `False`: those of a block are one.
-        edges: of level `"edges"`, how many there may be at most. From scores: the longest list of the strongest whose
-            connected part has no more, so that few or none are missing at the end. Of `"masks"`: the target, too.
+        edges: of level `"edges"`, how many are kept. From scores: as few of the strongest as have a connected part of
+            that size. Where one edge connects many, the weakest connected ones go again, but for those on which others
+            hang; so there may be more in the end, and never are there fewer. Of `"masks"`: the target, too.
         nodes: likewise of level `"nodes"`, the embeddings not counted.
         neurons: likewise of level `"neurons"`.
         threshold: from scores, the smallest size of a score that is kept. Of `"acdc"` and `"masks"`, how much distance

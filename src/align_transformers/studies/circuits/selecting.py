@@ -58,28 +58,44 @@ def greedy(graph: CircuitGraph, scores: Tensor) -> list[int]:
     return order
 
 
-def longest(graph: CircuitGraph, order: Sequence[int], count: int) -> tuple[Tensor, int]:
-    """Return the connected part of as many of the first edges as can be, so that it has no more than `count` edges.
+def shortest(graph: CircuitGraph, order: Sequence[int], count: int) -> tuple[Tensor, int]:
+    """Return the connected part of as few of the first edges as can be, so that it has so many edges.
+
+    One edge more may connect many: of a real model the strongest edges often reach the embeddings all at once. Then the
+    weakest of the connected ones go again, one by one, except those without which too few are left.
 
     Args:
         graph: of the model.
         order: numbers of edges, the best first.
-        count: how many edges there may be.
+        count: how many there are to be.
 
     Returns:
-        `(edges,)` booleans, and how many of the first edges were looked at.
+        `(edges,)` booleans: `count` of them, more where none can go by itself, fewer if the model has no more; and how
+        many of the first edges were looked at.
     """
-    low, high, found = 0, len(order) + 1, torch.zeros(len(graph), dtype=torch.bool)
-    while high - low > 1:  # more edges never connect less
+    low, high = 0, len(order)
+    while low < high:  # more edges never connect less
         middle = (low + high) // 2
-        kept = torch.zeros(len(graph), dtype=torch.bool)
-        kept[list(order[:middle])] = True
-        part = connected(graph, kept)
-        if int(part.sum()) <= count:
-            low, found = middle, part
-        else:
+        if int(connected(graph, _first(graph, order[:middle])).sum()) >= count:
             high = middle
+        else:
+            low = middle + 1
+    found = connected(graph, _first(graph, order[:low]))
+    for edge in reversed(order[:low]):
+        if int(found.sum()) <= count:
+            break
+        if found[edge]:
+            less = found.clone()
+            less[edge] = False
+            less = connected(graph, less)
+            found = less if int(less.sum()) >= count else found
     return found, low
+
+
+def _first(graph: CircuitGraph, numbers: Sequence[int]) -> Tensor:
+    kept = torch.zeros(len(graph), dtype=torch.bool)
+    kept[list(numbers)] = True
+    return kept
 
 
 def beyond(graph: CircuitGraph, scores: Tensor, threshold: float) -> tuple[Tensor, int]:
