@@ -28,8 +28,8 @@ from . import (
 
 SECTIONS: MappingProxyType[str, ModuleType] = MappingProxyType(
     {module.__name__.rpartition(".")[2]: module for module in (
-        swaps, linear, equality, planted, modular, programs, arithmetic, written, planted_tracing, directions, induction,
-        capitals, carried, addition, pricing, interchanges, illusions, balancing, rules,
+        swaps, linear, equality, planted, modular, programs, arithmetic, written, planted_tracing, directions,
+        induction, capitals, carried, addition, pricing, interchanges, illusions, balancing, rules,
     )}
 )  # fmt: skip
 """Modules with `FACTS`, and some with a `table` of what their numbers are made of; by name."""

@@ -26,7 +26,15 @@ BASE, SOURCE = torch.tensor([[1, 2, 3, 4, 5]]), torch.tensor([[1, 7, 3, 8, 5]])
 @cache
 def _network() -> Any:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 50, "n_embd": WIDTH, "n_head": HEADS, "n_layer": LAYERS, "n_positions": 8}
+    sizes = {
+        "vocab_size": 50,
+        "n_embd": WIDTH,
+        "n_head": HEADS,
+        "n_layer": LAYERS,
+        "n_positions": 8,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
     model: Any = GPT2LMHeadModel(GPT2Config(**sizes, activation_function="linear", initializer_range=0.3)).eval()
     for block in model.transformer.h:
         block.ln_1, block.ln_2 = nn.Identity(), nn.Identity()
