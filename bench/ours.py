@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 import counterfactuals
+import gradients
 import searching
 import study_works
 import torch
@@ -204,6 +205,7 @@ WORKS = {
     "batching": hooks.batching,
     "counterfactuals": counterfactuals.ours,
     "counterfactual data": counterfactuals.drawn,
+    **gradients.OURS,
     "fits together": searching.together,
     "fits alone": searching.alone,
     **study_works.WORKS,
