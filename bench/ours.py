@@ -8,6 +8,7 @@ from typing import Any
 
 import circuits
 import counterfactuals
+import gradients
 import searching
 import study_works
 import torch
@@ -207,6 +208,7 @@ WORKS = {
     "counterfactuals": counterfactuals.ours,
     "counterfactual data": counterfactuals.drawn,
     "circuits": circuits.costs,
+    **gradients.OURS,
     "fits together": searching.together,
     "fits alone": searching.alone,
     "whole search": whole_searches.whole,

@@ -285,6 +285,74 @@ def circuits(bench: Bench) -> list[Row]:
     return rows
 
 
+def attribution(bench: Bench) -> list[Row]:
+    """Swaps estimated from gradients, against two forward passes and a backward pass; and screening."""
+    pairs = 2 if bench.quick else 16
+    kinds: dict[str, tuple[dict[str, Any], float | None]] = {
+        "AtP, every head": ({"heads": True}, 1.3),
+        "AtP, three components token by token": ({}, 1.3),
+        "RelP, the same": ({"rule": "relp"}, None),
+        "integrated gradients, the same, 5 points": ({"method": "ig"}, None),
+    }
+    works: dict[str, Any] = {"by hand": ("hooks", "gradients by hand", {"pairs": pairs})}
+    works |= {name: ("ours", "swaps by gradient", {"pairs": pairs, **args}) for name, (args, _) in kinds.items()}
+    rows = [
+        _by_gradient(bench, name, answers, args, factor, name == "AtP, three components token by token")
+        for answers in [bench.turns(works)]
+        for name, (args, factor) in kinds.items()
+    ]
+    layers = [LAYERS // 2] if bench.quick else "all"
+    both: dict[str, Any] = {
+        "full grid": ("ours", "screening", {"layers": layers}),
+        "ours": ("ours", "screening", {"layers": layers, "screen": 60}),
+    }
+    found = bench.turns(both, 1)
+    row = Row("the 60 strongest of 30 x 20 x 3 swaps, screened by gradient", "s", goals=[faster("full grid", 8)])
+    row.figures = {name: seconds(one) for name, one in found.items()}
+    top, screened = (set(found[name][-1]["values"]) for name in ("full grid", "ours"))
+    row.note = f"recall of the true top 20: {len(top & screened) / len(top):.2f}; passes {found['ours'][-1]['passes']}"
+    return [*rows, finished(bench, row, "screening", layers=layers, screen=60)]
+
+
+def edges(bench: Bench) -> list[Row]:
+    """Edges scored by gradients, against two forward passes and a backward pass; and their memory."""
+    pairs = 2 if bench.quick else 16
+    kinds: dict[str, tuple[dict[str, Any], float]] = {"EAP": ({}, 1.6), "EAP-IG, 5 points": ({"method": "eap-ig"}, 7)}
+    works: dict[str, Any] = {"by hand": ("hooks", "gradients by hand", {"pairs": pairs})}
+    works |= {name: ("ours", "edges by gradient", {"pairs": pairs, **args}) for name, (args, _) in kinds.items()}
+    answers = bench.turns(works)
+    rows = [
+        _by_gradient(bench, name, answers, args, factor, name == "EAP", "edges")
+        for name, (args, factor) in kinds.items()
+    ]
+    one = bench.alone("hooks", "gradients by hand", {"pairs": 2}, {"pairs": pairs, "alone": True})
+    for name, (args, _) in kinds.items():
+        mine = bench.alone("ours", "edges by gradient", {"pairs": 2, **args}, {"pairs": pairs, **args})
+        row = Row(
+            f"peak memory of {name} of {pairs} pairs; one pass = forward and backward", "MiB above the loaded model"
+        )
+        row.figures = {n: (a["peak"] - a["before"]) / 2**20 for n, a in (("one pass", one), ("ours", mine))}
+        row.goals = [at_most("one pass", 2 if name == "EAP" else 3)]
+        rows.append(finished(bench, row, ""))
+    return rows
+
+
+def _by_gradient(
+    bench: Bench, name: str, answers: dict[str, Any], args: dict[str, Any], factor: float | None, same: bool,
+    what: str = "swaps",
+) -> Row:  # fmt: skip
+    """Return a row of what is scored by gradients; by hand it is two forward passes and a backward pass."""
+    last = answers[name][-1]
+    count = f"{last.get('cells') or last['edges']:,} {'cells' if what == 'swaps' else 'edges'}"
+    row = Row(f"{name}: {count} of {2 if bench.quick else 16} pairs of 16 tokens", "ms")
+    row.figures = {"by hand": 1e3 * seconds(answers["by hand"]), "ours": 1e3 * seconds(answers[name])}
+    row.goals = [] if factor is None else [at_most("by hand", factor)]
+    if same:
+        row.agreement = {"ours": agreement(name, last["values"], answers["by hand"][-1]["values"])}
+    row.note = f"passes {last['passes']}"
+    return finished(bench, row, f"{what} by gradient", **args)
+
+
 SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "blocks": blocks,
     "heads": heads,
@@ -302,6 +370,8 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "wide": wide,
     "causal": causal,
     "circuits": circuits,
+    "attribution": attribution,
+    "edges": edges,
     **studies.sections_of(SMOL),
 }
 

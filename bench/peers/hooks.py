@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import counterfactuals
+import gradients
 import searching
 import torch
 import work
@@ -310,6 +311,7 @@ WORKS = {
     "batching": batching,
     "token_layers": token_layers,
     "counterfactuals": counterfactuals.loop,
+    "gradients by hand": gradients.by_hand,
     "fits": searching.loop,
     "floor of fits": searching.floor,
     **study_loops.WORKS,
