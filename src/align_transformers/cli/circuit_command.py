@@ -64,15 +64,15 @@ def circuit(
     if named is not None and "base_answer" in pairs:
         raise SpecError("the file has a column of answers, so leave out --answers")
     count = edges if edges is not None or threshold is not None else 200
-    chosen = {"method": method, "edges": count, "threshold": threshold}
+    chosen: dict[str, Any] = {"method": method, "edges": count, "threshold": threshold, "ablation": ablation}
 
     def study(loaded: Any, *, tokenizer: Any, progress: Any) -> CircuitFound:
         from ..studies import circuit as find
         from ..studies import evaluate_circuit
 
-        shared = {"tokenizer": tokenizer, "answers": named, "seed": seed, "progress": progress}
+        shared: dict[str, Any] = {"tokenizer": tokenizer, "answers": named, "seed": seed, "progress": progress}
         first = _taken(pairs, _half(len(pairs["base"]), seed))
-        found: Any = find(loaded, first, ablation=ablation, **chosen, **shared)
+        found: Any = find(loaded, first, **chosen, **shared)
         table = evaluate_circuit(loaded, found, pairs, minimality=True if minimality else None, **shared)
         return CircuitFound(found, table)
 
