@@ -21,10 +21,9 @@ SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 def runner_of(task: Task, count: int) -> Any:
     """Return what runs circuits of the model on some pairs, with all that they share recorded."""
-    from align_transformers.studies.circuits.circuit_runner import Answered, CircuitRunner
-
     from align_transformers import graph, logit_difference
     from align_transformers.studies._pairs import pair_up
+    from align_transformers.studies.circuits.circuit_runner import Answered, CircuitRunner
 
     model = load(task)
     sides = [{"input_ids": ids[:count, :TOKENS]} for ids in (task.bases, task.turned)]

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from ..._errors import SiteError
 from ...models import find_slot, resolve
 from ...sites import Site
+from .._readers import part_of
 from ..circuit_graph import CircuitGraph, GraphNode
 from ..graph import reads_at
 from .circuit import connected
-from .wiring import Wiring, part_of
+from .wiring import Wiring
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of the edges."""

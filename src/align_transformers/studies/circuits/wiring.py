@@ -17,40 +17,22 @@ from ...models.shown import shares_of
 from ...models.trace import watch
 from ...sites import Site
 from .._experts import ExpertCalls
-from .._module_kinds import is_plain, kind_of, same_numbers
+from .._module_kinds import is_plain, kind_of, matrix_of, same_numbers
 from .._norms import NormParts
+from .._readers import READS, part_of
 from .._taped import record
 from ..circuit_graph import CircuitGraph, GraphNode
 from ..graph import parts_of, reads_at
 
-READS = {"q": "query_output", "k": "key_output", "v": "value_output"}
-_PARTS = {"a": "attention_output", "m": "mlp_output", "s": "mixer_output", "e": "moe_output"}
 
-
-def part_of(node: GraphNode) -> str:
-    """Return the part of a block that a node is, by the name of what it gives."""
-    return _PARTS.get(node.name[0], "per_layer_mlp_output")
-
-
-@torch.no_grad()
-def matrix_of(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Return `(out, in)` and bias `(out,)` of a linear layer; `None` where it does not do what its weight says.
-
-    Some keep their weight transposed, some pack it, adapters add to it: what a layer makes of a few numbers tells.
-    """
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+def linear_of(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Return matrix `(outputs, inputs)` and bias `(outputs,)` of a linear layer; `None` where it is none."""
+    matrix = matrix_of(module)
+    if matrix is None:
         return None
-    for matrix in (weight.detach(), weight.detach().T):
-        probe = torch.sin(torch.arange(1, matrix.shape[1] + 1, device=weight.device) * 1.7).to(weight.dtype)
-        try:
-            made = module.forward(probe[None, None])
-        except (RuntimeError, TypeError, ValueError, IndexError):
-            continue
-        meant = nn.functional.linear(probe[None, None], matrix, bias)
-        if isinstance(made, Tensor) and made.shape == meant.shape and same_numbers(made, meant):
-            return matrix, None if bias is None else bias.detach()
-    return None
+    with torch.no_grad():
+        bias: Tensor = module.forward(matrix.new_zeros(1, 1, matrix.shape[1]))[0, 0]
+    return matrix, bias if bool(bias.any()) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +197,7 @@ def _heads(model: nn.Module, layer: int, numbers: range, added: Site) -> StreamW
     if given is not None and kind_of(behind.module, probe) != "norm":
         name = type(behind.module).__name__
         raise SpecError(f"what each head of layer {layer} adds is not known: {name} is behind their sum")
-    linear = matrix_of(slot.module)
+    linear = linear_of(slot.module)
     scale = 1.0 if share is None else share[0].scale
     if linear is None:
         size = slot.heads.shape[1]
@@ -274,7 +256,7 @@ def _port(
     if len(node.owner) == 1 and slot.grouping and letter in "kv":
         raise SpecError("exact circuits have one key and value a kv head: graph(model) without per_query_head=True")
     if slot.module not in known:
-        known[slot.module] = matrix_of(slot.module)
+        known[slot.module] = linear_of(slot.module)
     linear = known[slot.module]
     if slot.side != "output" or linear is None or slot.heads is None:
         raise SpecError(
