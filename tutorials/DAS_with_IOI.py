@@ -104,15 +104,18 @@ movers = sorted(heads.rows(), key=lambda row: row["recovered"], reverse=True)[:4
 for row in movers:
     print(f"{row['sender']:<7} {row['recovered']:.2f} of the way to the other name")
 print("recorded for GPT-2: heads 9 and 6 of layer 9 (of 12)")
+against = sorted(heads.rows(), key=lambda row: row["recovered"])[:2]
+print("against it:", {row["sender"]: round(row["recovered"], 2) for row in against})
 assert all(row["layer"] >= 22 for row in movers)
 assert movers[0]["recovered"] > 0.05
+assert against[0]["recovered"] < 0
 
 # %%
 paths.plot()
 
 # %% [markdown]
-# The strongest heads are all in the last quarter of the model, as the recorded ones are. (The last layer's head 0 and
-# one head of layer 24 work against the name: the IOI paper has such negative name movers, too.)
+# The strongest heads are all in the last quarter of the model, as the recorded ones are. Some work against the name:
+# the IOI paper has such negative name movers, too.
 #
 # ## Which position, which name
 #
