@@ -165,5 +165,5 @@ for name, rows in history.items():
     axes.plot([row["step"] for row in rows], [row["metric"] for row in rows], label=f"learned at the {name}")
 axes.axhline(0.9757, linestyle=":", color="gray", label="recorded, test")
 axes.set(xlabel="step", ylabel="IIA of the step's pairs")
-axes.legend(frameon=False)
+axes.legend(frameon=False, loc=(0.55, 0.6))
 figure.tight_layout()
