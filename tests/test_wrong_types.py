@@ -124,7 +124,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
                     "points": 2, "drop": False, "verify": 2, "seed": 0}),
     "edge_attribution": (at.edge_attribution, {
         **PROMPTS, "tokenizer": None, "columns": None, "method": "eap", "rule": "true", "points": 2, "metric": None,
-        "answers": (4, 5), "at": -1, "at_once": 2, "seed": 0, "progress": None}),
+        "answers": (4, 5), "at": -1, "experts": True, "at_once": 2, "seed": 0, "progress": None}),
     "graph": (at.graph, {"model": model(), "per_query_head": False, "experts": True}),
     "score": (at.score, {"model": model(), "prompts": tokens(2, 3), "metric": at.accuracy(3),
                          "metrics": None, "tokenizer": None, "columns": None, "at": -1, "store": None,

@@ -234,17 +234,18 @@ def test_what_makes_no_sense_is_refused():
 
 def of_kind(kind: str, experts: bool = True) -> Any:
     sizes = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
-    own = {"Qwen2Moe": {**sizes, "shared_expert_intermediate_size": 16}, "Olmo2": {"num_key_value_heads": 4}}
-    own["Granite"] = {"residual_multiplier": 0.3, "embedding_multiplier": 5.0}
+    own = {"Qwen2Moe": {**sizes, "shared_expert_intermediate_size": 16}}
+    own["GraniteMoe"] = {"num_local_experts": 3, "num_experts_per_tok": 2, "residual_multiplier": 0.3}
     model = built(kind, initializer_range=0.3, **own[kind])
     base, source = tokens(1, 4, 1), tokens(1, 4, 2)
     return edge_attribution(model, base, source, answers=ANSWERS, experts=experts)
 
 
-def test_experts_the_shared_one_and_the_router_add_up_to_what_they_are_together():
-    apart, joined = scores_of(of_kind("Qwen2Moe")), scores_of(of_kind("Qwen2Moe", experts=False))
-    assert {"m0.e0", "m0.e2", "m0.shared"} <= {sender for sender, _ in apart}
-    assert {"m1.e1", "m1.shared", "m1<router>"} <= {receiver for _, receiver in apart}
+@pytest.mark.parametrize(("kind", "shared"), [("Qwen2Moe", ".shared"), ("GraniteMoe", ".e2")])
+def test_experts_the_shared_one_and_the_router_add_up_to_what_they_are_together(kind, shared):
+    apart, joined = scores_of(of_kind(kind)), scores_of(of_kind(kind, experts=False))
+    assert {"m0.e0", "m0.e2", f"m0{shared}"} <= {sender for sender, _ in apart}
+    assert {"m1.e1", f"m1{shared}", "m1<router>"} <= {receiver for _, receiver in apart}
 
     def whole(name: str) -> str:
         return name[:2] if name[0] == "m" else name

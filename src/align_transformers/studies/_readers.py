@@ -33,7 +33,7 @@ Gradients = Mapping[Any, Tensor]
 
 
 @dataclass(eq=False)
-class Reader:
+class StreamReader:
     """The receivers of one part of a block: they read the same stream at the same place.
 
     Args:
@@ -200,7 +200,7 @@ def part_of(node: GraphNode) -> str:
     return "" if node.layer is None else _PARTS.get(node.name[0], "")
 
 
-def readers_of(model: nn.Module, made: CircuitGraph, frozen: bool) -> list[Reader]:
+def readers_of(model: nn.Module, made: CircuitGraph, frozen: bool) -> list[StreamReader]:
     """Return the readers of a graph, in the order of its receivers.
 
     Args:
@@ -221,7 +221,7 @@ def readers_of(model: nn.Module, made: CircuitGraph, frozen: bool) -> list[Reade
             adds = [Site(part.replace("_output", "_contribution"), layer) for part in parts]
             stream = [Site("block_input", layer), *adds]
         block, own = (None, []) if layer is None else (blocks[layer], norms[layer])
-        found.append(Reader(model, block, own, nodes, visible[0], tuple(stream), frozen))
+        found.append(StreamReader(model, block, own, nodes, visible[0], tuple(stream), frozen))
     return found
 
 
