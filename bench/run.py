@@ -26,6 +26,8 @@ import work
 from counterfactuals import PAIRS
 from driver import FOLDER, QUIET, Bench
 from sections import Case, Row, agreement, at_most, cells, faster, finished, seconds, token_layer, unavoidable
+from whole_searches import PAIRS as A_STEP
+from whole_searches import STEPS
 from work import LAYERS, POSITIONS, SMOLLM2, WIDE
 
 import report
@@ -209,6 +211,47 @@ def searching(bench: Bench) -> list[Row]:
     return rows
 
 
+def searching_whole(bench: Bench) -> list[Row]:
+    """A whole search of thirty places of a capital against fits one by one."""
+    steps = {"steps": 4} if bench.quick else {}
+    layers = [LAYERS // 6, LAYERS // 2, LAYERS - 1 - LAYERS // 6]  # their mean depth is that of all
+    works: dict[str, Any] = {
+        "ours": ("ours", "whole search", steps),
+        "one by one": ("ours", "search one by one", {**steps, "layers": layers}),
+    }
+    bench.ask("ours", "search one by one", layers=[LAYERS - 1], steps=1)  # what is read and made once
+    answers = {label: [bench.ask(name, what, **args)] for label, (name, what, args) in works.items()}
+    row = Row(
+        f"alignment search of a capital, last token of 30 blocks, {STEPS} steps of {A_STEP} pairs, with scores (one by "
+        f"one: {len(layers)} of them)",
+        "CPU s a search",
+    )
+    row.figures = {
+        "one by one": answers["one by one"][0]["cpu"] * LAYERS / len(layers),
+        "ours": answers["ours"][0]["cpu"],
+    }
+    row.goals = [faster("one by one", 4)]
+    last = answers["ours"][-1]
+    best = max(of for of, _ in answers["one by one"][-1]["values"])
+    row.note = f"{last['fitted']} of 30 fitted to the end; best on validation pairs {last['best']:.2f}, "
+    row.note += f"of the {len(layers)} alone {best:.2f}"
+    return [finished(bench, row, "")]
+
+
+def searching_recall(bench: Bench) -> list[Row]:
+    """What swaps nominate against all fits."""
+    found = bench.ask("ours", "nominated", **({"steps": 2} if bench.quick else {}))
+    recall = Row(
+        'places nominated by effect signatures: recall of those within .1 of the best of 18 fits, SmolLM2, "In Spain, '
+        'the official language is"',
+        "share",
+    )
+    recall.figures = dict(zip(("country", "attribute", "answer"), found["values"], strict=True))
+    recall.note = "nominated: " + ", ".join(f"{name} {of}" for name, of in found["picked"].items())
+    print(report.line(asdict(recall)), flush=True)
+    return [recall]
+
+
 def searching_memory(bench: Bench) -> list[Row]:
     """Highest resident set of the same fits above that of the loaded model."""
     found = bench.alone("ours", "fits together", {"pairs": 2}, {"pairs": 32, "memory": 2**28})
@@ -218,6 +261,28 @@ def searching_memory(bench: Bench) -> list[Row]:
     )
     row.figures = {"ours": (found["peak"] - found["before"]) / 2**20}
     return [finished(bench, row, "")]
+
+
+def circuits(bench: Bench) -> list[Row]:
+    """Circuits of SmolLM2, 16 pairs of 16 tokens, each run exactly."""
+    args = {"pairs": 4 if bench.quick else 16, "repeat": 1 if bench.quick else min(3, bench.repeat)}
+    found = bench.ask("ours", "circuits", **args)
+    times, whole = found["milliseconds"], found["values"]
+    both = "two forward, one backward"
+    each = {
+        "a circuit of half of the edges": ("half of the edges", "plain", 2.0),
+        "ten nested circuits, .1 % to all": ("ten nested", "plain", 15.0),
+        "a step of edge masks": ("mask step", both, 2.0),
+    }
+    rows = []
+    for text, (what, beside, factor) in each.items():
+        row = Row(f"{text} of {found['edges']:,} edges, {args['pairs']} pairs of 16 tokens", "ms")
+        row.figures = {beside: times[beside], "ours": times[what]}
+        row.goals = [at_most(beside, factor)]
+        rows.append(finished(bench, row, ""))
+    half = len(whole) // 2
+    rows[0].agreement = {"ours": agreement("ours", whole[:half], whole[half:])}
+    return rows
 
 
 def attribution(bench: Bench) -> list[Row]:
@@ -299,9 +364,12 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "pairs": pairs,
     "growth": growth,
     "searching": searching,
+    "searching: whole": searching_whole,
+    "searching: recall": searching_recall,
     "searching: memory": searching_memory,
     "wide": wide,
     "causal": causal,
+    "circuits": circuits,
     "attribution": attribution,
     "edges": edges,
     **studies.sections_of(SMOL),

@@ -160,3 +160,15 @@ def test_ready_made_locations_are_bound_once(swap):
         found = made(tokens(2, 5), tokens(2, 5, seed=1), (Location(Positions(((2,), (3,))), at),))[1].logits
     assert len(bindings) == 1
     assert torch.equal(found, made(tokens(2, 5), tokens(2, 5, seed=1), PLACES)[1].logits)
+
+
+def test_other_groups_that_share_a_source_or_have_none_are_bound_anew():
+    model, base = new_model("gpt2"), tokens(2, 5)
+    one, other = tokens(2, 5, seed=1), tokens(2, 5, seed=2)
+    swaps = [{"layer": layer, "component": "mlp_output"} for layer in range(3)]
+    made = IntervenableModel(swaps, model=model)
+    calls = ([one, other, one], [one, other, other], [one, one, one], [one, None, one], [one, None, None])
+    for sources in calls:
+        fresh = IntervenableModel(swaps, model=model)
+        found, expected = (each(base, list(sources), {"sources->base": 3})[1].logits for each in (made, fresh))
+        assert torch.equal(found, expected)

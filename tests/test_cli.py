@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import resource
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +18,9 @@ from tests.helpers import LAYERS, VOCAB, new_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from align_transformers import cli
+from align_transformers import Scan, cli
 from align_transformers._errors import SpecError
-from align_transformers.cli import running
+from align_transformers.cli import doctor_command, running
 from align_transformers.cli.options import numbers, texts
 from align_transformers.table import Table
 
@@ -183,6 +188,18 @@ def test_the_command_line_itself_imports_nothing_heavy():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_help_takes_less_than_half_a_second():
+    asked = "import sys; sys.argv = ['align-transformers', '--help']; from align_transformers.cli import main; main()"
+
+    def seconds() -> float:  # of the processor: it may be busy with other things
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", asked], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.5
 
 
 def test_a_progress_bar_is_shown_on_stderr_while_it_runs(run, folder, monkeypatch):
@@ -367,12 +384,115 @@ def test_an_interrupt_is_status_130_and_leaves_no_half_of_a_file(run, folder, tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_scan_shows_every_section_with_its_line_and_writes_page_and_data(run, folder, tmp_path):
+    asked = ("scan", folder, BASE, "--against", SOURCE, "--answers", "w4,w5", "--verify", "2", "--out", "results")
+    status, out, err = run(*asked)
+    assert (status, err) == (0, "")
+    found = Scan.load(tmp_path / "results" / "scan.json")
+    assert list(found.tables) == ["says", "lens", "parts", "swaps", "route", "carriers", "attention"]
+    flat = " ".join(out.split())
+    for number, one in enumerate(found.report.chapters, 1):
+        assert f"{number}. {one.title}" in flat
+        assert f">>> {one.code}"[:60] in flat
+        assert all(line[:50] in flat for line in one.findings)
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["scan.html", "scan.json"]
+    assert "Written: results/scan.json, results/scan.html" in out
+    status, out, err = run(*asked, "--json")
+    data = json.loads(out)
+    assert (status, err, data.pop("files")) == (0, "", {"scan": "results/scan.json", "page": "results/scan.html"})
+    assert Scan.from_dict(data).to_dict() == found.to_dict()
+
+
+def test_scan_refuses_answers_that_are_not_one_for_each_prompt(run, folder):
+    status, out, err = run("scan", folder, PROMPT, "--answers", "w4,w5")
+    assert (status, out) == (2, "")
+    assert (
+        err
+        == "align-transformers: error: --answers 'w4,w5': give one token for each prompt, with a comma between two\n"
+    )
+
+
+def test_doctor_tells_versions_devices_and_what_is_not_there(run, monkeypatch):
+    real = doctor_command.find_spec
+    monkeypatch.setattr(doctor_command, "find_spec", lambda name: None if name == "plotly" else real(name))
+    status, out, err = run("doctor", "--json")
+    data = json.loads(out)
+    assert (status, err, set(data)) == (0, "", {"versions", "optional", "machine"})
+    assert data["versions"]["torch"] == torch.__version__
+    assert data["machine"]["devices"][0] == "cpu"
+    assert data["machine"]["threads"] == torch.get_num_threads()
+    assert data["optional"]["plotly"]["version"] is None
+    assert data["optional"]["pandas"]["version"]
+    status, out, err = run("doctor")
+    assert (status, err) == (0, "")
+    assert "plotly              not there; pages: pip install 'align-transformers[report]'" in out
+
+
+def test_doctor_names_every_optional_package_with_its_extra():
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    for package, (_, extra, _) in doctor_command.OPTIONAL.items():
+        found = re.search(rf'^{extra} = \[.*"{package}>', text, re.M) if extra else f"{package}==" in text
+        assert found, package
+    needed = re.search(r"^dependencies = \[(.*?)\]", text, re.M | re.S)[1]
+    assert set(re.findall(r'"([a-z-]+)[><]', needed)) == set(doctor_command.NEEDED)
+
+
+def test_doctor_says_which_passes_of_a_model_are_fast_and_why_others_are_not(run, folder, monkeypatch):
+    status, out, err = run("doctor", folder, "--json")
+    found = json.loads(out)["model"]
+    assert (status, err, found["class"], found["fast"]) == (0, "", "LlamaForCausalLM", True)
+    assert found["passes"] == ["full", "packed"]
+    assert (found["why"], found["difference"] < 1e-4 * found["largest"]) == ([], True)
+    hooked = new_model("llama")
+    hooked.model.layers[1].register_forward_hook(lambda *_: None)
+    monkeypatch.setattr("align_transformers.models.load.load_model", lambda name: (hooked, None))
+    monkeypatch.setattr("align_transformers.models.load_model", lambda name: (hooked, None))
+    found = json.loads(run("doctor", "mine", "--json")[1])["model"]
+    assert (found["fast"], set(found["passes"])) == (False, {"full"})
+    assert any("somebody else's hooks stand in it" in why for why in found["why"])
+    assert "somebody else's hooks stand in it" in run("doctor", "mine")[1]
+
+
+def test_doctor_says_of_a_model_without_blocks_that_it_is_not_known(run, monkeypatch):
+    monkeypatch.setattr("align_transformers.models.load_model", lambda name: (torch.nn.Linear(2, 2), None))
+    found = json.loads(run("doctor", "mine", "--json")[1])["model"]
+    assert (found["class"], found["fast"], found["passes"]) == ("Linear", False, [])
+    assert found["why"]
+
+
+COMPLETE = """
+eval "$(_ALIGN_TRANSFORMERS_COMPLETE=source_bash align-transformers)"
+COMP_WORDS=(align-transformers {words}) COMP_CWORD={number} COMPREPLY=()
+_align_transformers_completion align-transformers
+echo "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_commands_and_options(tmp_path):
+    program = tmp_path / "align-transformers"
+    program.write_text(f"#!{sys.executable}\nfrom align_transformers.cli import main\nmain()\n")
+    program.chmod(0o755)
+    paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+
+    def completed(words: str, number: int) -> list[str]:
+        script = COMPLETE.format(words=words, number=number)
+        return subprocess.run(
+            ["bash", "-c", script], env={**os.environ, **paths}, check=True, capture_output=True, text=True
+        ).stdout.split()
+
+    assert completed("tr", 1) == ["trace"]
+    assert "--against" in completed("scan --a", 2)
+
+
 def test_texts_of_a_file_are_its_lines(tmp_path):
     (tmp_path / "some.txt").write_text("one\n\ntwo \n")
     assert texts(["zero", f"@{tmp_path / 'some.txt'}"], "PROMPT") == ["zero", "one", "two "]
 
 
-@pytest.mark.parametrize("name", ["trace", "attribute", "paths", "lens", "attend", "steer", "probe", "describe"])
+@pytest.mark.parametrize(
+    "name", ["scan", "trace", "attribute", "paths", "lens", "attend", "steer", "probe", "describe", "doctor", "report"]
+)
 def test_help_of_every_command_has_examples(run, name):
     status, out, _ = run(name, "--help")
     assert status == 0
@@ -391,3 +511,56 @@ def test_madrid_becomes_rome(run, tmp_path):
     assert (data["meta"]["base_answer"], data["meta"]["source_answer"]) == (" Madrid", " Rome")
     assert [(f["layer"], f["position"]) for f in data["summary"]["flips"]] == [(0, 3), (12, 3), (29, 4)]
     assert time.monotonic() - started < 120
+
+
+def test_circuit_finds_on_one_half_and_measures_on_the_other(run, folder, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    lines = ["base,source"]
+    for _ in range(6):
+        a, b = (" ".join(f"w{n}" for n in torch.randint(1, VOCAB, (4,), generator=generator).tolist()) for _ in "ab")
+        lines.append(f"{a},{b}")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
+    options = ["--answers", "w4,w5", "--edges", "40", "--json"]
+    status, out, err = run("circuit", "@pairs.csv", "--model", folder, *options)
+    assert (status, err) == (0, "")
+    data = json.loads(out)
+    assert set(data) == {"meta", "rows", "summary", "files", "circuit"}
+    edges = json.loads((tmp_path / "circuit.json").read_text())
+    assert len(data["circuit"]) == next(row["edges"] for row in data["rows"] if row["circuit"] == "circuit") <= 40
+    assert edges["facts"]["pairs"] == data["meta"]["pairs"] == 3
+    assert data["meta"]["held_out"]["held_out"] is True
+    assert sorted(data["files"]) == ["circuit", "figure", "page", "table"]
+    assert len(Table.load(tmp_path / "circuit.parquet")) == len(data["rows"])
+    assert (tmp_path / "circuit.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "circuit.html").read_text()
+    assert "faithfulness" in page
+    assert "3 of 6 pairs, on which the circuit was found, are left out" in page
+
+
+def test_circuit_of_one_pair_says_that_it_is_not_held_out(run, folder):
+    status, out, _ = run(
+        "circuit", BASE, SOURCE, "--model", folder, "--answers", "w4,w5", "--edges", "60", "--minimality"
+    )
+    assert status == 0
+    assert "not held out: the circuit was found on 1 of the 1 pairs" in " ".join(out.split())
+    assert re.search(r"CPR .* CMD .* f from", " ".join(out.split()))  # never the one without the other
+    assert "circuit.html" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((BASE,), "BASE and SOURCE, or @pairs.csv"),
+        (("@pairs.csv", SOURCE), "leave out SOURCE"),
+        (("@labels.csv",), "needs a first line with base, source"),
+        (("@empty.csv",), "no lines below the first"),
+        (("@answers.csv", "--answers", "w4,w5"), "leave out --answers"),
+    ],
+)
+def test_circuit_refuses_what_makes_no_sense_before_the_model_is_loaded(run, tmp_path, arguments, says):
+    (tmp_path / "labels.csv").write_text("prompt,label\nw1,a\n")
+    (tmp_path / "empty.csv").write_text("base,source\n")
+    (tmp_path / "answers.csv").write_text("base,source,base_answer,source_answer\nw1,w2,w4,w5\n")
+    status, _, err = run("circuit", *arguments, "--model", "./nothing")
+    assert status == 2
+    assert says in err

@@ -27,7 +27,7 @@ NEEDS_NO_EXAMPLE = {
     "comes back from a function, and is not made by hand": (
         *("Alignment", "Bound", "Collected", "Comparison", "Description", "Effect", "Fitted", "Interval"),
         *("AlignmentResult", "AppliedEdits", "CircuitGraph", "IntervenableGeneration", "IntervenableOutput"),
-        *("Outcome", "Scores"),
+        *("Outcome", "Scan", "Scores"),
     ),
     "a base class: its members have examples": ("ConstantSourceIntervention", "SourcelessIntervention"),
     "loads weights that are not here": (
@@ -88,7 +88,7 @@ def test_mistakes_are_found():
 @cache
 def words_of_examples() -> frozenset[str]:
     """Return every word in the code of README, docs and docstrings."""
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     blocks = [block for page in pages for block in BLOCK.findall(page.read_text(encoding="utf-8"))]
     sources = (ROOT / "src").rglob("*.py")
     lines = [line for path in sources for line in PROMPT.findall(path.read_text(encoding="utf-8"))]

@@ -28,8 +28,8 @@ WRONG: tuple[Any, ...] = (
 
 RESULTS = {
     "AlignmentResult", "AppliedEdits", "Bound", "CircuitGraph", "Collected", "Comparison", "Description", "Effect",
-    "Fitted", "IntervenableGeneration", "IntervenableOutput", "Interval", "Outcome", "Planner", "Scores", "Step",
-    "COMPONENTS",
+    "Fitted", "IntervenableGeneration", "IntervenableOutput", "Interval", "Outcome", "Planner", "Scan", "Scores",
+    "Step", "COMPONENTS",
 }  # fmt: skip
 """What is handed out, and made by nobody else."""
 ABSTRACT = {"ConstantSourceIntervention", "Intervention", "SourcelessIntervention", "TrainableIntervention"}
@@ -86,6 +86,9 @@ SUMS = at.CausalModel(
 PARTS = at.CounterfactualDataset.sample(SUMS, 2000, variables="a", seed=0)
 
 
+NODES = at.graph(model())
+
+
 def numbers_of(one: dict[str, Any]) -> list[float]:
     return [float(one["a"]), float(one["b"])]
 
@@ -125,6 +128,19 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "edge_attribution": (at.edge_attribution, {
         **PROMPTS, "tokenizer": None, "columns": None, "method": "eap", "rule": "true", "points": 2, "metric": None,
         "answers": (4, 5), "at": -1, "experts": True, "at_once": 2, "seed": 0, "progress": None}),
+    "Circuit": (at.Circuit, {"graph": NODES, "kept": torch.zeros(len(NODES), dtype=torch.bool),
+                "scores": torch.zeros(len(NODES)), "facts": {"seed": 0}}),
+    "circuit": (at.circuit, {
+        **PROMPTS, "method": "eap", "level": "edges", "experts": True, "edges": 3, "nodes": None,
+        "neurons": None, "threshold": None,
+        "select": "top", "signed": False, "orders": ("backward",), "points": 2, "steps": 1, "rate": 0.1,
+        "ablation": "resample", "reference": None, "metric": None, "answers": (4, 5), "tokenizer": None,
+        "columns": None, "at": -1, "at_once": 2, "seed": 0, "store": None, "progress": None}),
+    "evaluate_circuit": (at.evaluate_circuit, {
+        **PROMPTS, "circuit": at.Circuit.of(NODES, [("input", "logits")]), "tokenizer": None,
+        "columns": None, "ablation": None, "reference": None, "metric": None, "answers": (4, 5), "at": -1,
+        "held_out": True, "sizes": (0.5, 1.0), "controls": 1, "minimality": False, "truth": [("input", "logits")],
+        "at_once": 2, "seed": 0, "progress": None}),
     "graph": (at.graph, {"model": model(), "per_query_head": False, "experts": True}),
     "score": (at.score, {"model": model(), "prompts": tokens(2, 3), "metric": at.accuracy(3),
                          "metrics": None, "tokenizer": None, "columns": None, "at": -1, "store": None,
@@ -141,6 +157,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "logit_lens": (at.logit_lens, {"model": model(), "prompts": tokens(1, 3), "components": ["mlp_output"],
                    "layers": [2], "positions": [1], "answers": 4, "top": 1, "tokenizer": None, "columns": None,
                    "store": None, "progress": None, "planner": at.one_by_one}),
+    "scan": (at.scan, {"model": model(), "prompt": "a b", "against": "b b", "tokenizer": words(), "answers": ("a", "b"),
+                       "top": 1, "verify": 0, "seed": 0, "progress": None, "planner": at.one_by_one}),
     "probe": (at.probe, {
         "model": model(), "prompts": tokens(4, 3), "labels": [0, 1, 0, 1], "components": ["mlp_output"],
         "layers": [2], "positions": [1], "groups": None, "types": None, "estimator": "difference_of_means",
@@ -201,13 +219,15 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "filter": (lambda **k: pairs().filter(**k), {"keep": [True] * 40, "why": "all"}),
     "OnArrays": (at.OnArrays, {"function": len}),
     "Claim": (at.Claim, {"site": at.Site("mlp_output", 0), "feature": [0, 1], "positions": None, "children": ()}),
-    "activations": (at.activations, {**DATA, "positions": "last", "tokenizer": None, "planner": None}),
+    "activations": (at.activations, {**DATA, "positions": "last", "tokenizer": None, "planner": None,
+                                     "progress": None}),
     "attention_patterns": (at.attention_patterns, {"model": model(), "prompts": tokens(1, 3), "tokenizer": None,
                            "columns": None, "component": "attention_pattern", "layers": [0], "heads": [1],
                            "positions": [1], "planner": None}),
     "attention_tensor": (at.attention_tensor, {"model": model(), "inputs": tokens(1, 3), "layer": 0,
                          "component": "attention_pattern", "planner": None}),
-    "fit_pca": (at.fit_pca, {**DATA, "k": 1, "positions": "all", "tokenizer": None, "standardise": True}),
+    "fit_pca": (at.fit_pca, {**DATA, "k": 1, "positions": "all", "tokenizer": None, "standardise": True,
+                             "progress": None}),
     "bind": (at.bind, {"model": model(), "plan": plan(), "inputs": {"x": tokens(1, 3)}, "interventions": {},
                        "constants": None}),
     "execute": (at.execute, {"bound": bound(), "planner": None, "ready": None}),
@@ -219,11 +239,11 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
                      "metric": at.iia, "checkpoints": None, "resume": False}),
     "evaluate": (at.evaluate, {"intervened": learner(), **LOADER, "metrics": at.iia, "positions": "last",
                                "forward": None, "memory": False, "resamples": 2,
-                               "confidence": 0.9, "seed": 0}),
+                               "confidence": 0.9, "seed": 0, "progress": None}),
     "compare": (at.compare, {"candidates": {"one": learner()}, **LOADER, "metrics": at.iia,
                              "positions": "last", "random": True, "planner": None,
-                             "resamples": 2, "confidence": 0.9, "seed": 0}),
-    "precompute": (at.precompute, {"intervened": learner(), **LOADER, "memory": None}),
+                             "resamples": 2, "confidence": 0.9, "seed": 0, "progress": None}),
+    "precompute": (at.precompute, {"intervened": learner(), **LOADER, "memory": None, "progress": None}),
     "bootstrap": (at.bootstrap, {"values": torch.ones(3), "resamples": 2, "confidence": 0.9,
                                  "seed": 0}),
     "progress_bar": (at.progress_bar, {}),

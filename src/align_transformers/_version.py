@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 
 
 def library_version() -> str:
@@ -14,6 +13,8 @@ def library_version() -> str:
 @cache
 def installed_version(package: str) -> str:
     """Return a package's installed version, or `"unknown"`."""
+    from importlib.metadata import PackageNotFoundError, version  # takes as long as all else of `--help` that is ours
+
     try:
         return version(package)
     except PackageNotFoundError:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .anchors import FoundPlaces
-from .compose import Call, inputs_of
+from .compose import Call, named_inputs
 from .config import IntervenableConfig
 from .engine import Bound, Inputs
 from .interventions import Intervention
@@ -30,7 +30,7 @@ class _CachedBinding:
     """A binding with what it was made for.
 
     Args:
-        words: the locations, subspaces and times of the call.
+        words: the locations, subspaces, times and names of the sources of the call.
         shapes: of the inputs' tensors, by input and name.
         masks: a copy of each attention mask, which says where the padding is.
         map: of the model's components.
@@ -70,8 +70,9 @@ class BindingCache:
             original: whether the base also runs without edits.
             bind: makes a new one.
         """
-        words = None if call.source_representations is not None else _words(call, original)
-        inputs, cached = inputs_of(self._config, call), self._cached
+        names, inputs = named_inputs(self._config, call)
+        words = None if call.source_representations is not None else _words(call, names, original)
+        cached = self._cached
         if cached is not None and words == cached.words and self._fits(cached, model, inputs):
             return replace(cached.bound, inputs=inputs)
         bound = bind()
@@ -124,11 +125,18 @@ class _NotPlain(Exception):
     """Something that cannot be told from others by its value; never seen by a user."""
 
 
-def _words(call: Call, original: bool) -> Hashable | None:
-    """Return the plain arguments of a call; `None` if they hold more than numbers, texts, lists and arrays of these."""
+def _words(call: Call, names: Sequence[str | None], original: bool) -> Hashable | None:
+    """Return the plain arguments of a call; `None` if they hold more than numbers, texts, lists and arrays of these.
+
+    Args:
+        call: the arguments.
+        names: of each group's source: which groups share one, and which have none.
+        original: whether the base also runs without edits.
+    """
+    sources = call.sources is None, tuple(names)
     timing = None if call.timing is None else (call.timing.on_prompt, call.timing.steps)
     try:
-        return _frozen(call.unit_locations), _frozen(call.subspaces), timing, original
+        return _frozen(call.unit_locations), _frozen(call.subspaces), sources, timing, original
     except _NotPlain:
         return None
 

@@ -85,7 +85,7 @@ def compose(
         PlanError: sources and groups do not fit, or an edit would change nothing.
     """
     groups = config.groups()
-    names, inputs = _named(config, groups, call)
+    names, inputs = named_inputs(config, call)
     links = _links(config.mode, groups, names)
     located = _locations(call.unit_locations, links, representations, inputs)
     batches = [batch_size(call.base, one.site.sequence) for one in representations]
@@ -111,20 +111,13 @@ def compose(
     return Composed(plan, inputs, interventions, constants)
 
 
-def inputs_of(config: IntervenableConfig, call: Call) -> dict[str, Inputs]:
-    """Return the inputs of a call under the names that its plan has for them.
+def named_inputs(config: IntervenableConfig, call: Call) -> tuple[list[str | None], dict[str, Inputs]]:
+    """Return the name of each group's source (`None` for none), and the inputs under the names that its plan has.
 
     Raises:
         SpecError, PlanError: as for `compose`.
     """
-    return _named(config, config.groups(), call)[1]
-
-
-def _named(
-    config: IntervenableConfig, groups: Sequence[Sequence[int]], call: Call
-) -> tuple[list[str | None], dict[str, Inputs]]:
-    """Return the name of each group's source, and the inputs by name."""
-    sources = _sources(call.sources, len(groups))
+    sources = _sources(call.sources, len(config.groups()))
     names = _names(config.mode, sources)
     inputs = {"base": _input("base", call.base)}
     inputs |= {name: source for name, source in zip(names, sources, strict=True) if name and source is not None}
@@ -191,7 +184,7 @@ def axes_of(
         SpecError, PlanError: as for `compose`.
     """
     groups = config.groups()
-    names, inputs = _named(config, groups, call)
+    names, inputs = named_inputs(config, call)
     found = _axes(_links(config.mode, groups, names), representations, inputs)
     return [found[number] for number in range(len(representations))]
 

@@ -14,6 +14,7 @@ from torch import nn
 from . import engine, planners, storage
 from ._checked import checked
 from ._errors import SpecError
+from ._summarised import Summarised, Summary
 from .applied import applied
 from .around import AroundModel
 from .binding_cache import BindingCache
@@ -30,7 +31,7 @@ from .positions import read_steps
 from .representations import expanded, represent
 
 
-class IntervenableModel(AroundModel):
+class IntervenableModel(Summarised, AroundModel):
     """A model together with interventions on its activations. The model itself is never changed.
 
     A `Trainer` that gets it learns and saves the interventions; its `compute_loss` says how the model is called and
@@ -64,6 +65,12 @@ class IntervenableModel(AroundModel):
         self.interventions = {r.key: r.intervention for r in self.representations}
         self._trained = nn.ModuleList(dict.fromkeys(self.interventions.values()))
         self._bindings = BindingCache(self.config, self.interventions)
+
+    def _summary(self) -> Summary:
+        learning = sum(p.numel() for p in self.get_trainable_parameters())
+        said = f", {learning} trainable weights" if learning else ""
+        facts = ((str(one.site), type(one.intervention).__name__) for one in self.representations)
+        return f"IntervenableModel of {type(self.model).__name__}, {self.config.mode}{said}", facts
 
     @checked
     def forward(

@@ -10,11 +10,29 @@ import torch
 from torch import Tensor
 
 from ._errors import PlanError
+from ._summarised import Summarised, Summary
 from .engine import Bound, Collected, Effect, Outcome
 
 
-@dataclass(frozen=True, eq=False)
-class IntervenableOutput:
+class _Told(Summarised):
+    """What shows which outputs there are, and what every edit did."""
+
+    original_outputs: Any
+    collected_activations: Sequence[Any]
+    effects: tuple[Effect, ...]
+
+    def _summary(self) -> Summary:
+        facts = [
+            (one.name, f"{one.site}: fired {one.fired}, changed {one.rows} rows by {one.change:.3g}")
+            for one in self.effects
+        ]
+        kept = ["original and intervened" if self.original_outputs is not None else "intervened"]
+        kept += [f"{len(self.collected_activations)} collected"] if self.collected_activations else []
+        return f"{type(self).__name__}: {', '.join(kept)}", facts
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class IntervenableOutput(_Told):
     """What a call gives back with `return_dict=True`.
 
     Args:
@@ -33,8 +51,8 @@ class IntervenableOutput:
     effects: tuple[Effect, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class IntervenableGeneration:
+@dataclass(frozen=True, eq=False, repr=False)
+class IntervenableGeneration(_Told):
     """What `generate` gives back with `return_dict=True`.
 
     Args:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from operator import index
 from typing import Any
 
 from ._errors import PlanError, SpecError, UnknownNameError, near_misses
+from ._summarised import Summarised, Summary
 from .positions import EVERYWHERE, Positions
 from .sites import Site
 from .subspaces import Choice
@@ -20,10 +21,10 @@ Examples = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Read:
-    """A value taken from another run, after that run's own edits at the same site.
+    """A value taken from a run, after that run's own edits at the same site.
 
     Args:
-        run: name of the run that is read.
+        run: name of the run that is read: another one, or the edited run itself, where it comes by the site earlier.
         site: where in the network.
         positions: at which places of the read run's sequence.
         examples: which example of the read run each line looks at, of `positions` or, where these name none, of the
@@ -60,7 +61,7 @@ class Edit:
         intervention: name of the module that computes the new value; modules are handed in beside the plan.
         positions: at which places of the edited run's sequence.
         subspace: for each example the parts of the intervention's partition; `None` for the whole vector.
-        source: a read of another run, a constant, or nothing.
+        source: a read, several reads (the intervention gets their values as a tuple), a constant, or nothing.
     """
 
     name: str
@@ -68,12 +69,34 @@ class Edit:
     intervention: str
     positions: Positions = EVERYWHERE
     subspace: Choice | None = None
-    source: Read | Constant | None = None
+    source: Read | tuple[Read, ...] | Constant | None = None
 
     def __post_init__(self) -> None:
         _check_kinds(self, name=str, site=Site, intervention=str, positions=Positions)
-        if not isinstance(self.source, Read | Constant | None):
-            raise SpecError(f"source of an Edit is a Read, a Constant or None; found {self.source!r:.80}")
+        if isinstance(self.source, list | tuple):
+            object.__setattr__(self, "source", _several(self, "source", Read))
+        elif not isinstance(self.source, Read | Constant | None):
+            raise SpecError(
+                f"source of an Edit is a Read, a tuple of Reads, a Constant or None; found {self.source!r:.80}"
+            )
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        """What it reads of runs."""
+        return (
+            self.source if isinstance(self.source, tuple) else (self.source,) if isinstance(self.source, Read) else ()
+        )
+
+    def reading(self, change: Callable[[Read], Read]) -> Edit:
+        """Return it with each of its reads changed.
+
+        Args:
+            change: given a read, returns another.
+        """
+        if not self.reads:
+            return self
+        changed = tuple(map(change, self.reads))
+        return replace(self, source=changed if isinstance(self.source, tuple) else changed[0])
 
 
 @dataclass(frozen=True)
@@ -129,9 +152,12 @@ class Logits:
             raise PlanError(f"logits of the tokens {list(self.tokens)} are wanted, or those of answers, but not both")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A set of runs, and those whose outputs are wanted. Valid only if no run reads itself, directly or not.
+@dataclass(frozen=True, repr=False)
+class Plan(Summarised):
+    """A set of runs, and those whose outputs are wanted.
+
+    Valid only if no value is needed before it is there: runs read each other in no circle, and themselves at sites that
+    come earlier.
 
     Args:
         runs: all runs, each with a unique name.
@@ -174,6 +200,13 @@ class Plan:
         if unwanted:
             raise PlanError(f"the answer of run {unwanted[0]!r} is asked for, so its output has to be wanted, too")
         self._ordered(self._by_name)
+        for run in self.runs:
+            _check_own_reads(run)
+
+    def _summary(self) -> Summary:
+        wanted = f"outputs {', '.join(self.outputs)}" if self.outputs else f"{len(self.values)} values"
+        count = f"{len(self.runs)} run{'s' * (len(self.runs) != 1)}"
+        return f"Plan of {count}, wanted: {wanted}", ((run.name, _said(run)) for run in self.runs)
 
     def run(self, name: str) -> Run:
         """Return the run of that name."""
@@ -187,13 +220,12 @@ class Plan:
     def reads(self) -> Iterator[Read]:
         """Yield every read, in the order of the edits that need it, then those that are wanted themselves."""
         for edit in self.edits():
-            if isinstance(edit.source, Read):
-                yield edit.source
+            yield from edit.reads
         yield from self.values
 
     def needs(self, run: Run) -> tuple[str, ...]:
-        """Return the names of the runs that one has to come after: those that it reads, and those that answer."""
-        found = [edit.source.run for edit in run.edits if isinstance(edit.source, Read)]
+        """Return the names of the runs that one has to come after: others that it reads, and those that answer."""
+        found = [read.run for edit in run.edits for read in edit.reads if read.run != run.name]
         answers = () if self.logits is None or run.name not in self.outputs else self.logits.answers_of
         return tuple(dict.fromkeys(found if run.name in answers else (*found, *answers)))
 
@@ -275,6 +307,33 @@ def _numbers(of: Any, numbers: Any, what: str = "examples") -> Examples | None:
         raise SpecError(f"{what} of {type(of).__name__} are whole numbers; found {numbers!r:.80}") from error
 
 
+def _check_own_reads(run: Run) -> None:
+    for edit in run.edits:
+        late = [read.site for read in edit.reads if read.run == run.name and not _may_precede(read.site, edit.site)]
+        if late:
+            raise PlanError(f"run {run.name!r} reads its own {late[0]} for {edit.site}, which comes no later")
+
+
+def _may_precede(site: Site, other: Site) -> bool:
+    """Whether a pass may come by one site before another, as far as their names tell; a run finds out the rest."""
+    one, two = site.definition, other.definition
+    if one is None or two is None or site.stack != other.stack:
+        return site != other
+    ends = {"input": -1.0, "output": float("inf")}
+    first, second = (ends.get(d.point, 0.0) if s.layer is None else s.layer for s, d in ((site, one), (other, two)))
+    points = {"input": 0, "inside": 1, "output": 2}
+    return site != other and (first, points[one.point]) <= (second, points[two.point])
+
+
+def _said(run: Run) -> str:
+    """Return in words what a run is: its input, and each edit with where it takes its value from."""
+    edits = []
+    for edit in run.edits:
+        read = ", ".join(dict.fromkeys(one.run for one in edit.reads))
+        edits.append(f"{edit.intervention} at {edit.site}" + f" from {read}" * bool(read))
+    return f"{run.input}, {'; '.join(edits) or 'unedited'}"
+
+
 def _check_unique(names: Sequence[str], kind: str) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -290,9 +349,11 @@ def _edit(data: Mapping[str, Any]) -> Edit:
     return Edit(data["name"], site, data["intervention"], positions, _tuples(data["subspace"]), source)
 
 
-def _source(data: Mapping[str, Any] | None) -> Read | Constant | None:
+def _source(data: Any) -> Read | tuple[Read, ...] | Constant | None:
     if data is None:
         return None
+    if isinstance(data, list | tuple):
+        return tuple(map(_read, data))
     return _read(data) if "run" in data else Constant(data["name"])
 
 

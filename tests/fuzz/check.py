@@ -14,7 +14,7 @@ from tests.fuzz.draw import Case
 from tests.fuzz.models import exact, model_of
 from torch import Tensor
 
-from align_transformers import AlignError, Bound, Outcome, Read, bind, execute, one_by_one
+from align_transformers import AlignError, Bound, Outcome, bind, execute, one_by_one
 from align_transformers.engine.step import OutOfMemory, Step
 from align_transformers.fast.budget import TIMES_FOR_ONE
 from align_transformers.fast.planner import Decisions, halves, tokens_for
@@ -254,8 +254,10 @@ def shown(case: Case) -> str:
 
 def _said(edit: Any) -> str:
     at, source = edit.positions, edit.source
-    if isinstance(source, Read):
-        where = source.positions
-        source = f"{source.run!r} {source.site} {where.rows} {where.heads} of examples {source.examples}"
+    if edit.reads:
+        source = ", ".join(
+            f"{read.run!r} {read.site} {read.positions.rows} {read.positions.heads} of examples {read.examples}"
+            for read in edit.reads
+        )
     parts = "" if edit.subspace is None else f" parts {edit.subspace}"
     return f"{edit.name}: {edit.intervention} at {edit.site} {at.rows} {at.heads}{parts} from {source}"

@@ -70,8 +70,14 @@ class Case:
         for name in {edit.intervention for edit in self.plan.edits()}:
             kind, _, width = name.partition(" ")
             parts = [[0, int(width) // 2], [int(width) // 2, int(width)]] if width else None
-            found[name] = FunctionIntervention(roll) if kind == "function" else _KINDS[kind](subspace_partition=parts)
+            function = {"function": roll, "mixed": mixed}.get(kind)
+            found[name] = FunctionIntervention(function) if function else _KINDS[kind](subspace_partition=parts)
         return found
+
+
+def mixed(base: Tensor, sources: Sequence[Tensor]) -> Tensor:
+    """Return the base with the means of several values added, each weighed otherwise."""
+    return base + sum(source.mean(-1, keepdim=True) * (n + 1) for n, source in enumerate(sources))
 
 
 def draw(architecture: str, dtype: str, seed: int) -> Case:
@@ -83,6 +89,7 @@ class _Drawing:
     def __init__(self, architecture: str, dtype: str, random: Random) -> None:
         self.architecture, self.dtype, self.random = architecture, dtype, random
         self.places = places(architecture)
+        self.apart = Random(str(random.getstate()[1][:9]))  # a stream of its own: all else is drawn as it was before it
         self.inputs: dict[str, Any] = {}
         self.runs: list[Run] = []
         self.constants: dict[str, Tensor] = {}
@@ -174,6 +181,7 @@ class _Drawing:
         run = Run(name, given, (), self.copies(given) if random.random() < 0.4 else None)
         edits = self.shared(run) if random.random() < 0.45 else []
         edits += [self.edit(run) for _ in range(random.choice([1, 1, 1, 2, 3]))]
+        edits += [edit for edit in [self.mixed(run)] if edit is not None and self.apart.random() < 0.2]
         if random.random() < 0.1:
             random.shuffle(edits)
         made = [replace(edit, name=f"{name}.{number}") for number, edit in enumerate(edits)]
@@ -191,6 +199,7 @@ class _Drawing:
             return [edit for edit in edits if not _by_example(edit)]
         if run.examples is None:
             return edits
+        edits = [edit for edit in edits if not isinstance(edit.source, tuple)]
         return [self.picked(edit, run.examples) for edit in edits]
 
     def equal(self, one: str, other: str) -> bool:
@@ -247,6 +256,23 @@ class _Drawing:
             subspace = tuple((random.randint(0, 1),) for _ in examples)
             name = f"{kind} {place.width}"
         return Edit("", place.site, name or kind, Positions(rows, heads), subspace, source)
+
+    def mixed(self, run: Run) -> Edit | None:
+        """Return an edit that reads its own run, in an earlier block, and now and then another run, too."""
+        random, state = self.apart, self.random.getstate()
+        self.random = random
+        place = self.place()
+        same = [p for p in self.places if p.site.layer is not None and p.site.stack == place.site.stack]
+        before = [p for p in same if p.sequence == place.sequence and p.site.layer < (place.site.layer or 0)]
+        rows = self.rows(run.input, self.examples(run), place)
+        read = self.read(place, rows, None, run.input, self.examples(run)) if self.runs else None
+        self.random = Random()
+        self.random.setstate(state)
+        if not before or place.site.layer is None:
+            return None
+        own = Read(run.name, random.choice(before).site, Positions(rows))
+        sources = (own, read) if read is not None and random.random() < 0.6 else (own,)
+        return Edit("", place.site, "mixed", Positions(rows), None, random.choice([sources, sources[::-1]]))
 
     def rows(self, name: str, examples: Sequence[int], place: Place) -> Any:
         random = self.random
@@ -327,14 +353,14 @@ class _Drawing:
     def needs(self, name: str, wanted: set[str]) -> bool:
         """Whether a run reads another one that is wanted, so that it could not answer before."""
         run = next(run for run in self.runs if run.name == name)
-        sources = [edit.source.run for edit in run.edits if isinstance(edit.source, Read)]
+        sources = [read.run for edit in run.edits for read in edit.reads if read.run != name]
         return any(one in wanted or self.needs(one, wanted) for one in sources)
 
 
 def _by_example(edit: Edit) -> bool:
     read = edit.source.positions if isinstance(edit.source, Read) else Positions()
     lines = [edit.positions.rows, edit.positions.heads, edit.subspace, read.rows, read.heads]
-    return isinstance(edit.source, Constant) or any(one is not None for one in lines)
+    return isinstance(edit.source, Constant | tuple) or any(one is not None for one in lines)
 
 
 def _lines(lines: Any, examples: Sequence[int]) -> Any:

@@ -478,9 +478,11 @@ def test_how_a_batch_is_run_can_be_replaced():
     assert asked == [([4, 4, 4, 4], "last")]
 
 
-def test_progress_true_is_the_bar(capsys):
+def test_progress_true_is_the_bar(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
+    monkeypatch.setenv("TERM", "xterm")
     fit(face(), batches(), epochs=1, progress=True)
-    assert "3/3" in capsys.readouterr().out
+    assert "3/3" in capsys.readouterr().err
 
 
 def test_a_classifier_that_squeezes_its_length_is_fitted_with_a_memory_as_without():

@@ -9,7 +9,7 @@ import torch
 from tests.helpers import counted, grab, locus, logits_with, writer
 from tests.test_snippet import SNIPPETS, check_snippet, run_snippet
 
-from align_transformers import CollectIntervention, IntervenableModel
+from align_transformers import CollectIntervention, IntervenableModel, scan
 
 pytest.importorskip("gguf")
 load = pytest.importorskip("align_transformers.models.load")
@@ -123,3 +123,21 @@ def test_every_layer_collected_in_one_pass(model, tokenizer):
     assert len(calls) == 1
     for layer, value in enumerate(got.collected_activations[:-1]):
         assert torch.equal(value, got.intervened_outputs.hidden_states[layer + 1])
+
+
+def test_a_first_look(model, tokenizer):
+    with torch.enable_grad():  # of the attribution
+        found = scan(model, SPAIN, ITALY, tokenizer=tokenizer)
+    logits = model(**tokenizer(SPAIN, return_tensors="pt")).logits[0, -1]
+    assert found.missing == {}
+    [madrid] = tokenizer(" Madrid")["input_ids"]
+    first = next(found["says"].rows())
+    assert first["top_tokens"][0] == " Madrid"
+    assert first["top_probabilities"][0] == pytest.approx(logits.softmax(-1)[madrid].item(), abs=1e-5)
+    assert sum(found["parts"].columns["contribution"]) == pytest.approx(logits[madrid].item(), abs=1e-4)
+    places = list(found["route"].columns["position"])
+    assert places == [3] * 23 + [4] * 7  # the country's token, and from layer 23 on the last one
+    moved = max((row for row in found["carriers"].rows() if row["head"] is not None), key=lambda row: row["exact"] or 0)
+    assert (moved["layer"], moved["head"]) == (23, 4)  # it carries from there to here what is between 22 and 23
+    last = found["attention"].select(where={"layer": 23, "head": 4, "query": 4})
+    assert max(last.rows(), key=lambda row: row["attention"])["key"] == 3

@@ -13,6 +13,7 @@ from tests.studies.test_path_patching import model_of
 from torch import Tensor
 
 from align_transformers import SiteError, SpecError, direct_logit_attribution
+from align_transformers.studies._norms import FrozenNorm
 
 AFTER_HEADS = {"gpt2": "attn.c_proj", "llama": "self_attn.o_proj", "neox": "attention.dense"}
 
@@ -174,3 +175,13 @@ def test_what_cannot_be_taken_apart_is_refused() -> None:
         direct_logit_attribution(shared("gpt2"), tokens(1, 4), answers=[1, 2])
     with pytest.raises(SiteError):
         direct_logit_attribution(shared("bert"), tokens(1, 4), answers=1)
+
+
+def test_a_frozen_norm_of_nothing_is_what_it_is_close_to_nothing():
+    """Without values heads give zeros, and the norm behind them has a scale all the same: 1 / sqrt(eps)."""
+    norm = torch.nn.RMSNorm(8, eps=1e-4)
+    before = torch.stack([torch.zeros(8), torch.randn(8)])
+    frozen = FrozenNorm(norm, before, norm(before).detach())
+    part = torch.randn(2, 8)
+    scales = torch.stack([torch.tensor(1e-4).rsqrt(), (before[1].square().mean() + 1e-4).rsqrt()])
+    assert torch.allclose(frozen(part), part * scales[:, None], rtol=1e-3)

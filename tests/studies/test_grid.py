@@ -135,14 +135,19 @@ def test_weights_that_are_fetched_when_they_are_needed():
     assert found.columns["metric"] == pytest.approx(wanted.columns["metric"], abs=1e-5)
 
 
-def test_progress_true_is_a_bar(capsys):
+def test_progress_true_is_a_bar_on_stderr_of_a_terminal_and_nothing_elsewhere(capsys, monkeypatch):
     model, base, source = tiny("gpt2"), tokens(1, 4, seed=1), tokens(1, 4, seed=2)
     grid(model, base, source, answers=(4, 5), progress=True)
-    shown = capsys.readouterr().out
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    grid(model, base, source, answers=(4, 5), progress=True)
+    out, shown = capsys.readouterr()
+    assert out == ""
     assert "grid" in shown
     assert f"{4 * LAYERS}/{4 * LAYERS}" in shown
     grid(model, base, source, answers=(4, 5), progress=False)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
 
 
 def test_all_cells_are_tails_in_one_packed_pass_and_the_prompts_run_once():

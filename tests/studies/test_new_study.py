@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from tests.helpers import FAMILIES, LAYERS, locus, logits_with, tiny, tokens, writer
+from tests.pages import BLOCK, ROOT, run_page
 
 from align_transformers import one_by_one, planned
 
-PAGE = Path(__file__).parents[2] / "docs" / "new_study.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+PAGE = ROOT / "docs" / "new_study.md"
+BLOCKS = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +60,9 @@ def test_it_is_stored(study, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_page_says_what_comes_out(capsys):
-    names: dict[str, Any] = {"__name__": "new_study"}
-    for block in BLOCKS:
-        exec(compile(block, str(PAGE), "exec"), names)
+def test_the_page_says_what_comes_out():
     said = re.findall(r"print\(.*\)  # (\(.*?\)|\{.*?\}): ", BLOCKS[1])
-    assert capsys.readouterr().out.splitlines() == said
+    assert run_page(PAGE).said.splitlines() == said
     assert len(said) == 2
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ import pandas
 import pytest
 import torch
 from tests.helpers import LAYERS, grab, locus, logits_with, tiny, writer
+from tests.pages import ROOT, run_page
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
@@ -381,10 +380,7 @@ def test_what_where_tells_is_taken_as_it_is(words):
     assert by_number == by_text
 
 
-def test_the_code_of_the_page_runs(capsys):
-    page = (Path(__file__).parents[2] / "docs" / "places.md").read_text(encoding="utf-8")
-    [code] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(compile(code, "docs/places.md", "exec"), names)
-    assert capsys.readouterr().out == "(2, 2)\n['Madrid', 'Rome']\n"
-    assert names["means"].columns["count"] == (2,) * 4
+def test_the_code_of_the_page_runs():
+    ran = run_page(ROOT / "docs" / "places.md")
+    assert ran.said == "(2, 2)\n['Madrid', 'Rome']\n"
+    assert ran.names["means"].columns["count"] == (2,) * 4

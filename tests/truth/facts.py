@@ -10,6 +10,7 @@ from . import (
     balancing,
     capitals,
     carried,
+    circuits,
     directions,
     equality,
     illusions,
@@ -29,7 +30,7 @@ from . import (
 SECTIONS: MappingProxyType[str, ModuleType] = MappingProxyType(
     {module.__name__.rpartition(".")[2]: module for module in (
         swaps, linear, equality, planted, modular, programs, arithmetic, written, planted_tracing, directions,
-        induction, capitals, carried, addition, pricing, interchanges, illusions, balancing, rules,
+        induction, capitals, carried, addition, pricing, circuits, interchanges, illusions, balancing, rules,
     )}
 )  # fmt: skip
 """Modules with `FACTS`, and some with a `table` of what their numbers are made of; by name."""

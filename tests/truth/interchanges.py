@@ -7,7 +7,8 @@ all of the stream there does by chance.
 
 Fits are to the network's own logits after a true interchange. These depend on the answer alone (to 1e-5), so that the
 answer's clean logits are taken. The accuracy is 1 long before the subspace is right; the squared error is not. One
-spot is too hard: behind sort's first block a letter's key stands beside the letter, and always varies with it.
+spot is too hard: behind sort's first block a letter's key stands beside the letter, and always varies with it. The
+pairs tell them apart (the letter's own coordinates have an IIA of 1); no fit got there, of any number of steps.
 """
 
 from __future__ import annotations
@@ -259,21 +260,26 @@ def _findings(name: str, variable: str, spot: Spot) -> list[Any]:
 
 def _off(name: str, variable: str, spot: Spot, intervention: Any) -> tuple[float, float]:
     """Compare an intervention on the hidden program with a swap of known coordinates in the program as it is."""
-    here, (turned, rotation) = load(name), hidden(name)
+    here, turned = load(name), hidden(name)[0]
     component, layer, place = spot
-    stem, unused = claims(name)[0].coordinates[variable, spot], ("tokens:BOS", "tokens:compiler_pad")
-    own = [n for n, label in enumerate(here.labels) if label.startswith(stem) and label not in unused]
+    own, true = _carrying(name, claims(name)[0].coordinates[variable, spot])
     base, source = (here.tokens(list(texts(name, 200, seed))) for seed in (1, 2))
     spec = {"component": component, "layer": layer, "intervention": intervention}
     places = {"sources->base": 1 + int(place)}
     made = IntervenableModel(spec, classifying(turned))
     _, output = made({"input_ids": base}, {"input_ids": source}, places)
     errors = output.logits[:, -1] - _by_hand(classifying(here), spot, own, base, source)
-    columns = rotation[:, own] - rotation[:, own].mean(1, keepdim=True) * (len(own) > 1)
-    left, values, _ = torch.linalg.svd(columns, full_matrices=False)
-    true = left[:, values > 1e-4]
     swapped = intervention.rotation.detach()
     return errors.square().sum(-1).mean().item(), (swapped @ (swapped.T @ true) - true).norm().item()
+
+
+def _carrying(name: str, stem: str) -> tuple[list[int], Tensor]:
+    """Return coordinates of the stream by the stem of their labels, and in the hidden basis what they vary in."""
+    unused, rotation = ("tokens:BOS", "tokens:compiler_pad"), hidden(name)[1]
+    own = [n for n, label in enumerate(load(name).labels) if label.startswith(stem) and label not in unused]
+    columns = rotation[:, own] - rotation[:, own].mean(1, keepdim=True) * (len(own) > 1)
+    left, values, _ = torch.linalg.svd(columns, full_matrices=False)
+    return own, left[:, values > 1e-4]
 
 
 def _by_hand(model: nn.Module, spot: Spot, own: list[int], base: Tensor, source: Tensor) -> Tensor:
@@ -307,6 +313,14 @@ def _apart(name: str) -> float:
 def _beside_its_key() -> float:
     ((variable, (component, layer, place)),) = claims("sort")[0].hard
     return most(found(searched("sort", True), variables=variable, component=component, layer=layer, place=place))
+
+
+def _known_beside_its_key() -> float:
+    """Return the IIA there of the letter's own coordinates: the pairs tell it from its key, and a fit does not."""
+    claim = replace(claims("sort")[0], variables={"value_2": frozenset()})
+    methods = {"known": along(_carrying("sort", "tokens:")[1])}
+    result = search(hidden("sort")[0], claim, sites="block_output", layers=[0], methods=methods, controls=())
+    return float(one(result, place="2")["iia"])
 
 
 def _others() -> float:
@@ -348,6 +362,7 @@ def _facts() -> Iterator[Fact]:
             1.0,
         )
     yield Fact("sort, align, hidden: IIA beside its key (too hard)", _beside_its_key, 0.0, 0.9)
+    yield Fact("sort, align, hidden: the same of its own coordinates", _known_beside_its_key, 1.0, 1.0)
 
 
 FACTS = list(_facts())

@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from align_transformers.zoo import TransformerConfig, TransformerLMHeadModel
+
+from .searches import make
 
 WEIGHTS = Path(__file__).parent / "weights" / "addition.safetensors"
 DIGITS = 10
@@ -84,9 +85,4 @@ def train(seed: int = 0, steps: int = STEPS) -> TransformerLMHeadModel:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    trained = train()
-    halves = {name: value.half().contiguous() for name, value in trained.state_dict().items()}
-    trained.load_state_dict({name: value.float() for name, value in halves.items()})
-    save_file(halves, str(WEIGHTS))
-    sys.stdout.write(f"in half precision: right {accuracy(trained):.4f}; {WEIGHTS.stat().st_size} bytes\n")
+    make(train, WEIGHTS, accuracy)

@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from align_transformers import zoo
 from align_transformers.zoo import TransformerLMHeadModel
 
-from .repeats import INDUCTION, LENGTH, PREVIOUS, SIZES, before, behind, repeats, top_1
+from .repeats import INDUCTION, PREVIOUS, SIZES, before, behind, repeats, top_1
+from .searches import make
 
 STEPS, BATCH, RATE, WARM, WEIGHT_DECAY = 800, 32, 3e-3, 100, 0.1
 
@@ -77,9 +77,4 @@ def train(seed: int = 0, steps: int = STEPS) -> TransformerLMHeadModel:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    trained = train()
-    halves = {name: value.half().contiguous() for name, value in trained.state_dict().items()}
-    trained.load_state_dict({name: value.float() for name, value in halves.items()})
-    sys.stdout.write(f"in half precision: top-1 {top_1(trained):.3f}; {LENGTH} tokens\n")
-    save_file(halves, str(Path(zoo.__file__).with_name("induction.safetensors")))
+    make(train, Path(zoo.__file__).with_name("induction.safetensors"), top_1)

@@ -171,7 +171,15 @@ def encoded_vectors(settings: Sequence[Mapping[str, Any]], encode: Encoder) -> E
 def _columns(given: Any, setting: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return what a function made of an input as tensors by name."""
     if isinstance(given, Mapping):
-        return {str(name): _tensor(of, setting) for name, of in given.items()}
+        columns = {str(name): _tensor(of, setting) for name, of in given.items()}
+        for name in SEQUENCES:
+            if name in columns and columns[name].ndim != 1 + (name == "inputs_embeds"):
+                shape = "(n, d)" if name == "inputs_embeds" else "(n,)"
+                raise SpecError(
+                    f"encode gives for {dict(setting)} the column {name!r} {_said(columns[name])}; it is {shape}, "
+                    "without a batch"
+                )
+        return columns
     found = _tensor(given, setting)
     if not found.is_floating_point():
         if found.ndim != 1:

@@ -14,10 +14,14 @@ from .._errors import AlignError
 from .._version import library_version
 from .attend_command import attend
 from .attribute_command import attribute
+from .circuit_command import circuit
 from .describe_command import describe
+from .doctor_command import doctor
 from .lens_command import lens
 from .paths_command import paths
 from .probe_command import probe
+from .report_command import report
+from .scan_command import scan
 from .steer_command import steer
 from .trace_command import trace
 
@@ -27,12 +31,12 @@ app = typer.Typer(
     name="align-transformers",
     help="Interventions on the internals of neural networks.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for _command in (trace, attribute, paths, lens, attend, steer, probe, describe):
+for _command in (scan, trace, attribute, paths, circuit, lens, attend, steer, probe, describe, report):
     app.command(no_args_is_help=True)(_command)
+app.command()(doctor)
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ import typer
 
 from .._errors import SpecError
 
-_MODELS = "smollm2-135m (embedded), a local folder, or a name on the model hub."
+MODELS = "smollm2-135m (embedded), a local folder, or a name on the model hub."
 
-ModelName = Annotated[str, typer.Option("--model", help=_MODELS)]
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_MODELS)]
+ModelName = Annotated[str, typer.Option("--model", help=MODELS)]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODELS)]
 ComponentNames = Annotated[
     str | None, typer.Option("--component", help="Which states: block_output, mlp_output, attention_output, ...")
 ]

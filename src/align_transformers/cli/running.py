@@ -17,9 +17,18 @@ from .._files import write_atomically
 
 if TYPE_CHECKING:
     from ..report import Picture
+    from ..studies import Circuit, Scan
     from ..table import Table
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
+
+@dataclass(frozen=True)
+class CircuitFound:
+    """A circuit, and what was measured of it."""
+
+    circuit: Circuit
+    table: Table
 
 
 @dataclass(frozen=True)
@@ -40,14 +49,15 @@ class Job:
     quiet: bool
     value: str | None = None
 
-    def run(self, model: str, study: Callable[..., Table], doing: str = "running") -> None:
-        """Load a model, carry a study out, and write and show its table.
+    def run(self, model: str, study: Callable[..., Any], doing: str = "running") -> None:
+        """Load a model, carry a study out, and write and show what it found.
 
         Files are written one by one, each in one step: who interrupts leaves no half of one.
 
         Args:
             model: name or folder.
-            study: called with the model, and `tokenizer` and `progress` as studies take them.
+            study: called with the model, and `tokenizer` and `progress` as studies take them; gives a table,
+                a scan, or a circuit with its table.
             doing: what the bar says meanwhile.
 
         Raises:
@@ -59,27 +69,55 @@ class Job:
             with self._progress(doing) as (say, advance):
                 say(f"loading {model}")
                 loaded, tokenizer = _load(model)
-                table = study(loaded, tokenizer=tokenizer, progress=advance)
+                found = study(loaded, tokenizer=tokenizer, progress=advance)
                 say("writing the files")
-                files = {"table": str(table.save(self.out / f"{self.name}.parquet"))}  # it may have no picture
-                drawn = _picture(table, self.value)
-                files |= self._write(drawn)
+                kept = self._kept(found)
             if self.as_json:
-                print(json.dumps(described(table, files, self.value)))
+                print(json.dumps(kept.data()))
             elif not self.quiet:
-                _show(drawn, files)
+                _show(kept)
         except KeyboardInterrupt as stopped:
             print("align-transformers: interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from stopped
 
-    def _write(self, drawn: Picture) -> dict[str, str]:
-        from ..report import figure_of, image_of, page_of
+    def _kept(self, found: Any) -> _Kept:
+        if isinstance(found, CircuitFound):
+            return self._kept_circuit(found)
+        return self._kept_scan(found) if hasattr(found, "report") else self._kept_table(found)
 
+    def _kept_circuit(self, found: CircuitFound) -> _Kept:
+        """Write a circuit's edge list, its figure and page, and the table of what was measured."""
+        from ..report import Shown, image_of
+
+        circuit, table, drawn = found.circuit, found.table, _picture(found.table, None)
+        places = {ending: self.out / f"{self.name}.{ending}" for ending in ("json", "png", "html", "parquet")}
+        circuit.save(places["json"])
+        table.save(places["parquet"])
+        write_atomically(places["png"], image_of(circuit.plot()))
+        circuit.page(places["html"], findings=drawn.findings)
+        kinds = {"circuit": "json", "figure": "png", "page": "html", "table": "parquet"}
+        files = {kind: str(places[ending]) for kind, ending in kinds.items()}
+        edges = [list(edge) for edge in circuit.edges()]
+        return _Kept(files, Shown(drawn), drawn.findings, lambda: {**described(table, files), "circuit": edges})
+
+    def _kept_table(self, table: Table) -> _Kept:
+        """Write a table, its figure and its page."""
+        from ..report import Shown, figure_of, image_of, page_of
+
+        files = {"table": str(table.save(self.out / f"{self.name}.parquet"))}  # it may have no picture
+        drawn = _picture(table, self.value)
         made = {"figure": ("png", image_of(figure_of(drawn))), "page": ("html", page_of(drawn).encode())}
-        return {
-            kind: str(write_atomically(self.out / f"{self.name}.{ending}", content))
-            for kind, (ending, content) in made.items()
-        }
+        for kind, (ending, content) in made.items():
+            files[kind] = str(write_atomically(self.out / f"{self.name}.{ending}", content))
+        return _Kept(files, Shown(drawn), drawn.findings, lambda: described(table, files, self.value))
+
+    def _kept_scan(self, found: Scan) -> _Kept:
+        """Write a scan and its page."""
+        from ..report import ChaptersShown
+
+        files = {"scan": str(found.save(self.out / f"{self.name}.json"))}
+        files["page"] = str(found.page(self.out / f"{self.name}.html"))
+        return _Kept(files, ChaptersShown(found.report), (), lambda: {**found.to_dict(), "files": files})
 
     @contextmanager
     def _progress(self, doing: str) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
@@ -105,16 +143,25 @@ def _picture(table: Table, value: str | None) -> Picture:
     return picture(table, value)
 
 
-def _show(drawn: Picture, files: dict[str, str]) -> None:
+@dataclass(frozen=True)
+class _Kept:
+    """What was written: by kind the files, what the terminal shows, and what `--json` prints."""
+
+    files: dict[str, str]
+    shown: Any
+    findings: tuple[str, ...]
+    data: Callable[[], dict[str, Any]]
+
+
+def _show(kept: _Kept) -> None:
     from rich.console import Console
 
-    from ..report import Shown
-
     console = Console()
-    console.print(Shown(drawn))
+    console.print(kept.shown)
     console.print()
-    console.print("\n".join(drawn.findings), markup=False, highlight=False)
-    console.print(f"Written: {', '.join(files.values())}", markup=False, highlight=False, soft_wrap=True)
+    if kept.findings:
+        console.print("\n".join(kept.findings), markup=False, highlight=False)
+    console.print(f"Written: {', '.join(kept.files.values())}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _load(model: str) -> tuple[Any, Any]:

@@ -49,7 +49,7 @@ class BoundEdit:
         places: index tensors at the input's positions.
         intervention: the operation.
         constant: the source value where it does not come from a run.
-        read: the read that it comes from, where it does.
+        reads: the reads that it comes from, where it does.
         lines: the examples of the run that a pass is about; `None` for all. Sources and subspaces are of all of them.
         pure: the operation is known to write into nothing that it is given.
     """
@@ -59,14 +59,14 @@ class BoundEdit:
     places: Places
     intervention: Intervention
     constant: Tensor | None
-    read: BoundRead | None = None
+    reads: tuple[BoundRead, ...] = ()
     lines: range | None = None
     pure: bool = False
 
     @property
     def named(self) -> bool:
         """Whether positions are named, by what is written or by what is read for it."""
-        return self.places.index is not None or (self.read is not None and self.read.read.positions.rows is not None)
+        return self.places.index is not None or any(one.read.positions.rows is not None for one in self.reads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +156,7 @@ def bind(
         check_columns(name, columns, look_up(inputs, name, "input"))
     slots = {site: find_slot(model, site) for site in _sites(plan)}
     order, spans = plan.order(), Spans(inputs)
-    wanted = dict.fromkeys(edit.source for run in order for edit in run.edits if isinstance(edit.source, Read))
+    wanted = dict.fromkeys(read for run in order for edit in run.edits for read in edit.reads)
     reads = {
         read: _bind_read(slots[read.site], read, plan.run(read.run), spans)
         for read in wanted | dict.fromkeys(plan.values)
@@ -165,13 +165,11 @@ def bind(
     for run in order:
         for edit in run.edits:
             bound = _bind_edit(slots[edit.site], edit, run, spans, interventions, constants or {})
-            if isinstance(edit.source, Read):
-                source, read = plan.run(edit.source.run), reads[edit.source]
-                into = inputs[run.input], count(run, inputs, edit.site.sequence)
-                out_of = inputs[source.input], count(source, inputs, edit.source.site.sequence)
-                check_fit(bound.edit, bound.slot, bound.intervention, read.read, read.slot, into, out_of)
-                bound = replace(bound, read=read)
-            edits[edit.name] = bound
+            for read in edit.reads:
+                source, into = plan.run(read.run), (inputs[run.input], count(run, inputs, edit.site.sequence))
+                out_of = inputs[source.input], count(source, inputs, read.site.sequence)
+                check_fit(edit, bound.slot, bound.intervention, read, reads[read].slot, into, out_of)
+            edits[edit.name] = replace(bound, reads=tuple(reads[read] for read in edit.reads))
     return Bound(uncompiled(model), plan, order, inputs, edits, reads)
 
 

@@ -217,9 +217,7 @@ def _apply(
     places = places.fitted(tensor)
     old = places.gather(tensor)
     version = None if edit.pure else _version(old)
-    source = _source(record, edit, call, old)
-    if step is not None and source is not None:
-        source = step.pick(source)
+    source = _source(record, edit, call, old, step)
     new = _intervene(edit, old, source, record.window.repeats)
     tally, mask = record.tallies[edit.edit.name], places.real_values(old)
     if not edit.intervention.writes:
@@ -241,44 +239,62 @@ def _apply(
     return places.scatter(tensor, new if new.dtype == tensor.dtype else new.to(tensor.dtype), owned=owned)
 
 
-def _source(record: Record, edit: BoundEdit, call: int, old: Tensor) -> Tensor | None:
-    """Return the value from outside, broadcastable to `old`; `None` if there is none."""
-    read = edit.read
-    if read is not None:
-        values = record.values[read]
-        if 1 < len(values) <= call:
-            raise PlanError(
-                f"{edit.edit.site} was reached {call + 1} times in the base, but {len(values)} times in its source run"
-            )
-        value = values[call] if len(values) > 1 else values[0]
-        if record.window.prompt is not None and read.read.positions.rows is None:  # a prompt processed in chunks
-            value = value[:, record.window.start : record.window.start + old.shape[1]]
-    elif edit.constant is not None:
-        value = edit.constant
-    else:
-        return None
+Value = Tensor | tuple[Tensor, ...] | None
+"""What an intervention gets beside the base: a source's value, those of several, or nothing."""
+
+
+def _source(record: Record, edit: BoundEdit, call: int, old: Tensor, step: CellCall | None) -> Value:
+    """Return what comes from outside, broadcastable to `old` where it is one value."""
+    if not edit.reads:
+        return None if edit.constant is None else _fitted(record, edit, edit.constant, old, step)
+    values = tuple(_fitted(record, edit, _read_value(record, edit, read, call, old), old, step) for read in edit.reads)
+    return values if isinstance(edit.edit.source, tuple) else values[0]
+
+
+def _read_value(record: Record, edit: BoundEdit, read: BoundRead, call: int, old: Tensor) -> Tensor:
+    """Return what was read of an earlier pass, or of this one."""
+    values = record.captured.get(read) or record.values.get(read)
+    if values is None:
+        raise PlanError(
+            f"run {read.read.run!r} comes by {edit.edit.site} before its own {read.read.site}, which is read for it"
+        )
+    if 1 < len(values) <= call:
+        raise PlanError(
+            f"{edit.edit.site} was reached {call + 1} times in the base, but {len(values)} times in its source run"
+        )
+    value = values[call] if len(values) > 1 else values[0]
+    if record.window.prompt is not None and read.read.positions.rows is None:  # a prompt processed in chunks
+        value = value[:, record.window.start : record.window.start + old.shape[1]]
+    return value
+
+
+def _fitted(record: Record, edit: BoundEdit, value: Tensor, old: Tensor, step: CellCall | None) -> Tensor:
+    """Return the part of a value that this pass is about, where the base is."""
     if edit.lines is not None and value.ndim == old.ndim and value.shape[0] > 1:
         value = value[edit.lines.start : edit.lines.stop]
     repeats = record.window.repeats
     if repeats > 1 and value.ndim == old.ndim and value.shape[0] > 1:
         value = value.repeat_interleave(repeats, 0)
-    return value if value.device == old.device else value.to(old.device)
+    value = value if value.device == old.device else value.to(old.device)
+    return value if step is None else step.pick(value)
 
 
-def _intervene(edit: BoundEdit, old: Tensor, source: Tensor | None, repeats: int) -> Tensor:
+def _intervene(edit: BoundEdit, old: Tensor, source: Value, repeats: int) -> Tensor:
     """Call the intervention on the values in the shape that it asks for."""
     intervention, subspace, base = edit.intervention, edit.edit.subspace, old
     if subspace is not None and edit.lines is not None:
         subspace = subspace[edit.lines.start : edit.lines.stop]
-    value, version = source, None if edit.pure else _version(source)
+    given = () if source is None else source if isinstance(source, tuple) else (source,)
+    versions = [] if edit.pure else list(map(_version, given))
     if not intervention.keep_last_dim:
         base = old.flatten(1)
-        source = None if source is None else source.expand_as(old).flatten(1)
+        if isinstance(source, Tensor):
+            source = source.expand_as(old).flatten(1)
     if subspace is None:
         new = plainly(intervention, base, source)  # which may run the same model
     else:
         new = plainly(intervention, base, source, tuple(parts for parts in subspace for _ in range(repeats)))
-    if not edit.pure and _version(value) != version:
+    if not edit.pure and versions != list(map(_version, given)):
         raise InterventionError(
             f"{type(intervention).__name__} at {edit.edit.site} wrote into its source, which other edits may read: "
             "return a new tensor"
@@ -335,7 +351,7 @@ def _visible_places(edit: BoundEdit, window: Window, rows: int) -> Iterator[Plac
     if looks_only and not window.own:
         return
     # Positions, and what is read of a source, are those of the prompt; other texts have prompts of their own.
-    if (window.own or (positions.rows is None and edit.read is None)) and not (looks_only and window.fresh >= prompt):
+    if (window.own or (positions.rows is None and not edit.reads)) and not (looks_only and window.fresh >= prompt):
         yield from _in_prompt(positions, places, window, rows)
     first = max(prompt, window.start, window.fresh if looks_only else 0)
     for column in range(first, window.start + window.length):

@@ -1,42 +1,16 @@
-"""The inputs of a plan's runs: their examples, their real tokens, and where their logits are read."""
+"""The inputs of a plan's runs: their real tokens, and where their logits are read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from ..models.cache_copies import copied
-from ..models.sequence import CACHES, Inputs, batch_size, is_batched, logits_stack, real_spans
+from ..models.sequence import Inputs, batch_size, logits_stack, real_spans
 from ..plan import Logits, Run
 from ..positions import Span
-
-
-def examples_of(inputs: Inputs, examples: Sequence[int] | None) -> Inputs:
-    """Return an input whose batch is made of some of the examples, as often and in the order that is said.
-
-    Args:
-        inputs: the model's.
-        examples: numbers from 0; `None` for the input as it is.
-    """
-    if examples is None:
-        return inputs
-    batch, picked = batch_size(inputs), list(examples)
-    if isinstance(inputs, Tensor):
-        return inputs[picked]
-    return {
-        name: value[picked] if is_batched(value) and value.shape[0] == batch else value
-        for name, value in inputs.items()
-    }
-
-
-def own_caches(inputs: Inputs) -> Inputs:
-    """Return an input with copies of the caches that were handed in: each pass writes into its own."""
-    if isinstance(inputs, Tensor) or all(inputs.get(name) is None for name in CACHES):
-        return inputs
-    return {name: copied(name, value) if name in CACHES else value for name, value in inputs.items()}
 
 
 def count(run: Run, inputs: Mapping[str, Inputs], stack: str = "") -> int:

@@ -86,6 +86,11 @@ def check_edit(edit: Edit, intervention: Intervention, constant: Tensor | None, 
             f"{type(intervention).__name__} at {edit.site} needs a source: a source run, a source representation, "
             "or an instance constructed with source_representation="
         )
+    if isinstance(edit.source, tuple) and not intervention.reads_several:
+        raise PlanError(
+            f"{type(intervention).__name__} at {edit.site} takes one source; found {len(edit.source)} reads: a "
+            "function f(base, sources) takes several, and so does an intervention with reads_several = True"
+        )
     if edit.subspace is not None and len(edit.subspace) != batch:
         raise PlanError(f"subspaces at {edit.site} name {len(edit.subspace)} examples, but the batch has {batch}")
     if intervention.writes:
@@ -157,6 +162,8 @@ def check_fit(
     found = read_at.batch or (source_examples if read.examples is None else len(read.examples))
     if found not in (1, examples):
         raise PlanError(f"{where}: the base has {examples} examples, but {found} are read from the source")
+    if isinstance(edit.source, tuple):
+        return  # of several values each may be of any places and width
     if written.steps and read_at.widest != 1:
         raise PlanError(f"{where}: a generated token is one place, so exactly one source position must be named")
     if written.rows is None and read_at.rows is None:

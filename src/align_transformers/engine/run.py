@@ -254,8 +254,7 @@ class Results:
 
     def _sources(self, run: Run) -> list[BoundRead]:
         """Return what the edits of a run read."""
-        reads = (self.bound.edits[edit.name].read for edit in run.edits)
-        return [read for read in reads if read is not None]
+        return [read for edit in run.edits for read in self.bound.edits[edit.name].reads]
 
     def _release(self, step: Step) -> None:
         """Forget what was read for edits that have all been made."""
@@ -300,8 +299,11 @@ def _check_clocks(bound: Bound) -> None:
     """Refuse edits of generated tokens in runs that generate none."""
     for run in bound.order:
         for edit in run.edits:
-            if edit.positions.steps and not (bound.generates and run.name in bound.plan.outputs):
+            generated = bound.generates and run.name in bound.plan.outputs
+            if edit.positions.steps and not generated:
                 raise PlanError(f"{edit.site}: generated tokens are edited, but run {run.name!r} generates none")
+            if generated and run.name in (read.run for read in edit.reads):
+                raise PlanError(f"{edit.site}: a run that generates cannot read itself, only runs that are over")
 
 
 def check_steps(record: Record, keys: Sequence[BoundRead | str], inputs: Inputs) -> None:

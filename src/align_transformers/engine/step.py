@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from .._checked import checked
-from ..models.sequence import Inputs, batch_size, token_axis
+from ..models.cache_copies import own_caches
+from ..models.sequence import Inputs, batch_size, examples_of, token_axis
 from ..plan import Read, Run
 from .bind import Bound, BoundEdit
 from .edits import Record
-from .inputs import examples_of, own_caches
 
 
 @dataclass(frozen=True)

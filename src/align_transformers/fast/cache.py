@@ -24,13 +24,13 @@ from .._checked import checked
 from .._errors import PlanError
 from .._files import write_atomically
 from ..engine import Inputs, batch_size, bind
-from ..engine.inputs import examples_of
 from ..engine.run import Results, execute, run_step
 from ..engine.step import OutOfMemory, Part, Step
 from ..models import evaluating, find_slot
 from ..models.detours import is_detoured
 from ..models.devices import input_device
 from ..models.fingerprint import digest, fingerprint
+from ..models.sequence import examples_of
 from ..plan import Constant, Logits, Plan, Read, Run
 from ..positions import Positions
 from .contents import tensor_bytes

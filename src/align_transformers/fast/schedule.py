@@ -130,8 +130,8 @@ def _entries(plan: Plan, order: Sequence[Run], facts: Facts) -> list[_ScheduledR
     reads: dict[str, dict[Read, None]] = {run.name: {} for run in order}
     for run in order:
         for edit in run.edits:
-            if isinstance(edit.source, Read):
-                reads[edit.source.run][edit.source] = None
+            for read in edit.reads:
+                reads[read.run][read] = None
     for read in plan.values:
         reads[read.run][read] = None
     entries = []
@@ -250,7 +250,7 @@ class _Donors:
         """Return how many of the first edits of a run another one may have made in its place."""
         count = 0
         for _, edit in edits:
-            if edit.positions.steps or not self._facts.repeatable(edit):
+            if edit.positions.steps or isinstance(edit.source, tuple) or not self._facts.repeatable(edit):
                 break
             count += 1
         return count

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from ..engine import Bound, Inputs, batch_size, token_axis
 from ..engine.edits import Record
 from ..engine.hooks import stopping
-from ..engine.inputs import examples_of, own_caches
 from ..engine.step import Pass, Step, Way
 from ..models.arguments import without_cache
+from ..models.cache_copies import own_caches
+from ..models.sequence import examples_of
 from ..sites import Site
 from .depth import OUTPUT, Blocks, Depth
 from .joining import Origin, columns_of, copies_of, joining, tails_of

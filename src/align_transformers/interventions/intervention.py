@@ -54,6 +54,9 @@ class Intervention(nn.Module, ABC):
     """True if the source is the module's input rather than the value at the site itself."""
     source_width: int | None = None
     """Coordinates of the source, where it has others than the base."""
+    reads_several: bool = False
+    """True if `source` may be a tuple: the values of the several reads of an edit, each `(batch, units, width)` of its
+    own places."""
     joins_units: ClassVar[bool] = False
     """True if a configuration with `max_number_of_units` over 1 hands over the units of an example as one vector: the
     class is constructed with `keep_last_dim=False`, and `embed_dim` is the width of all units together."""

@@ -19,6 +19,8 @@ from .intervention import Intervention
 class FunctionIntervention(Intervention):
     """Any function or module `f(base)`, `f(base, source)` or `f(base, source, subspaces)`.
 
+    Where the edit of a plan reads several values, `source` is a tuple of them.
+
     Parameters of `f` that have a default and another name than these are left alone (`lambda base, scale=3: ...`).
     Unless `f` takes `subspaces`, its result is used in the chosen coordinates only.
 
@@ -42,6 +44,7 @@ class FunctionIntervention(Intervention):
         self.function = function
         self.arity = arity(function)
         self.source_kind = "none" if self.arity == 1 else "optional"
+        self.reads_several = self.arity > 1
 
     def arguments(self) -> dict[str, Any]:
         """Refuse: a function cannot be written down as data.
@@ -54,10 +57,17 @@ class FunctionIntervention(Intervention):
             "nothing that a file names. Write a subclass of Intervention, and load it with that class"
         )
 
-    def forward(self, base: Tensor, source: Tensor | None = None, subspaces: Any = None) -> Tensor:
+    def forward(self, base: Tensor, source: Tensor | tuple[Tensor, ...] | None = None, subspaces: Any = None) -> Tensor:
         """Return what the function returns, or `base` where it returns `None`."""
         value = self.source_representation if source is None else source
-        given = base.clone(), None if value is None else value.clone(), subspaces
+        own = (
+            tuple(one.clone() for one in value)
+            if isinstance(value, tuple)
+            else value
+            if value is None
+            else value.clone()
+        )
+        given = base.clone(), own, subspaces
         new = self.function(*given[: self.arity])
         if new is None:
             return base

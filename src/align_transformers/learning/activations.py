@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from .._bar import each
 from .._checked import checked
 from .._errors import PositionError, SpecError
 from ..anchors import Offsets, Spots, TextTeller, TokenNumber, read_back, spots_of_each, tokens_at
@@ -34,6 +35,7 @@ def activations(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     planner: Planner | None = None,
+    progress: Callable[[int, int], None] | bool | None = None,
 ) -> Float[Tensor, "n width"]:
     """Return the activations of a data set at one site, one row an example (or a token).
 
@@ -48,6 +50,7 @@ def activations(
             `last_token("Spain")`. For all examples, or a list for each, counted over all batches.
         tokenizer: tells where anchors are, of the tokens in the data.
         planner: says which passes are run, as for `execute`.
+        progress: called with the batches done and those in all, as far as that is known; `True` for a bar (rich).
 
     Returns:
         `(examples, width)`, or `(tokens, width)`; a model without a sequence gives `(examples, width)`.
@@ -67,7 +70,7 @@ def activations(
     counts = [batch_size(batch, site.sequence) for batch in batches]
     spots = spots_of_each(positions, sum(counts))
     found, begin = [], 0
-    for batch, count in zip(batches, counts, strict=True):
+    for batch, count in zip(each(batches, "activations", progress), counts, strict=True):
         found.append(_activations(model, batch, site, (begin, spots[begin : begin + count]), tokenizer, planner))
         begin += count
     return torch.cat(found)
@@ -127,6 +130,7 @@ def fit_pca(
     tokenizer: PreTrainedTokenizerBase | None = None,
     standardise: bool = True,
     planner: Planner | None = None,
+    progress: Callable[[int, int], None] | bool | None = None,
     **options: Any,
 ) -> PCARotatedSpaceIntervention:
     """Return an interchange of the first `k` principal components of a data set's activations at a site.
@@ -140,6 +144,7 @@ def fit_pca(
         tokenizer: as for `activations`.
         standardise: divide each coordinate by its standard deviation first.
         planner: as for `activations`.
+        progress: likewise.
         **options: further arguments of the intervention.
 
     Raises:
@@ -150,7 +155,7 @@ def fit_pca(
     >>> fit_pca(mlp, torch.randn(8, 2), Site("0.output"), 2).rotation.shape
     torch.Size([3, 2])
     """
-    rows = activations(model, data, site, positions, tokenizer=tokenizer, planner=planner)
+    rows = activations(model, data, site, positions, tokenizer=tokenizer, planner=planner, progress=progress)
     return PCARotatedSpaceIntervention.fit(rows, k, standardise=standardise, **options)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .._bar import each
 from .._checked import checked
 from .._errors import SpecError, UnknownNameError, near_misses
 from .._optional import optional
+from .._summarised import Summarised, Summary, numbers
 from ..compose import Composed, compose
 from ..config import IntervenableConfig
 from ..engine import Planner, bind, logits_of
 from ..interventions import Intervention
 from ..models import evaluating
-from ..plan import Constant, Logits, Plan, Read, Run
+from ..plan import Constant, Edit, Logits, Plan, Run
 from ..planners import execute
 from ..representations import Representation
 from ..subspaces import Choice
@@ -37,8 +39,8 @@ RANDOM = "random"
 """The name of the row of a candidate in a random basis."""
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison(Mapping[str, Scores]):
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Summarised, Mapping[str, Scores]):
     """What a comparison found; as a mapping, the scores of each candidate, of the same examples in the same order.
 
     Args:
@@ -48,6 +50,10 @@ class Comparison(Mapping[str, Scores]):
 
     scores: Mapping[str, Scores]
     against: str | None
+
+    def _summary(self) -> Summary:
+        said = f", against {self.against}" if self.against is not None else ""
+        return f"Comparison of {len(self.scores)}{said}", ((name, numbers(own)) for name, own in self.scores.items())
 
     def __getitem__(self, name: str) -> Scores:
         """Return the scores of a candidate."""
@@ -119,6 +125,7 @@ def compare(
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
+    progress: Callable[[int, int], None] | bool | None = None,
 ) -> Comparison:
     """Measure several intervenable models of one model on the same examples.
 
@@ -137,6 +144,7 @@ def compare(
         resamples: of the bootstrap.
         confidence: of its intervals.
         seed: of its draws, and of the random basis.
+        progress: called with the batches done and those in all, as far as that is known; `True` for a bar (rich).
 
     Returns:
         The scores of each candidate; `rows()` has them, with paired differences from the random row.
@@ -164,7 +172,7 @@ def compare(
     reader = Reader(first, collator)
     plain, sheets = PlainAnswers(reader, positions), {name: ScoreSheet(metrics) for name in made}
     with frozen(first.model), evaluating(*(k for several in made.values() for one in several for k in one.modules())):
-        for item in loader:
+        for item in each(loader, "compare", progress):
             batch = reader.collate(item)
             plain.add(batch)
             for name, mask, read in _read(reader, batch, made, positions, planner):
@@ -302,22 +310,16 @@ def _read(
 def _renamed(composed: Composed, prefix: str) -> Composed:
     """Return a plan with a prefix before all names, with its inputs, interventions and constants."""
 
-    def source(given: Read | Constant | None) -> Read | Constant | None:
-        if isinstance(given, Read):
-            return replace(given, run=prefix + given.run)
-        return None if given is None else Constant(prefix + given.name)
+    def renamed(edit: Edit) -> Edit:
+        source = edit.source
+        if isinstance(source, Constant):
+            edit = replace(edit, source=Constant(prefix + source.name))
+        edit = edit.reading(lambda read: replace(read, run=prefix + read.run))
+        return replace(edit, name=prefix + edit.name, intervention=prefix + edit.intervention)
 
     runs = []
     for run in composed.plan.runs:
-        edits = tuple(
-            replace(
-                edit,
-                name=prefix + edit.name,
-                intervention=prefix + edit.intervention,
-                source=source(edit.source),
-            )
-            for edit in run.edits
-        )
+        edits = tuple(map(renamed, run.edits))
         runs.append(replace(run, name=prefix + run.name, input=prefix + run.input, edits=edits))
     plan = Plan(tuple(runs), tuple(prefix + name for name in composed.plan.outputs))
     inputs = {prefix + name: value for name, value in composed.inputs.items()}

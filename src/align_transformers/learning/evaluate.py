@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._bar import each
 from .._checked import checked
 from .._errors import SpecError
 from ..engine import Inputs, batch_size
@@ -39,6 +40,7 @@ def evaluate(
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
+    progress: Callable[[int, int], None] | bool | None = None,
 ) -> Scores:
     """Measure an alignment on data that it was not fitted to.
 
@@ -60,6 +62,7 @@ def evaluate(
         resamples: of the bootstrap.
         confidence: of its intervals.
         seed: of its draws.
+        progress: called with the batches done and those in all, as far as that is known; `True` for a bar (rich).
 
     Returns:
         The scores of every example.
@@ -75,7 +78,7 @@ def evaluate(
         readers["soft"] = Reader(intervened, collator, forward)
     sheet, plain = ScoreSheet(metrics), PlainAnswers(readers["soft"], positions)
     with frozen(intervened.model), evaluating(*modules_of(versions.values())):
-        for item in loader:
+        for item in each(loader, "evaluate", progress):
             batch = readers["soft"].collate(item)
             plain.add(batch)
             for mask, reader in readers.items():

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from .._bar import bar
 from .._checked import checked
 from .._optional import optional
+from .._summarised import Summarised, Summary
 from .alignment import Alignment
 from .checkpoints import BatchOrder, CheckpointFolder
 from .columns import ColumnRule
@@ -42,8 +43,8 @@ _NAMES: Mapping[str, str] = {
 """Other names of arguments of `fit`."""
 
 
-@dataclass(frozen=True, eq=False)
-class Fitted:
+@dataclass(frozen=True, eq=False, repr=False)
+class Fitted(Summarised):
     """What came of a fit. The interventions that were fitted hold the best weights.
 
     Args:
@@ -65,6 +66,15 @@ class Fitted:
     stopped_early: bool
     weights: Mapping[str, Tensor]
     settings: Settings
+
+    def _summary(self) -> Summary:
+        count = sum(weight.numel() for weight in self.weights.values())
+        facts = [("weights", f"{count}, those of step {self.best_step}")]
+        for name in ("loss", "metric"):
+            ends = [row[name] for row in self.history if row[name] is not None]
+            facts += [(name, f"{ends[0]:.3g} at first, {ends[-1]:.3g} at last")] * bool(ends)
+        facts += [("validation", f"{self.validation:.3g}")] if self.validation is not None else []
+        return f"Fitted in {self.steps} steps{', stopped early' * self.stopped_early}", facts
 
     def to_frame(self) -> pandas.DataFrame:
         """Return the history as a `pandas.DataFrame`, one row a step.

@@ -11,6 +11,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from .._bar import each
 from .._checked import checked
 from .._errors import SpecError
 from ..compose import Call, Composed, compose
@@ -306,6 +307,7 @@ def precompute(
     *,
     collator: Collator | None = None,
     memory: ActivationCache | None = None,
+    progress: Callable[[int, int], None] | bool | None = None,
 ) -> ActivationCache:
     """Keep what a fit on a data set needs of the frozen model: source activations, and the base's unedited states.
 
@@ -316,6 +318,7 @@ def precompute(
         loader: gives batches, as for `fit`.
         collator: makes a batch of what the loader gives.
         memory: is filled; default: a new one, 2 GiB of memory at most. One with a folder goes on in files.
+        progress: called with the batches done and those in all, as far as that is known; `True` for a bar (rich).
 
     Returns:
         The memory.
@@ -324,7 +327,7 @@ def precompute(
     memory.take_up(intervened.model)
     reader, forward = Reader(intervened, collator), CachedForward(intervened, memory)
     with frozen(intervened.model):
-        for batch in loader:
+        for batch in each(loader, "precompute", progress):
             forward.prepare(reader.call(reader.collate(batch)))
     return memory
 

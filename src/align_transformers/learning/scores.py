@@ -13,6 +13,7 @@ from torch import Tensor
 from .._checked import checked
 from .._errors import SpecError, UnknownNameError, near_misses
 from .._optional import optional
+from .._summarised import Summarised, Summary
 
 if TYPE_CHECKING:
     import pandas
@@ -72,8 +73,8 @@ def bootstrap(
     return Interval(known.mean().item(), low, high, count)
 
 
-@dataclass(frozen=True, eq=False)
-class Scores(Mapping[str, float]):
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores(Summarised, Mapping[str, float]):
     """What an evaluation found; as a mapping, the mean of each metric over all examples, with soft masks.
 
     Args:
@@ -95,6 +96,25 @@ class Scores(Mapping[str, float]):
     resamples: int = 1000
     confidence: float = 0.95
     seed: int = 0
+
+    def _summary(self) -> Summary:
+        several = len(self.numbers) > 1
+        told = [(mask, name, own) for mask, metrics in self.numbers.items() for name, own in metrics.items()]
+        facts = [
+            (f"{name}, {mask}" if several else name, f"{own.double().mean().item():.3g}{self._around(name, mask)}")
+            for mask, name, own in told
+        ]
+        if self.trivial is not None:
+            facts.append(("trivial", f"{self.trivial:.3g} (what an intervention scores that does nothing)"))
+        count = max((len(own) for _, name, own in told if name not in self.whole), default=None)
+        return f"Scores of {'batches' if count is None else f'{count} examples'}", facts
+
+    def _around(self, name: str, mask: str) -> str:
+        """Return a metric's interval, where it has one, for a line of text."""
+        if name in self.whole or not len(self.numbers[mask][name]):
+            return ""
+        found = self.interval(name, mask=mask)
+        return f" [{found.low:.3g}, {found.high:.3g}]"
 
     def __getitem__(self, name: str) -> float:
         """Return the mean of a metric over all examples."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .._errors import PlanError
+from .sequence import CACHES, Inputs
 
 
 def copied(name: str, cache: Any) -> Any:
@@ -35,6 +36,13 @@ def copied(name: str, cache: Any) -> Any:
             f"{name} is {type(cache).__name__}, which cannot be copied ({type(error).__name__}: {error}); a pass "
             "writes into the cache that it is handed, so each needs its own"
         ) from error
+
+
+def own_caches(inputs: Inputs) -> Inputs:
+    """Return an input with copies of the caches that were handed in: each pass writes into its own."""
+    if isinstance(inputs, Tensor) or all(inputs.get(name) is None for name in CACHES):
+        return inputs
+    return {name: copied(name, value) if name in CACHES else value for name, value in inputs.items()}
 
 
 class _Clones(TorchFunctionMode):

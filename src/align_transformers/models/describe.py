@@ -70,7 +70,7 @@ class BlockKind:
     facts: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Description:
     """What was found in a model. `print` it, `rich.print` it, or let a notebook show it.
 
@@ -91,6 +91,12 @@ class Description:
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""
         return asdict(self)
+
+    def __repr__(self) -> str:
+        kinds = [(name, kind) for name, listed in self.stacks.items() for kind in listed]
+        said = [f"{name} {len(kind.layers)} x {kind.block}".strip() for name, kind in kinds]
+        names = len({place.name for _, kind in kinds for place in kind.places} | {end.name for end in self.ends})
+        return f"Description of {self.model}: {', '.join(said) or 'no blocks'}, {names} components; print() shows them"
 
     def __str__(self) -> str:
         return text_of(_tree(self))

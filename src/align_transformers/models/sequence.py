@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -52,6 +52,24 @@ def batch_size(inputs: Inputs, stack: str = "") -> int:
     if not tensors:
         raise PlanError(f"an input needs at least one tensor with a batch axis; found {inputs!r}")
     return int(tensors[0].shape[0])
+
+
+def examples_of(inputs: Inputs, examples: Sequence[int] | None) -> Inputs:
+    """Return an input whose batch is made of some of the examples, as often and in the order that is said.
+
+    Args:
+        inputs: the model's.
+        examples: numbers from 0; `None` for the input as it is.
+    """
+    if examples is None:
+        return inputs
+    batch, picked = batch_size(inputs), list(examples)
+    if isinstance(inputs, Tensor):
+        return inputs[picked]
+    return {
+        name: value[picked] if is_batched(value) and value.shape[0] == batch else value
+        for name, value in inputs.items()
+    }
 
 
 def check_tokens(model: nn.Module, inputs: Any, who: str) -> None:

@@ -43,7 +43,7 @@ def picture_of_attribution(table: Tabular, value: str | None) -> Picture:
             f"{table.meta['model']}: what each head and MLP adds to {what} through the final norm with its scale as it "
             f"was. All parts sum up to it. {sure}Deepest layer on top."
         ),
-        findings=tuple(f"{_name(row)}: {interval_of(row, asked, 'adds')}" for row in best),
+        findings=tuple(f"{part_name(row)}: {interval_of(row, asked, 'adds')}" for row in best),
     )
 
 
@@ -68,8 +68,9 @@ def _column(row: Row) -> Any:
     return "MLP" if component.startswith("mlp") else component.removesuffix("_contribution")
 
 
-def _name(row: Row) -> str:
-    part = str(row["component"]).removesuffix("_contribution") if row["head"] is None else f"head {row['head']}"
+def part_name(row: Row) -> str:
+    """Return what a part of the residual stream is called: `layer 23, head 4`, `layer 3, MLP`."""
+    part = _column(row) if row["head"] is None else f"head {row['head']}"
     return f"layer {row['layer']}, {part}"
 
 

@@ -11,6 +11,7 @@ from .alignments import picture_of_alignment
 from .attention_maps import picture_of_attention
 from .attributions import picture_of_attribution
 from .averages import picture_of_averages
+from .circuit_evaluations import picture_of_circuit_evaluation
 from .doses import picture_of_doses
 from .edges import picture_of_edges
 from .interchange import drawings_of, picture_of_pair
@@ -37,6 +38,7 @@ _MAKERS: Mapping[str, PictureMaker] = {
     "probe": picture_of_probes,
     "steer": picture_of_doses,
     "align": picture_of_alignment,
+    "evaluate_circuit": picture_of_circuit_evaluation,
     "score": picture_of_scores,
     "edge_attribution": picture_of_edges,
     "attribution": lambda table, value: _estimates(table, value),

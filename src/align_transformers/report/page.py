@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -13,10 +13,11 @@ from typing import Any
 from .._files import write_atomically
 from .._optional import optional
 from .._version import library_version
+from .chapters import Chapters
 from .colours import DARK, LIGHT
 from .kinds import picture
-from .page_panels import INK, colour_steps, graph_of, width_of
-from .page_sections import facts_of, html_of, list_of
+from .page_panels import INK, colour_steps, graph_of, widths_of
+from .page_sections import facts_of, html_of, list_of, prompts_of
 from .panels import HeatMap, Panel, Picture, Section
 from .tabular import Tabular
 
@@ -56,17 +57,22 @@ th { color: var(--faint); font-weight: 600; }
 .graph path { fill: var(--faint); }
 .graph rect { fill: var(--ground); stroke: var(--faint); }
 .graph text { fill: var(--ink); font-size: 14px; text-anchor: middle; }
+nav { margin: 1rem 0; }
+nav ol, nav p { margin: 0; padding: 0; list-style: none; }
+nav a { color: inherit; }
+section.chapter { border-top: 1px solid var(--line); margin: 2rem 0; padding-top: 1rem; }
+section.chapter > h2 { font-size: 1.25rem; }
+pre { overflow-x: auto; padding: .6rem .8rem; border: 1px solid var(--line); border-radius: .4rem; font-size: .875rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+section.chapter .found { border-left: 3px solid #2171b5; padding-left: .5rem; max-width: 46rem; }
+.label { margin: .75rem 0 -.5rem; }
 </style>
 </head>
 <body>
+<main>
 <h1>$title</h1>
-$opening
-<div class="prompts">$prompts</div>
-<p>$caption</p>
-<p class="faint">Point at a cell, a point or a bar for details.</p>
-$panels
-$closing
-$facts
+$body
+</main>
 <script>
 (function () {
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -126,41 +132,95 @@ def page_of(drawn: Picture) -> str:
     Raises:
         MissingExtraError: plotly is not installed.
     """
-    names = {id(panel): f"panel-{n}" for n, panel in enumerate(panel for row in drawn.panels for panel in row)}
-    prompts = [
-        f"<div><span>{escape(name)}</span> {escape(text)}{f' <b>→ {escape(answer)}</b>' * bool(answer)}</div>"
-        for name, text, answer in drawn.prompts
-    ]
-    scales: list[Any] = [
-        [names[id(panel)], colour_steps(panel.scale, LIGHT), colour_steps(panel.scale, DARK)] for panel in drawn.maps
-    ]
     facts = {**drawn.facts, "made with": f"align-transformers {library_version()}"}
     findings, sections = list_of(drawn.findings), drawn.sections
     if sections and drawn.findings:
         findings = html_of(Section("Verdict", drawn.findings))
-    first = drawn.panels[0][0]
+    panels = _Panels(drawn.panels)
+    body = [
+        findings * bool(sections),
+        *(html_of(one) for one in sections if one.opens),
+        prompts_of(drawn.prompts),
+        f"<p>{escape(drawn.intro or drawn.caption)}</p>",
+        _HINT,
+        panels.html(drawn.panels),
+        findings * (not sections),
+        *(html_of(one) for one in sections if not one.opens),
+        facts_of(facts),
+    ]
+    return _filled(drawn.title, body, panels)
+
+
+def page_of_chapters(report: Chapters) -> str:
+    """Return a report of several chapters as a page.
+
+    Raises:
+        MissingExtraError: plotly is not installed.
+    """
+    rows = [row for chapter in report.chapters if chapter.picture for row in chapter.picture.panels]
+    panels = _Panels(rows)
+    links = [f'<li><a href="#{escape(one.name)}">{escape(one.title)}</a></li>' for one in report.chapters]
+    body = [prompts_of(report.prompts), *(f"<p>{escape(line)}</p>" for line in report.words)]
+    body += [_HINT, f'<nav aria-label="Contents"><ol>{"".join(links)}</ol></nav>']
+    if report.before:
+        body += ['<p class="faint label">The lines of Python below go on from:</p>', _code(report.before)]
+    for one in report.chapters:
+        words = "".join(f"<p>{escape(line)}</p>" for line in one.words)
+        drawn = panels.html(one.picture.panels) if one.picture else ""
+        body.append(
+            f'<section class="chapter" id="{escape(one.name)}"><h2>{escape(one.title)}</h2>{words}'
+            f'<div class="found">{list_of(one.findings)}</div>{drawn}'
+            f'<p class="faint label">The same in Python:</p>{_code([one.code])}</section>'
+        )
+    body.append(facts_of({**report.facts, "made with": f"align-transformers {library_version()}"}))
+    return _filled(report.title, body, panels)
+
+
+_HINT = '<p class="faint">Point at a cell, a point or a bar for details.</p>'
+
+
+def _code(lines: Sequence[str]) -> str:
+    return f"<pre><code>{escape(chr(10).join(lines))}</code></pre>"
+
+
+def _filled(title: str, body: Iterable[str], panels: _Panels) -> str:
     return _PAGE.substitute(
-        title=escape(drawn.title),
-        prompts="\n".join(prompts),
-        caption=escape(drawn.intro or drawn.caption),
-        panels="\n".join(
-            f'<div class="row" style="--panels: {len(row)}">{_row(row, names, first)}</div>' for row in drawn.panels
-        ),
-        opening="\n".join([findings * bool(sections), *(html_of(one) for one in sections if one.opens)]),
-        closing="\n".join([findings * (not sections), *(html_of(one) for one in sections if not one.opens)]),
-        facts=facts_of(facts),
-        maps=_script_safe(scales),
+        title=escape(title),
+        body="\n".join(part for part in body if part),
+        maps=_script_safe(panels.scales),
         ink=INK,
-        charts=_script_safe(list(names.values())),
+        charts=_script_safe(list(panels.names.values())),
     )
+
+
+class _Panels:
+    """The panels of a page, each with a name; the first one brings plotly's script.
+
+    Args:
+        rows: all of them.
+    """
+
+    def __init__(self, rows: Iterable[Sequence[Panel]]) -> None:
+        self._all = [panel for row in rows for panel in row]
+        self.names = {id(panel): f"panel-{number}" for number, panel in enumerate(self._all)}
+        self.scales = [
+            [self.names[id(panel)], colour_steps(panel.scale, LIGHT), colour_steps(panel.scale, DARK)]
+            for panel in self._all
+            if isinstance(panel, HeatMap)
+        ]
+
+    def html(self, rows: Iterable[Sequence[Panel]]) -> str:
+        """Return some rows of the panels."""
+        return "\n".join(
+            f'<div class="row" style="--panels: {len(row)}">{"".join(map(self._panel, row))}</div>' for row in rows
+        )
+
+    def _panel(self, panel: Panel) -> str:
+        return _panel(panel, self.names[id(panel)], panel is self._all[0])
 
 
 def _script_safe(data: Any) -> str:
     return json.dumps(data).replace("<", "\\u003c")
-
-
-def _row(row: Sequence[Panel], names: Mapping[int, str], first: Panel) -> str:
-    return "".join(_panel(panel, names[id(panel)], panel is first) for panel in row)
 
 
 def _panel(panel: Panel, name: str, first: bool) -> str:
@@ -169,5 +229,9 @@ def _panel(panel: Panel, name: str, first: bool) -> str:
     config = {"displaylogo": False, "displayModeBar": False, "responsive": True, "plotlyServerURL": ""}
     figure = graph_of(panel, optional("plotly.graph_objects", extra="report"))
     html = figure.to_html(full_html=False, include_plotlyjs=first, include_mathjax=False, div_id=name, config=config)
-    limit = f' style="max-width: {width_of(panel)}px"' if isinstance(panel, HeatMap) else ""
-    return f"<div{limit}>{title}{html}</div>"
+    if not isinstance(panel, HeatMap):
+        return f"<div>{title}{html}</div>"
+    least, most = widths_of(panel)
+    size, named = f"min-width: {least}px; max-width: {most}px", escape(panel.title or "map")
+    wide = f'<div class="wide" role="group" tabindex="0" aria-label="{named}">'
+    return f'<div>{title}{wide}<div style="{size}">{html}</div></div></div>'

@@ -15,6 +15,8 @@ _FONT = {"size": 13, "color": "#1c1c1c", "family": "system-ui, 'DejaVu Sans', sa
 _HOVER = {"align": "left", "bgcolor": "#22262e", "font": {"color": "#f4f4f4", "size": 13}}
 INK = "ink"
 """The mark of what is drawn in the colour of the page's text, which goes with the theme."""
+_WRITTEN = 14
+"""Up to so many columns the cells of a map have room for what is written into them."""
 _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "x": "x"}
 
 
@@ -43,11 +45,17 @@ def graph_of(panel: Panel, graph: Any) -> Any:
     return figure
 
 
-def width_of(panel: HeatMap) -> int:
-    """Pixels: cells of few tokens are wide enough for their names, those of many still easy to point at."""
+def widths_of(panel: HeatMap) -> tuple[int, int]:
+    """Return in pixels how wide a map has to be for what is written into it to be read, and how wide it becomes.
+
+    Cells of few tokens are wide enough for their names, those of many still easy to point at.
+    """
     count = len(panel.columns)
     narrow = 30 if not panel.columns.numbers else 44
-    return 180 + count * (100 if _roomy(panel) else narrow if count > 14 else 64)
+    letters = max((len(cut(square.text, 12)) for square in panel.squares.values()), default=0)
+    least = 160 + count * 7 * max(4, letters) if count <= _WRITTEN else 0
+    most = 180 + count * (100 if _roomy(panel) else narrow if count > _WRITTEN else 64)
+    return min(least, most), most
 
 
 def colour_steps(scale: ColourScale, colours: Sequence[tuple[float, Colour]]) -> list[tuple[float, str]]:
@@ -63,7 +71,7 @@ def _roomy(panel: HeatMap) -> bool:
 def _map(panel: HeatMap, graph: Any) -> Any:
     columns, rows = range(len(panel.columns)), list(reversed(range(len(panel.rows))))
     grid = [[panel.squares.get((row, column)) for column in columns] for row in rows]
-    numbered = len(columns) <= 14
+    numbered = len(columns) <= _WRITTEN
     heat = graph.Heatmap(
         z=[[square.place if square else None for square in row] for row in grid],
         text=[

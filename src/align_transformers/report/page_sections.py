@@ -28,6 +28,15 @@ def html_of(section: Section) -> str:
     return "\n".join([*parts, "</section>"])
 
 
+def prompts_of(prompts: Sequence[tuple[str, str, str]]) -> str:
+    """Return what was read, as (name, text, what the model says after it, or ""); nothing where there is nothing."""
+    lines = [
+        f"<div><span>{escape(name)}</span> {escape(text)}{f' <b>→ {escape(answer)}</b>' * bool(answer)}</div>"
+        for name, text, answer in prompts
+    ]
+    return f'<div class="prompts">{"".join(lines)}</div>' if lines else ""
+
+
 def list_of(lines: Sequence[str]) -> str:
     """Return lines as an HTML list; nothing where there are none."""
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .._errors import AlignError, ArtifactError, SpecError
+from .._summarised import Summarised, Summary, numbers
 from ..config import IntervenableConfig
 from ..hub import PREFIX, Snapshot, download
 from ..models import find_slot
@@ -56,8 +57,8 @@ _TOKENIZER: Mapping[str, Kinds] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Artifact:
+@dataclass(frozen=True, eq=False, repr=False)
+class Artifact(Summarised):
     """What was saved.
 
     Args:
@@ -75,6 +76,12 @@ class Artifact:
     tokenizer: Identity | None
     library_version: str
     origin: str
+
+    def _summary(self) -> Summary:
+        facts = [(str(one.site), type(one.intervention).__name__) for one in self.config.representations]
+        scores = {name: value for name, value in self.metrics.items() if isinstance(value, int | float)}
+        facts += [("scores", numbers(scores))] if scores else []
+        return f"Artifact from {self.origin}, made on {self.model.get('class', 'a model')}", facts
 
 
 def load(
@@ -168,7 +175,7 @@ def _read_own(
     waived: Collection[str],
     tokenizer: Any,
 ) -> Artifact:
-    record = _read_record(checked_file(folder, RECORD, within))
+    record = read_record(checked_file(folder, RECORD, within))
     saved: Identity = dict(check_record({"weights_hash": None, **record["model"]}, _MODEL, "model"))
     report(
         model_doubts(saved, identify_model(model, weights=saved["weights_hash"] is not None)), *_ANOTHER_MODEL, waived
@@ -224,8 +231,15 @@ def _widths(config: IntervenableConfig, model: nn.Module | None = None) -> dict[
     return found
 
 
-def _read_record(path: Path) -> Mapping[str, Any]:
-    """Return what `intervention.json` says, its outline checked."""
+def read_record(path: Path) -> Mapping[str, Any]:
+    """Return what `intervention.json` says, its outline checked.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ArtifactError: it is damaged, of another format, or of a later version.
+    """
     plain = read_json(path)
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         raise ArtifactError(f"{path.name} is not of the format {FORMAT!r}")

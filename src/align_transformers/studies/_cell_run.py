@@ -36,17 +36,17 @@ class CellRun:
     through: tuple[Run, ...] = ()
 
     def __post_init__(self) -> None:
-        own = {run.name for run in self.through}
+        own = {run.name for run in (*self.through, self.run)}
         for run in (*self.through, self.run):
             if run.examples is not None and len(run.examples) != len(self.cells):
                 raise SpecError(
                     f"run {run.name!r} has {len(run.examples)} examples for {len(self.cells)} cells; give one for each"
                 )
-            for read in (edit.source for edit in run.edits if isinstance(edit.source, Read)):
+            for read in (read for edit in run.edits for read in edit.reads):
                 if (read.examples is None) != (read.run in own):
                     raise SpecError(
-                        f"run {run.name!r} reads run {read.run!r}: of a run in `through` cells read the line of the "
-                        "same number, examples=None; of others name for each cell the example that it reads"
+                        f"run {run.name!r} reads run {read.run!r}: of a run in `through` and of their own cells "
+                        "read the line of the same number, examples=None; of others name for each cell an example"
                     )
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class CellRun:
         """
         if list(cells) == list(range(len(self))):
             return self
-        lines = _Lines(tuple(cells), name, len(self), frozenset(run.name for run in self.through))
+        lines = _Lines(tuple(cells), name, len(self), frozenset(run.name for run in (*self.through, self.run)))
         through = tuple(map(lines.of_run, self.through))
         return CellRun(lines.of_run(self.run), tuple(self.cells[cell] for cell in cells), through)
 
@@ -89,14 +89,12 @@ class _Lines:
         return Run(self._name(run.name), run.input, tuple(map(self._edit, run.edits)), examples)
 
     def _edit(self, edit: Edit) -> Edit:
-        source = edit.source
-        if isinstance(source, Read):
-            name = self._name(source.run) if source.run in self.own else source.run
-            source = replace(
-                source, run=name, positions=self._positions(source.positions), examples=self._some(source.examples)
-            )
         positions, subspace = self._positions(edit.positions), self._some(edit.subspace)
-        return replace(edit, name=self._name(edit.name), positions=positions, subspace=subspace, source=source)
+        return replace(edit.reading(self._read), name=self._name(edit.name), positions=positions, subspace=subspace)
+
+    def _read(self, read: Read) -> Read:
+        name = self._name(read.run) if read.run in self.own else read.run
+        return replace(read, run=name, positions=self._positions(read.positions), examples=self._some(read.examples))
 
     def _positions(self, positions: Positions) -> Positions:
         return replace(positions, rows=self._some(positions.rows), heads=self._some(positions.heads))

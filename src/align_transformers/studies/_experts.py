@@ -62,7 +62,7 @@ class ExpertCalls:
             return function(module, *inputs, **options)
         if layer in self.chosen:
             raise SiteError(f"the experts of layer {layer} are called twice in one pass: they are not told apart")
-        hidden, index, weights = _arguments(*inputs, **options)
+        hidden, index, weights = arguments_of(*inputs, **options)
         self.chosen[layer] = index.detach()
         columns = range(index.shape[-1])
         self.read[layer] = [hidden.view_as(hidden) for _ in columns]
@@ -110,5 +110,6 @@ class ExpertCalls:
         return number if number and same_numbers(found, number * flat) else None
 
 
-def _arguments(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def arguments_of(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what experts are called with, however it was handed in."""
     return hidden_states, top_k_index, top_k_weights

@@ -27,7 +27,8 @@ class NormParts:
         one, width = like[:1], like.shape[-1]
 
         def call(value: Tensor) -> Tensor:
-            return module(value.to(weight.dtype)).float()
+            made: Tensor = module.forward(value.to(weight.dtype))  # past all hooks
+            return made.float()
 
         self.bias = (call(one) + call(-one)) / 2
         signs = torch.ones(width, device=like.device)

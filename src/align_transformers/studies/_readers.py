@@ -23,7 +23,8 @@ from ._module_kinds import is_norm, matrix_of, same_numbers
 from ._norms import FrozenNorm, NormParts
 from ._taped import Tape
 from ._units import wide
-from .graph import MIXERS, CircuitGraph, GraphNode, reads_at
+from .circuit_graph import CircuitGraph, GraphNode
+from .graph import MIXERS, reads_at
 
 READS = {"q": "query_output", "k": "key_output", "v": "value_output"}
 """What of heads reads the stream."""
@@ -33,7 +34,7 @@ Gradients = Mapping[Any, Tensor]
 
 
 @dataclass(eq=False)
-class StreamReader:
+class PartReader:
     """The receivers of one part of a block: they read the same stream at the same place.
 
     Args:
@@ -200,7 +201,7 @@ def part_of(node: GraphNode) -> str:
     return "" if node.layer is None else _PARTS.get(node.name[0], "")
 
 
-def readers_of(model: nn.Module, made: CircuitGraph, frozen: bool) -> list[StreamReader]:
+def readers_of(model: nn.Module, made: CircuitGraph, frozen: bool) -> list[PartReader]:
     """Return the readers of a graph, in the order of its receivers.
 
     Args:
@@ -221,7 +222,7 @@ def readers_of(model: nn.Module, made: CircuitGraph, frozen: bool) -> list[Strea
             adds = [Site(part.replace("_output", "_contribution"), layer) for part in parts]
             stream = [Site("block_input", layer), *adds]
         block, own = (None, []) if layer is None else (blocks[layer], norms[layer])
-        found.append(StreamReader(model, block, own, nodes, visible[0], tuple(stream), frozen))
+        found.append(PartReader(model, block, own, nodes, visible[0], tuple(stream), frozen))
     return found
 
 

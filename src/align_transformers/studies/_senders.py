@@ -20,7 +20,7 @@ from ._norms import FrozenNorm
 from ._readers import part_of
 from ._taped import Tape
 from ._units import wide
-from .graph import GraphNode
+from .circuit_graph import GraphNode
 
 
 @dataclass(frozen=True)

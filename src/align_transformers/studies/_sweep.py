@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .._bar import bar
+from .._bar import HowFar, telling
 from .._errors import SiteError, SpecError
 from ..engine import Effect, Inputs, Outcome, Planner, batch_size, bind
 from ..interventions import Intervention
@@ -147,22 +147,17 @@ class Sweep:
         Raises:
             SpecError: the store holds another sweep, or something of this one cannot be told from others.
         """
-        if progress is True:
-            with bar(self.name) as advance:
-                return self.table(
-                    model, store=store, planner=planner, progress=lambda done, total: advance(done, total, "")
-                )
         if store is not None and is_detoured(model, "forward"):
             raise SpecError("a store keeps what comes of the model without the edits that are applied to it here")
-        with evaluating(model):
+        with telling(self.name, progress) as tell, evaluating(model):
             kept = None if store is None else Store(store, self._facts(model))
-            return self._table(model, kept, progress or None, planner)
+            return self._table(model, kept, tell, planner)
 
     def _table(
         self,
         model: nn.Module,
         store: Store | None,
-        progress: Callable[[int, int], None] | None,
+        progress: HowFar,
         planner: Planner | None,
     ) -> Table:
         rows: list[dict[str, Any]] = []
@@ -174,7 +169,7 @@ class Sweep:
             begin, cells = len(rows), sum(len(run) for run in runs)
 
             def tell(done: int, begin: int = begin) -> None:
-                if progress is not None and done:
+                if done:
                     progress(begin + done, total)
 
             part = None if store is None else store.load(number, cells)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from .._errors import SiteError, SpecError
 from ..engine import Inputs, logits_of
 from ..engine.hooks import Tap, tapped
-from ..engine.inputs import own_caches
-from ..models import evaluating, find_slot, resolve, uncompiled
+from ..models import Slot, evaluating, find_slot, resolve, uncompiled
 from ..models.added_columns import leading_columns
+from ..models.cache_copies import own_caches
 from ..models.recomputing import computed_once
 from ..models.scope import scope
 from ..models.sequence import logits_stack
@@ -109,6 +109,7 @@ def record(
     rules: BackwardRules | None = None,
     changes: Mapping[Site, PutThere] | None = None,
     within: Callable[[], AbstractContextManager[None]] = nullcontext,
+    slots: Mapping[Site, Slot] | None = None,
 ) -> Tape:
     """Run a model once, in eval mode, and return what stood at some sites.
 
@@ -120,6 +121,7 @@ def record(
         rules: of the backward pass.
         changes: by site what shall stand there instead.
         within: makes a context that is open in the scope of the pass.
+        slots: where sites are that are not to be looked up.
 
     Raises:
         SiteError: a site does not exist, is not reached, or is reached twice.
@@ -127,22 +129,9 @@ def record(
     ends = embeddings_of(model) if graph else []
     every = dict.fromkeys((*ends, *sites, *(changes or {})))
     recorders = {site: _SiteTape(site, graph, (changes or {}).get(site)) for site in every}
-    taps = [Tap(find_slot(model, site), recorder) for site, recorder in recorders.items()]
-    inner = uncompiled(model)
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.set_grad_enabled(graph))
-        stack.enter_context(evaluating(model))
-        stack.enter_context(scope())
-        before, after = ([], []) if rules is None else rules.taps(model)
-        taps = [*before, *taps, *after]
-        touched = list(inner.modules()) if rules is not None and rules.hooks else [tap.slot.module for tap in taps]
-        stack.enter_context(computed_once(inner, touched))
-        stack.enter_context(tapped(taps))
-        stack.enter_context(nullcontext() if rules is None else rules.hooked(inner))
-        stack.enter_context(within())
-        given = own_caches(inputs)
-        output = logits_of(inner(given) if isinstance(given, Tensor) else inner(**given))
+    known = slots or {}
+    taps = [Tap(known.get(site) or find_slot(model, site), recorder) for site, recorder in recorders.items()]
+    output, inner = tapped_pass(model, inputs, taps, graph=graph, rules=rules, within=within), uncompiled(model)
     missed = [str(site) for site in sites if recorders[site].value is None]
     if missed:
         raise SiteError(f"never reached in the forward pass: {'; '.join(missed)}")
@@ -152,6 +141,42 @@ def record(
     if graph and not output.requires_grad:
         raise SpecError(f"the logits of {type(inner).__name__} have no gradient: nothing in it can be attributed")
     return Tape(inner, inputs, output if graph else output.detach(), values, nodes)
+
+
+def tapped_pass(
+    model: nn.Module,
+    inputs: Inputs,
+    taps: Sequence[Tap],
+    *,
+    graph: bool,
+    rules: BackwardRules | None = None,
+    within: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Tensor:
+    """Run a model once, in eval mode, and return its logits as it gives them.
+
+    Args:
+        model: the user's; it is not changed.
+        inputs: of the model.
+        taps: what is done on the way.
+        graph: gradients are going to be asked for.
+        rules: of the backward pass.
+        within: as for `record`.
+    """
+    inner = uncompiled(model)
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(graph))
+        stack.enter_context(evaluating(model))
+        stack.enter_context(scope())
+        before, after = ([], []) if rules is None else rules.taps(model)
+        every = [*before, *taps, *after]
+        touched = list(inner.modules()) if rules is not None and rules.hooks else [tap.slot.module for tap in every]
+        stack.enter_context(computed_once(inner, touched))
+        stack.enter_context(tapped(every))
+        stack.enter_context(nullcontext() if rules is None else rules.hooked(inner))
+        stack.enter_context(within())
+        given = own_caches(inputs)
+        return logits_of(inner(given) if isinstance(given, Tensor) else inner(**given))
 
 
 def embeddings_of(model: nn.Module) -> list[Site]:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from .._bar import telling
 from .._checked import checked
 from .._errors import PositionError, SpecError
-from ..engine.inputs import examples_of
 from ..metrics import Metrics
 from ..models import resolve
+from ..models.sequence import examples_of
 from ..sites import Site
 from ..table import Table
 from ._backward_rules import BackwardRules, Rule, switches_of
@@ -33,7 +34,8 @@ from ._readers import readers_of
 from ._scoring import Answer, answers_for, answers_metric, check_told_apart, metric_values, metrics_for, name_of
 from ._senders import Ran, Senders
 from ._taped import embeddings_of, record
-from .graph import CircuitGraph, graph
+from .circuit_graph import CircuitGraph
+from .graph import graph
 
 _DRAWS = 200
 _AT_ONCE = 4096
@@ -57,7 +59,7 @@ def edge_attribution(
     experts: bool = True,
     at_once: int = 8,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | bool | None = None,
 ) -> Table:
     """Score every edge of `graph(model)`: one receiver alone sees what a sender gives in the source.
 
@@ -80,7 +82,7 @@ def edge_attribution(
         experts: as for `graph`: each expert is a node; `False`: those of a block are one.
         at_once: how many pairs are worked on at a time; memory grows with it.
         seed: of the bootstrap over pairs.
-        progress: called with the pairs that are done, and all.
+        progress: called with the pairs that are done, and all; `True` for a bar (rich).
 
     Returns:
         A `Table`, a row an edge: `sender`, `receiver`, `score` (the mean over pairs; positive where the source's value
@@ -111,16 +113,16 @@ def edge_attribution(
     how = How("ig" if method == "eap-ig" else "atp", points=points, switches=switches_of(rule))
     edges = _Edges(model, graph(model, experts=experts), how)
     scores, names = [], []
-    for start in range(0, len(pairs), at_once):
-        chosen = range(start, min(len(pairs), start + at_once))
-        inputs = [examples_of(side.inputs, chosen) for side in (pairs.base, pairs.source)]
-        reads = [[side.columns(at)[pair] for pair in chosen] for side in (pairs.base, pairs.source)]
-        own = None if wanted is None else [wanted[""][pair] for pair in chosen]
-        found, used = edges.scores(inputs, reads, own, tokenizer)
-        scores.append(found)
-        names += used
-        if progress is not None:
-            progress(chosen.stop, len(pairs))
+    with telling("edge_attribution", progress) as tell:
+        for start in range(0, len(pairs), at_once):
+            chosen = range(start, min(len(pairs), start + at_once))
+            inputs = [examples_of(side.inputs, chosen) for side in (pairs.base, pairs.source)]
+            reads = [[side.columns(at)[pair] for pair in chosen] for side in (pairs.base, pairs.source)]
+            own = None if wanted is None else [wanted[""][pair] for pair in chosen]
+            found, used = edges.scores(inputs, reads, own, tokenizer)
+            scores.append(found)
+            names += used
+            tell(chosen.stop, len(pairs))
     BackwardRules(how.switches, edges.acted).check(rule)
     meta = {
         **made_with(model), "study": "edge_attribution", "method": method,

@@ -5,17 +5,13 @@ Elhage et al. 2021, "A mathematical framework for transformer circuits"; Mueller
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .._checked import checked
-from .._errors import SpecError, UnknownNameError, near_misses
-from .._optional import optional
+from .._errors import SpecError
 from ..models import find_slot, uncompiled
 from ..models.component_map import Block, ComponentMap
 from ..models.dummy import dummy_inputs
@@ -24,138 +20,10 @@ from ._experts import ExpertCalls
 from ._module_kinds import is_norm
 from ._nodes import heads_at, one_stack
 from ._taped import Tape, record
+from .circuit_graph import CircuitGraph, GraphNode, GraphNodeKind
 
-if TYPE_CHECKING:
-    import networkx
-
-GraphNodeKind = Literal["input", "head", "attention", "mlp", "expert", "router", "mixer", "block", "logits"]
 _LETTERS = {"q": "query", "k": "key", "v": "value"}
 MIXERS = {"mixer_output": "s", "moe_output": "e", "per_layer_mlp_output": "p", "cross_attention_output": "c"}
-
-
-@dataclass(frozen=True)
-class GraphNode:
-    """What writes into the residual stream, or what reads it.
-
-    Args:
-        name: as the literature writes it: `a9.h6`, `m9`, `input`, `logits`; of what reads `a9.h6<q>`.
-        kind: what it is.
-        layer: its block; `None` for the ends.
-        number: of the head, the kv head or the expert.
-        owner: of what reads, the names of the senders that it makes: a key of grouped heads makes several.
-        note: what is to be known: why it is no finer, or what ties it to others.
-    """
-
-    name: str
-    kind: GraphNodeKind
-    layer: int | None = None
-    number: int | None = None
-    owner: tuple[str, ...] = ()
-    note: str = ""
-
-    def __str__(self) -> str:
-        return self.name
-
-
-@dataclass(frozen=True, eq=False)
-class CircuitGraph:
-    """Senders and receivers of a model.
-
-    Args:
-        senders: in the order in which they write.
-        receivers: in the order in which they read.
-        visible: of each receiver the numbers of the senders whose values it reads, ascending.
-        facts: JSON-able: the model, and how many layers and heads it has.
-    """
-
-    senders: tuple[GraphNode, ...]
-    receivers: tuple[GraphNode, ...]
-    visible: tuple[tuple[int, ...], ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        """Return the number of edges."""
-        return sum(map(len, self.visible))
-
-    def edges(self) -> Iterator[tuple[str, str]]:
-        """Yield sender and receiver of each edge, receivers in their order."""
-        for receiver, numbers in zip(self.receivers, self.visible, strict=True):
-            yield from ((self.senders[number].name, receiver.name) for number in numbers)
-
-    @property
-    def notes(self) -> dict[str, str]:
-        """What is to be known of nodes, by name."""
-        return {node.name: node.note for node in (*self.senders, *self.receivers) if node.note}
-
-    def to_networkx(self) -> networkx.DiGraph:
-        """Return a graph of networkx: edges from senders to receivers, and from receivers to the senders they make.
-
-        Raises:
-            MissingExtraError: networkx is not installed.
-        """
-        made = optional("networkx", extra="report").DiGraph()
-        for node in (*self.senders, *self.receivers):
-            made.add_node(node.name, kind=node.kind, layer=node.layer, number=node.number, note=node.note)
-        for receiver in self.receivers:
-            made.add_edges_from((receiver.name, owner) for owner in receiver.owner if owner != receiver.name)
-        made.add_edges_from((sender, f"{receiver}") for sender, receiver in self.edges())
-        return made
-
-    def to_dict(
-        self,
-        scores: Mapping[tuple[str, str], float] | None = None,
-        kept: Collection[tuple[str, str]] | None = None,
-    ) -> dict[str, Any]:
-        """Return the graph as the MIB benchmark's edge lists have it, as JSON-able data.
-
-        There every head has keys and values of its own: an edge into those of a kv head is one for each of its heads.
-
-        Args:
-            scores: of edges, sender and receiver; others have 0.
-            kept: the edges that are in the circuit; default: all.
-
-        Raises:
-            UnknownNameError: there is no such edge.
-        """
-        known = set(self.edges())
-        for edge in (*(scores or {}), *(kept or ())):
-            if edge not in known:
-                names = [f"{a}->{b}" for a, b in known]
-                raise UnknownNameError(f"the graph has no edge {edge!r}; {near_misses('->'.join(edge), names)}")
-        inside = known if kept is None else set(kept)
-        owners = {receiver.name: receiver.owner for receiver in self.receivers}
-        edges, nodes = {}, {node.name: False for node in self.senders} | {"logits": False}
-        for sender, receiver in self.edges():
-            here = (sender, receiver) in inside
-            score = float((scores or {}).get((sender, receiver), 0.0))
-            for name in _unshared(receiver, owners[receiver]):
-                edges[f"{sender}->{name}"] = {"score": score, "in_graph": here}
-            for name in (sender, *owners[receiver]) if here else ():
-                nodes[name] = True
-        return {
-            "cfg": dict(self.facts),
-            "nodes": {name: {"in_graph": here} for name, here in nodes.items()},
-            "edges": edges,
-        }
-
-    def to_json(
-        self,
-        scores: Mapping[tuple[str, str], float] | None = None,
-        kept: Collection[tuple[str, str]] | None = None,
-    ) -> str:
-        """Return `to_dict` as text.
-
-        Args:
-            scores: likewise.
-            kept: likewise.
-        """
-        return json.dumps(self.to_dict(scores, kept))
-
-
-def _unshared(receiver: str, owners: Sequence[str]) -> Sequence[str]:
-    """Return what a receiver is called where each head has keys and values of its own."""
-    letter = receiver.partition("<")[2]
-    return [f"{owner}<{letter}" for owner in owners] if letter in ("k>", "v>") else [receiver]
 
 
 @checked

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from .._bar import bar
+from .._bar import telling
 from .._checked import checked
 from .._errors import SpecError
 from ..engine import Planner, bind
@@ -153,7 +152,7 @@ def probe(
     asked = estimator_of(estimator, seed)
     wanted = scoring.logits(model, encoded, at)
     total = len(places) * (1 + len(encoded) * draws * len(_EFFECTS))
-    with _telling(progress) as tell:
+    with telling("probe", progress) as tell:
         states, passes = _states(model, encoded, places, planner)
         fits = []
         for number, (place, x) in enumerate(zip(places, states, strict=True), start=1):
@@ -181,16 +180,6 @@ def _facts(prompts: Prompts, places: Sequence[ProbedPlace], known: LabelledPromp
         "tokens": [list(row) for row in tokens.texts], "labels": counts,
         "majority": max(counts.values()) / len(known), "groups": known.n_groups, "types": known.n_types,
     }  # fmt: skip
-
-
-@contextmanager
-def _telling(progress: Progressing | bool | None) -> Iterator[Progressing]:
-    """Hold what is told how far the study is: a bar, a function of the caller's, or nothing."""
-    if progress is True:
-        with bar("probe") as advance:
-            yield lambda done, total: advance(done, total, "")
-    else:
-        yield progress or (lambda done, total: None)
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------

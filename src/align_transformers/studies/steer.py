@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from .._bar import bar
+from .._bar import HowFar, telling
 from .._checked import checked
 from .._errors import SpecError
 from ..engine import Planner
@@ -253,7 +253,7 @@ def _said(
 
 
 def _samples(
-    writer: Steered, doses: Doses, *, controls: bool, progress: Callable[[int, int], None] | bool | None
+    writer: Steered, doses: Doses, *, controls: bool, progress: HowFar | bool | None
 ) -> dict[DosedCell, Sample]:
     """Return the continuation of every cell; without a dose it is that of the first layer in all of them.
 
@@ -263,24 +263,24 @@ def _samples(
         controls: continuations along random directions are wanted, too, if there are such.
         progress: as for `steer`.
     """
-    if progress is True:
-        with bar("steer") as advance:
-            return _samples(writer, doses, controls=controls, progress=lambda done, total: advance(done, total, ""))
     kinds = (False, True) if controls and doses.controlled else (False,)
     steered = [(dose, control) for control in kinds for dose in doses.amounts if dose]
     found: dict[DosedCell, Sample] = {}
     total = doses.prompts * (1 + len(steered) * len(doses.vectors))
-    for number, one in enumerate(doses.vectors):
-        asked = [(0.0, False), *steered] if number == 0 else steered
-        vectors = torch.stack(
-            [torch.stack([doses.added(one, dose, n, control) for dose, control in asked]) for n in range(doses.prompts)]
-        )
-        for batch in writer.samples(one.site, vectors):
-            for sample in batch:
-                dose, control = asked[sample.vector]
-                found[DosedCell(one.site.layer, dose, sample.prompt, control)] = sample
-            if progress:
-                progress(len(found), total)
+    with telling("steer", progress) as tell:
+        for number, one in enumerate(doses.vectors):
+            asked = [(0.0, False), *steered] if number == 0 else steered
+            vectors = torch.stack(
+                [
+                    torch.stack([doses.added(one, dose, n, control) for dose, control in asked])
+                    for n in range(doses.prompts)
+                ]
+            )
+            for batch in writer.samples(one.site, vectors):
+                for sample in batch:
+                    dose, control = asked[sample.vector]
+                    found[DosedCell(one.site.layer, dose, sample.prompt, control)] = sample
+                tell(len(found), total)
     first = doses.vectors[0].site.layer
     for one in doses.vectors:
         for control in kinds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..report.tabular import Tabular
 
-_ROWS, _DPI = 8, 80
+_ROWS, _DPI, _TOLD, _LETTERS = 8, 80, 3, 30
 
 
 class Drawable:
@@ -46,6 +47,13 @@ class Drawable:
 
         return figure_of(picture(cast("Tabular", self), value, component=component))
 
+    def __repr__(self) -> str:
+        table = cast("Any", self)
+        known = [str(table.meta[name]) for name in ("study", "model") if name in table.meta]
+        title = f"Table of {' on '.join(known)}" if known else "Table"
+        count = f"{len(table)} row{'s' * (len(table) != 1)}"
+        return "\n".join([f"{title}: {count}", *(f"  {name}: {_range(own)}" for name, own in table.columns.items())])
+
     def _repr_html_(self) -> str:
         """Return the picture and the facts for a notebook; a few rows where there is no picture."""
         table = cast("Any", self)
@@ -68,6 +76,20 @@ def _plain(table: Any) -> str:
     rows = ["".join(f"<td>{escape(_text(value))}</td>" for value in row) for row in cells]
     more = f"<p>and {len(table) - _ROWS} more rows</p>" if len(table) > _ROWS else ""
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>{more}"
+
+
+def _range(values: Sequence[Any]) -> str:
+    """Return in short what a column holds: from where to where numbers go, or the first of what is told apart."""
+    known = [value for value in values if value is not None]
+    missing = f", {len(values) - len(known)} missing" if len(known) < len(values) else ""
+    if not known:
+        return f"nothing{missing}"
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
+        ends = dict.fromkeys((_text(min(known)), _text(max(known))))
+        return f"{' to '.join(ends)}{missing}"
+    told = list(dict.fromkeys(map(repr, known)))
+    more = f", ... ({len(told)})" if len(told) > _TOLD else ""
+    return f"{', '.join(one if len(one) <= _LETTERS else f'{one[:_LETTERS]}…' for one in told[:_TOLD])}{more}{missing}"
 
 
 def _text(value: Any) -> str:

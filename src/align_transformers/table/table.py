@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table(Drawable):
     """A frozen result: columns of equal length and a JSON-able description. Build one with `Table.from_rows`.
 

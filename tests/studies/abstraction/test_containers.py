@@ -199,3 +199,19 @@ def test_a_place_that_moved_is_another_search(tmp_path):
     align(new_model("gpt2"), data.causal_model, data, positions={"here": -1}, **asked)
     with pytest.raises(SpecError, match="with another places"):
         align(new_model("gpt2"), data.causal_model, data, positions={"here": 1}, **asked)
+
+
+@pytest.mark.parametrize(
+    ("encode", "text"),
+    [
+        (lambda one: torch.ones(1 + one["a"], 4), "sequences of 1 to 5 vectors, and this model takes no padding"),
+        (lambda one: [[1.0], [2.0, 3.0]], "no numbers"),
+        (lambda one: {"inputs_embeds": torch.ones(4)}, r"the column 'inputs_embeds' of shape \(4,\).*; it is \(n, d\)"),
+        (lambda one: {"input_ids": torch.tensor(one["a"])}, r"the column 'input_ids' of shape \(\).*; it is \(n,\)"),
+    ],
+)
+def test_what_is_no_batch_of_vectors_is_refused(encode, text):
+    model = GRUForClassification(GRUConfig(h_dim=4, n_layer=2)).eval()
+    data = CounterfactualDataset.sample(add, 400, variables="x", seed=0)
+    with pytest.raises(SpecError, match=text):
+        align(model, add, data, encode=encode, label=lambda total: total % 2, sites="cell_output", **QUICK)

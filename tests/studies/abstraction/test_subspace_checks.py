@@ -9,11 +9,11 @@ from sklearn.covariance import LedoitWolf
 from tests.untyped import untyped
 
 from align_transformers import Interval, SpecError
+from align_transformers.studies.abstraction.null_space import null_space_split
 from align_transformers.studies.abstraction.subspace_checks import (
     against_container,
     against_random_network,
     memorised,
-    null_space_split,
     off_manifold,
     shrunk_covariance,
     trivial,

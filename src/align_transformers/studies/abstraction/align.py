@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..._bar import bar
+from ..._bar import telling
 from ..._checked import checked
 from ..._errors import SpecError
 from ...causal import CausalModel, CounterfactualDataset
@@ -26,7 +26,8 @@ from .._layers import sites_of
 from .._places import WhichPlaces
 from .._prompts import Which, indices
 from .hypothesis import Hypothesis, variable_sets
-from .methods import Make, Methods, joint
+from .methods import Dictionaries, Make, Methods, joint
+from .own_places import VariablePlaces, hypotheses_at_own_places
 from .result import AlignmentResult
 from .search import CONTROLS, Control, Search, SearchOrder
 from .task import Container, Task
@@ -58,8 +59,10 @@ def align(
     layers: Which = "all",
     heads: Which | None = None,
     positions: WhichPlaces | None = None,
+    hypotheses: VariablePlaces | None = None,
     methods: str | Sequence[str] | Mapping[str, Make | None] = ("swap", "das"),
     ranks: int | Sequence[int] = 1,
+    dictionaries: Dictionaries | None = None,
     seeds: int = 1,
     loss: Measure | Literal["all", "answers"] = "all",
     batch_size: int = 32,
@@ -67,7 +70,8 @@ def align(
     controls: Sequence[Control] = CONTROLS,
     draws: int = 19,
     only_solved: bool = True,
-    random_model: nn.Module | None = None,
+    random_model: nn.Module | Sequence[nn.Module] | None = None,
+    networks: int = 1,
     memory: int = 2**29,
     resamples: int = 1000,
     confidence: float = 0.95,
@@ -104,8 +108,12 @@ def align(
         heads: numbers or `"all"`: each head by itself. `None`: the whole vector.
         positions: places whose tokens are swapped together, as `{"c": last_token("{c}"), "last": -1}`. Default: the
             last token.
+        hypotheses: instead of the grid: by variable where it is, of several variables each at a place of its own, all
+            interchanged at once: `{"x": Site("block_output", 2), "y": {"layer": 5, "place": "last"}}`; or several of
+            these. A row of a result says where, too: `{"x": found.best("x"), "y": found.best("y")}`.
         methods: names from `METHODS`, or by a name of yours a function from width and rank to an intervention.
-        ranks: of subspaces, for each variable, for the methods that have one.
+        ranks: of subspaces, for each variable, for the methods that have one; of `sae` how many latents, at most.
+        dictionaries: of the method `sae`, by site; or one for all.
         seeds: fits of each hypothesis, by seed.
         loss: cross-entropy over the whole vocabulary (`"all"`) or over the answers that the causal model can give
             (`"answers"`, cheaper); or `(logits, labels)` -> one number a row. IIA is over the whole vocabulary always.
@@ -116,7 +124,8 @@ def align(
         controls: any of `CONTROLS`.
         draws: of random subspaces.
         only_solved: leave out pairs of which the network itself answers base or a source wrongly; the share is told.
-        random_model: the network of the control `reinitialised`; default: a copy with new weights.
+        random_model: the network of the control `reinitialised`, or several; default: copies with new weights.
+        networks: how many such copies; what is told is the highest of them.
         memory: bytes that states and what is kept for gradients may take.
         resamples: of the bootstrap over entities.
         confidence: of its intervals.
@@ -156,30 +165,32 @@ def align(
         >>> found.best()["iia"], found.best()["random"] < 0.3
         (1.0, True)
     """
-    chosen = Methods.of(methods, ranks)
-    _check(settings, controls, {"seeds": seeds, "batch_size": batch_size, "draws": draws, "memory": memory})
+    chosen = Methods.of(methods, ranks, dictionaries)
+    numbers = {"seeds": seeds, "batch_size": batch_size, "draws": draws, "memory": memory, "networks": networks}
+    _check(settings, controls, numbers, store)
     lesson = Settings.of({"lr": 1e-2, "seed": seed, **settings})
     parts = dict(data) if isinstance(data, Mapping) else data.split(seed=seed)
     _check_parts(parts, causal_model)
-    first = parts["train"]
-    writing = Writing(template, tokenizer, encode, label)
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
-        task = make_task(model, causal_model, parts, writing, positions)
-        containers = _containers(model, sites, layers, heads, task)
-        sets = variable_sets(variables, task.parts["train"].sets, first.variables)
-        facts = {name: dict(part.facts) for name, part in parts.items()}
+        task = make_task(model, causal_model, parts, Writing(template, tokenizer, encode, label), positions)
+        if hypotheses is None:
+            containers = _containers(model, sites, layers, heads, task)
+            sets = variable_sets(variables, task.parts["train"].sets, parts["train"].variables)
+            asked = _hypotheses(sets, containers, chosen, seeds, seed)
+        elif (variables, sites, layers, heads) == (None, "block_output", "all", None):
+            asked = hypotheses_at_own_places(hypotheses, model, task, chosen, range(seed, seed + seeds))
+        else:
+            raise SpecError("hypotheses say where each variable is: leave out variables, sites, layers and heads")
+        chosen.check(model, asked)
         work = Search(
-            task, facts, _hypotheses(sets, containers, chosen, seeds, seed), chosen, lesson, loss, batch_size, search,
-            tuple(controls), draws, only_solved, random_model, memory, resamples, confidence, seed,
-            None if store is None else Path(store),
+            task, {name: of.facts for name, of in parts.items()}, asked, chosen, lesson, loss, batch_size, search,
+            tuple(controls), draws, only_solved, random_model, networks, memory, resamples, confidence, seed, store,
         )  # fmt: skip
-        if progress is True:
-            with bar("align") as advance:
-                return work.result(lambda done, total: advance(done, total, ""))
-        return work.result(progress or (lambda done, total: None))
+        with telling("align", progress) as tell:
+            return work.result(tell)
 
 
-def _check(settings: Mapping[str, Any], controls: Sequence[str], numbers: Mapping[str, int]) -> None:
+def _check(settings: Mapping[str, Any], controls: Sequence[str], numbers: Mapping[str, int], store: Any) -> None:
     """Refuse what makes no sense before anything is run."""
     unused = [name for name in settings if name in _UNUSED]
     if unused:
@@ -189,6 +200,8 @@ def _check(settings: Mapping[str, Any], controls: Sequence[str], numbers: Mappin
             raise SpecError(f"controls are some of {', '.join(CONTROLS)}; found {name!r}")
     if min(numbers.values()) < 1:
         raise SpecError(f"{', '.join(numbers)} are numbers from 1; found {list(numbers.values())}")
+    if store is not None and Path(store).exists() and not Path(store).is_dir():
+        raise SpecError(f"store={os.fspath(store)!r} is a file; a search is stored as a folder")
 
 
 def _check_parts(parts: Mapping[str, CounterfactualDataset], causal_model: CausalModel) -> None:
@@ -250,5 +263,8 @@ def _hypotheses(
                 for number in range(seeds if method != "swap" else 1):
                     found += [Hypothesis(variables, container, method, rank, seed + number) for container in containers]
     if not found:
-        raise SpecError("no hypothesis is left: several variables at one container need the method 'das'")
+        raise SpecError(
+            "no hypothesis is left: several variables at one container need the method 'das'; for each at a "
+            "container of its own see hypotheses="
+        )
     return tuple(found)

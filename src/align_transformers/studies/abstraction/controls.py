@@ -58,9 +58,14 @@ def reinitialised(model: nn.Module, seed: int) -> nn.Module:
         seed: of the draws.
 
     Raises:
-        SpecError: some of its modules do not say how their parameters begin.
+        SpecError: it has no parameters, or some of its modules do not say how theirs begin.
     """
     inner = uncompiled(model)
+    if next(inner.parameters(), None) is None:
+        raise SpecError(
+            f"{type(inner).__name__} has no parameters, so that there is no random one of its kind: give random_model= "
+            "a network to compare with, or controls without 'reinitialised'"
+        )
     with seeded(seed + _ELSEWHERE):
         if isinstance(inner, PreTrainedModel):
             made: nn.Module = type(inner)(copy.deepcopy(inner.config))

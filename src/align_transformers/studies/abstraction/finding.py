@@ -33,7 +33,7 @@ class Finding:
         full: of the test, the whole vector swapped; `None` where several variables are at one container.
         random: of random subspaces, their IIA on the first test pairs.
         first: of the same pairs its own.
-        again: the same fit in a network with new weights: hits by part.
+        again: the same fit in networks with new weights: by part the hits in each.
         by_heart: of a fit to permuted labels, its hits on these; `None` where it was not measured.
         permuted: the pairs with these labels.
         audited: whether it was fitted though its container was not nominated.
@@ -52,7 +52,7 @@ class Finding:
     full: Hits | None = None
     random: list[float] = field(default_factory=list)
     first: float | None = None
-    again: dict[str, Hits] = field(default_factory=dict)
+    again: dict[str, list[Hits]] = field(default_factory=dict)
     by_heart: Hits | None = None
     permuted: CounterfactualPairs | None = None
     audited: bool = False
@@ -65,9 +65,8 @@ class Finding:
     def size(self) -> int:
         """How many dimensions are swapped."""
         one = None if self.candidate is None else self.candidate.intervention
-        rank = self.hypothesis.rank
-        found = getattr(one, "dimensions", None) or (rank and rank * len(self.hypothesis.variables))
-        return found or self.width
+        ranks = [(part.rank or 0) * len(part.variables) for part in self.hypothesis.alone]
+        return getattr(one, "dimensions", None) or (sum(ranks) if all(ranks) else self.width)
 
     def mean(self, part: str) -> float | None:
         """Return the IIA on a part; `None` where it was not measured."""

@@ -109,7 +109,7 @@ def chunks(
     learners: Sequence[Learner], runner: Runner, pairs: CounterfactualPairs, lesson: Lesson
 ) -> Iterator[list[Learner]]:
     """Yield learners whose passes hold no more than the runner's memory at a time, ascending by layer."""
-    order = sorted(learners, key=lambda one: one.candidate.hypothesis.container.site.layer or 0)
+    order = sorted(learners, key=lambda one: one.candidate.hypothesis.container.site.layer or 0)  # of several the first
     if not order:
         return
     size = runner.bytes_of_token(order[0].candidate, pairs)

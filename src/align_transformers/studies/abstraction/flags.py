@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,15 +14,17 @@ from ...models import find_slot
 from .finding import Finding
 from .hypothesis import Candidate
 from .methods import hard, swap_of
+from .null_space import null_space_split
 from .runner import Runner, hits
 from .subspace_checks import (
     Check,
     against_container,
     against_random_network,
+    base_alone,
     by_heart,
     memorised,
-    null_space_split,
     off_manifold,
+    self_swap,
     trivial,
 )
 from .task import CounterfactualPairs, Indices
@@ -51,6 +55,9 @@ class Checks:
         score = self._search.interval(names, test, one.hits["test"])
         train = self._search.interval(names, self._task.parts["train"], one.hits["train"])
         yield trivial((test.labels == test.base_labels).cpu().numpy()[rows], score)
+        yield base_alone(_guessed(self._task.parts["train"], test, names), score)
+        if one.self_swap is not None:
+            yield self_swap(one.self_swap)
         if one.hypothesis.method == "swap":
             return
         if one.full is not None:
@@ -60,9 +67,10 @@ class Checks:
         if one.by_heart is not None and one.permuted is not None:
             yield by_heart(train, self._search.interval(names, one.permuted, one.by_heart))
         if one.again:
-            yield against_random_network(
-                score, self._search.interval(names, test, one.again["test"]), chance=_chance(test, rows)
-            )
+            others = [self._search.interval(names, test, found) for found in one.again["test"]]
+            yield against_random_network(score, *others, chance=_chance(test, rows))
+        if one.hypothesis.parts:
+            return  # what is at the second place is another activation after the first edit
         clean, patched = self._states(one)
         if len(clean) >= 4 and clean.var(0).sum() > 0:
             yield off_manifold(clean, patched, seed=self._search.seed)
@@ -100,6 +108,18 @@ class Checks:
                 numbers[f"iia_{name}"] = float(found.mean())
         said = "; ".join(f"{name} {value:.2f}" for name, value in numbers.items())
         yield Check("unread", numbers["kernel_share"] > 0.5, numbers, f"{split.explanation} ({said})")
+
+
+def _guessed(train: CounterfactualPairs, test: CounterfactualPairs, variables: Sequence[str]) -> np.ndarray:
+    """Return for each test pair whether its label is the most frequent one of training pairs with its base's answer."""
+    seen: dict[int, Counter[int]] = defaultdict(Counter)
+    rows = torch.from_numpy(train.of(variables)).to(train.labels.device)
+    for base, label in zip(train.base_labels[rows].tolist(), train.labels[rows].tolist(), strict=True):
+        seen[base][label] += 1
+    most = {base: counts.most_common(1)[0][0] for base, counts in seen.items()}
+    rows = torch.from_numpy(test.of(variables)).to(test.labels.device)
+    each = zip(test.base_labels[rows].tolist(), test.labels[rows].tolist(), strict=True)
+    return np.array([most.get(base) == label for base, label in each])
 
 
 def _chance(pairs: CounterfactualPairs, rows: Indices) -> float:

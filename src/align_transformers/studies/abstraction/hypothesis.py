@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -11,20 +11,22 @@ from torch import Tensor
 from ..._errors import SpecError, UnknownNameError, near_misses
 from ...interventions import Intervention
 from ...plan import Constant, Edit, Run
+from .several import SeveralInterventions
 from .task import Container, CounterfactualPairs, Indices, Task
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """Some variables are carried at one container.
+    """Some variables are carried at one container, or each at one of its own.
 
     Args:
         variables: names; of several each has a part of the subspace of its own, and those that are interchanged in an
             example are so at once.
-        container: where.
+        container: where; of several the one that a pass comes to first.
         method: how the subspace is found.
         rank: dimensions of it for each variable; `None` where the method has none.
         seed: of what is drawn for it.
+        parts: the hypothesis at each container, where there are several.
     """
 
     variables: tuple[str, ...]
@@ -32,25 +34,51 @@ class Hypothesis:
     method: str
     rank: int | None = None
     seed: int = 0
+    parts: tuple[Hypothesis, ...] = ()
+
+    @classmethod
+    def at_several(cls, parts: Sequence[Hypothesis]) -> Hypothesis:
+        """Return the hypothesis that all of some hold at once."""
+        if len(parts) == 1:
+            return parts[0]
+        first = min(parts, key=lambda one: -1 if one.container.site.layer is None else one.container.site.layer)
+        methods, ranks = (list(dict.fromkeys(getattr(one, name) for one in parts)) for name in ("method", "rank"))
+        variables = tuple(name for one in parts for name in one.variables)
+        rank = ranks[0] if len(ranks) == 1 else None
+        return cls(variables, first.container, " + ".join(methods), rank, first.seed, tuple(parts))
 
     def __str__(self) -> str:
+        if self.parts:
+            return "; ".join(map(str, self.parts))
         rank = "" if self.rank is None else f", rank {self.rank}"
         seed = "" if not self.seed else f", seed {self.seed}"
         return f"{', '.join(self.variables)}: {self.container} ({self.method}{rank}{seed})"
 
+    @property
+    def alone(self) -> tuple[Hypothesis, ...]:
+        """The hypothesis at each container."""
+        return self.parts or (self,)
+
+    @property
+    def containers(self) -> tuple[Container, ...]:
+        """All containers."""
+        return tuple(one.container for one in self.alone)
+
+    def whole(self) -> Hypothesis:
+        """Return the hypothesis that it is the whole vectors."""
+        parts = tuple(one.whole() for one in self.parts)
+        return replace(self, method="swap", rank=None, seed=0, parts=parts)
+
     def cell(self) -> dict[str, Any]:
         """Return the columns that tell which one it is."""
         site = self.container.site
-        return {
-            "variables": ", ".join(self.variables),
-            "component": site.component,
-            "layer": site.layer,
-            "head": self.container.head,
-            "place": self.container.place,
-            "method": self.method,
-            "rank": self.rank,
-            "seed": self.seed,
-        }
+        where = {"component": site.component, "layer": site.layer, "head": self.container.head}
+        where["place"] = self.container.place
+        if self.parts:
+            told = "; ".join(f"{', '.join(one.variables)} in {one.container}" for one in self.parts)
+            where = {"component": told, **dict.fromkeys(("layer", "head", "place"))}
+        named = {"method": self.method, "rank": self.rank, "seed": self.seed}
+        return {"variables": ", ".join(self.variables), **where, **named}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +92,21 @@ class Candidate:
 
     hypothesis: Hypothesis
     intervention: Intervention
+
+    @classmethod
+    def at_several(cls, hypothesis: Hypothesis, parts: Sequence[Candidate]) -> Candidate:
+        """Return what makes the interchanges of all parts of a hypothesis at once."""
+        if not hypothesis.parts:
+            return replace(parts[0], hypothesis=hypothesis)
+        return cls(hypothesis, SeveralInterventions([one.intervention for one in parts]))
+
+    @property
+    def parts(self) -> tuple[Candidate, ...]:
+        """What makes the interchange at each container."""
+        if not isinstance(self.intervention, SeveralInterventions):
+            return (self,)
+        each = zip(self.hypothesis.parts, self.intervention, strict=True)
+        return tuple(Candidate(one, intervention) for one, intervention in each)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,18 +136,23 @@ def copies_of(name: str, candidate: Candidate, task: Task, pairs: Counterfactual
         pairs: of one part.
         chosen: `(n,)` which of them.
     """
-    hypothesis = candidate.hypothesis
-    container, base = hypothesis.container, pairs.base[chosen].tolist()
-    positions, states = task.positions(container, base), task.states(container)
-    several = len(hypothesis.variables) > 1
-    edits, constants = [], {}
-    for part, variable in enumerate(hypothesis.variables):
-        edit = f"{name} {variable}"
-        constants[edit] = states[pairs.sources[variable][chosen]]
-        subspace: Any = ((part,),) * len(base) if several else None
-        edits.append(Edit(edit, container.site, name, positions, subspace, Constant(edit)))
+    base, sets = pairs.base[chosen].tolist(), [pairs.sets[number] for number in chosen]
+    edits, constants, interventions = list[Edit](), dict[str, Tensor](), dict[str, Intervention]()
+    for number, one in enumerate(candidate.parts):
+        key, container, variables = f"{name}.{number}", one.hypothesis.container, one.hypothesis.variables
+        interventions[key] = one.intervention
+        positions, states = task.positions(container, base), task.states(container)
+        for part, variable in enumerate(variables):
+            own = (part,) if len(variables) > 1 else None
+            subspace: Any = None if own is None else (own,) * len(base)
+            if candidate.hypothesis.parts:  # what an edit before has changed here stays, unless it is interchanged
+                subspace = tuple(own if variable in one_set else () for one_set in sets)
+                subspace = None if set(subspace) == {None} else subspace
+            edit = f"{key} {variable}"
+            constants[edit] = states[pairs.sources[variable][chosen]]
+            edits.append(Edit(edit, container.site, key, positions, subspace, Constant(edit)))
     run = Run(name, "inputs", tuple(edits), tuple(base))
-    return Interchanges(run, constants, {name: candidate.intervention}, pairs.labels[chosen])
+    return Interchanges(run, constants, interventions, pairs.labels[chosen])
 
 
 def variable_sets(asked: Any, data: Sequence[frozenset[str]], names: Sequence[str]) -> tuple[tuple[str, ...], ...]:

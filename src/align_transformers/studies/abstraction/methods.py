@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..._errors import SpecError, UnknownNameError, near_misses
 from ...interventions import (
@@ -21,8 +21,12 @@ from ...interventions import (
 )
 from ...interventions.build import build_intervention
 from ...learning.held import seeded
+from ...models import find_slot
+from ...sites import Site
+from ...subspaces import Dictionary
 from .hypothesis import Candidate, Hypothesis
-from .task import Task
+from .latents import LatentChoice
+from .task import Container, Task
 
 Make = Callable[[int, int | None], Intervention]
 """From the width of what is edited (all units side by side) and a rank to a fresh intervention."""
@@ -34,10 +38,13 @@ METHODS: Mapping[str, str] = {
     "mask": "the neurons that a learned mask selects (Davies et al. 2023, arXiv:2307.03637)",
     "pca": "the first principal components of the activations of the training inputs",
     "probe": "the directions of a linear probe of the variable (ridge regression of its values)",
+    "sae": "the latents of a given dictionary whose swap lowers the loss most (Marks et al. 2024, arXiv:2403.19647)",
 }
-"""The methods that have a name; those with a rank are `das`, `pca` and `probe`."""
+"""The methods that have a name; those with a rank are `das`, `pca`, `probe` and `sae`."""
 
-RANKED = ("das", "pca", "probe")
+RANKED = ("das", "pca", "probe", "sae")
+Dictionaries = Dictionary | Mapping[Site, Dictionary]
+"""One for all sites, or by site."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,30 +54,79 @@ class Methods:
     Args:
         asked: names from `METHODS`, or by a name of the user's a function from width and rank to an intervention.
         ranks: of those that have one.
+        dictionaries: of the method `sae`.
     """
 
     asked: Mapping[str, Make | None]
     ranks: tuple[int, ...]
+    dictionaries: Dictionaries | None = None
 
     @classmethod
-    def of(cls, asked: str | Sequence[str] | Mapping[str, Make | None], ranks: int | Sequence[int]) -> Methods:
+    def of(
+        cls,
+        asked: str | Sequence[str] | Mapping[str, Make | None],
+        ranks: int | Sequence[int],
+        dictionaries: Dictionaries | None = None,
+    ) -> Methods:
         """Read what a caller wrote.
 
         Raises:
             UnknownNameError: there is no such method.
-            SpecError: none is named, or a rank is no number from 1.
+            SpecError: none is named, a rank is no number from 1, or there are dictionaries and nothing needs them.
         """
         listed = {asked: None} if isinstance(asked, str) else asked
         named = dict(listed) if isinstance(listed, Mapping) else dict.fromkeys(listed)
         for name, make in named.items():
             if make is None and name not in METHODS:
                 raise UnknownNameError(f"there is no method {name!r}; {near_misses(name, METHODS)}")
+        if dictionaries is not None and named.get("sae", "") is not None:
+            raise SpecError(f"dictionaries are for the method 'sae', which methods={asked!r:.80} does not name")
         several = (ranks,) if isinstance(ranks, int) else tuple(ranks)
         if not named or not several or any(type(rank) is not int or rank < 1 for rank in several):
             raise SpecError(
                 f"methods and ranks name at least one each, ranks are numbers from 1; found {asked!r}, {ranks!r}"
             )
-        return cls(named, tuple(dict.fromkeys(several)))
+        return cls(named, tuple(dict.fromkeys(several)), dictionaries)
+
+    def needs_dictionary(self, method: str) -> bool:
+        """Whether a method swaps latents of a given dictionary."""
+        return method == "sae" and self.asked.get(method) is None
+
+    def dictionary(self, model: nn.Module, container: Container) -> Dictionary:
+        """Return the dictionary of a container.
+
+        Raises:
+            SpecError: there is none, it is a transcoder, or it is one of vectors of another width.
+        """
+        given, site = self.dictionaries, container.site
+        found = given.get(site) if isinstance(given, Mapping) else given
+        if found is None:
+            known = (
+                f"given are those for {', '.join(map(str, given))}" if isinstance(given, Mapping) else "none is given"
+            )
+            raise SpecError(
+                f"dictionaries: the method 'sae' needs one for {site}; {known}: "
+                f"dictionaries={{{site!r}: Dictionary.from_saelens(folder)}}"
+            )
+        slot = find_slot(model, site)
+        width = slot.width if container.head is None or slot.heads is None else slot.heads.shape[1]
+        if found.inputs is not None:
+            raise SpecError(f"dictionaries: that for {site} is a transcoder, whose latents are those of another vector")
+        if width is not None and width != found.width:
+            raise SpecError(f"dictionaries: that for {site} is for vectors of {found.width}; they have {width} there")
+        return found
+
+    def check(self, model: nn.Module, hypotheses: Sequence[Hypothesis]) -> None:
+        """Refuse hypotheses whose dictionary is missing or does not fit, before anything is run.
+
+        Raises:
+            SpecError: one is, or has fewer latents than are asked for.
+        """
+        for one in (part for hypothesis in hypotheses for part in hypothesis.alone):
+            if self.needs_dictionary(one.method):
+                latents = self.dictionary(model, one.container).size
+                if one.rank is not None and one.rank > latents:
+                    raise SpecError(f"{one}: {one.rank} latents of {latents} that the dictionary has")
 
     def ranks_of(self, method: str) -> tuple[int | None, ...]:
         """Return the ranks that a method is tried with."""
@@ -82,10 +138,12 @@ class Methods:
         Raises:
             SpecError: the container has fewer dimensions than are asked for, or several variables cannot share it.
         """
+        if hypothesis.parts:
+            return Candidate.at_several(hypothesis, [self.candidate(task, one) for one in hypothesis.parts])
         units, width = task.width(hypothesis.container)
         whole, count = units * width, len(hypothesis.variables)
         rank = hypothesis.rank
-        if rank is not None and rank * count > whole:
+        if rank is not None and rank * count > whole and not self.needs_dictionary(hypothesis.method):
             raise SpecError(f"{hypothesis}: {rank * count} dimensions of {whole} that there are")
         if count > 1 and not joint(hypothesis.method):
             raise SpecError(
@@ -116,6 +174,8 @@ class Methods:
             }
             return build_intervention(kinds[method], options, units=units)
         assert rank is not None
+        if method == "sae":
+            return LatentChoice(self.dictionary(task.model, hypothesis.container), rank)
         keep = {"keep_last_dim": units == 1}
         seen = states_in_training(task, hypothesis)
         if method == "pca":
@@ -139,6 +199,10 @@ def learns(candidate: Candidate) -> bool:
 
 def hard(candidate: Candidate) -> Candidate:
     """Return a candidate with the hard version of its mask; itself where it has none."""
+    if candidate.hypothesis.parts:
+        parts = [hard(one) for one in candidate.parts]
+        soft = any(a.intervention is not b.intervention for a, b in zip(parts, candidate.parts, strict=True))
+        return Candidate.at_several(candidate.hypothesis, parts) if soft else candidate
     one = candidate.intervention
     if not isinstance(one, TrainableIntervention) or one.dimensions is None:
         return candidate
@@ -151,10 +215,18 @@ def random_like(candidate: Candidate, seed: int) -> Candidate | None:
     Args:
         candidate: with the weights that were found.
         seed: of the draw.
+
+    Of several containers those that have no subspace stay as they are; `None` where none has.
     """
+    if candidate.hypothesis.parts:
+        drawn = [random_like(one, seed + 1000 * number) for number, one in enumerate(candidate.parts)]
+        parts = [found or one for found, one in zip(drawn, candidate.parts, strict=True)]
+        return Candidate.at_several(candidate.hypothesis, parts) if any(drawn) else None
     one = candidate.intervention
     rotation = getattr(one, "rotation", None)
     dimensions = one.dimensions if isinstance(one, TrainableIntervention) else None
+    latents = getattr(one, "coordinates", None)
+    dimensions = len(latents) if dimensions is None and isinstance(latents, list) else dimensions
     width = rotation.shape[-2] if isinstance(rotation, Tensor) else getattr(one, "embed_dim", None)
     rank = dimensions if dimensions is not None else None if not isinstance(rotation, Tensor) else rotation.shape[-1]
     if rank is None or width is None or not 0 < rank < width:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..._errors import SpecError
+from ..._errors import ArtifactError, SpecError
+from ..._summarised import Summarised, Summary
 from ...config import RepresentationConfig
 from ...intervenable import IntervenableModel
 from ...report.page import save_page
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from .search import Search
 
 
-@dataclass(frozen=True, eq=False)
-class AlignmentResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class AlignmentResult(Summarised):
     """What a search found.
 
     Args:
@@ -51,6 +52,11 @@ class AlignmentResult:
         facts = {**meta, **facts_of(search, findings, chosen)}
         facts["verdict"] = list(verdict(rows, facts))
         return cls(Table.from_rows(rows, meta=facts), tuple(findings), search)
+
+    def _summary(self) -> Summary:
+        chosen = [row for row in self.table.rows() if row["chosen"]]
+        said = zip((row["variables"] for row in chosen), self.verdict, strict=False)
+        return f"AlignmentResult: {len(self.table)} hypotheses about {self.table.meta.get('model', '?')}", said
 
     def best(self, variables: str | Sequence[str] | None = None) -> dict[str, Any]:
         """Return the row that was chosen for some variables on the validation pairs.
@@ -119,8 +125,13 @@ class AlignmentResult:
 
         Returns:
             The folder.
+
+        Raises:
+            ArtifactError: it is a file.
         """
         where = Path(folder)
+        if where.exists() and not where.is_dir():
+            raise ArtifactError(f"folder={os.fspath(folder)!r} is a file: a search is saved as a folder")
         where.mkdir(parents=True, exist_ok=True)
         for variables in dict.fromkeys(row["variables"] for row in self.table.rows() if row["chosen"]):
             names, row = variables.split(", "), self.best(variables.split(", "))
@@ -142,17 +153,20 @@ class AlignmentResult:
 
 
 def _intervenable(candidate: Candidate, search: Search) -> IntervenableModel:
-    container, task = candidate.hypothesis.container, search.task
-    units, _ = task.width(container)
-    config = RepresentationConfig(
-        layer=container.site.layer,
-        component=container.site.component,
-        unit="pos" if container.head is None else "h.pos",
-        max_number_of_units=units if container.head is None else 1,
-        intervention=candidate.intervention,
-        call=container.site.call,
-    )
-    return IntervenableModel(config, task.model)
+    configs = []
+    for one in candidate.parts:
+        container = one.hypothesis.container
+        units, _ = search.task.width(container)
+        config = RepresentationConfig(
+            layer=container.site.layer,
+            component=container.site.component,
+            unit="pos" if container.head is None else "h.pos",
+            max_number_of_units=units if container.head is None else 1,
+            intervention=one.intervention,
+            call=container.site.call,
+        )
+        configs.append(config)
+    return IntervenableModel(configs if len(configs) > 1 else configs[0], search.task.model)
 
 
 def _row(one: Finding, search: Search, findings: Sequence[Finding], chosen: bool) -> dict[str, Any]:
@@ -190,7 +204,9 @@ def _row(one: Finding, search: Search, findings: Sequence[Finding], chosen: bool
         "p": p_value(one.first, one.random) if one.random and one.first is not None else None,
         "p_corrected": p_value(one.first, largest) if one.random and one.first is not None else None,
         "permuted": None if one.by_heart is None else float(one.by_heart.mean()),
-        "reinitialised": float(one.again["test"].mean()) if one.again else None,
-        "reinitialised_train": float(one.again["train"].mean()) if one.again else None,
+        **{
+            f"reinitialised{end}": max((float(found.mean()) for found in one.again.get(part, ())), default=None)
+            for end, part in (("", "test"), ("_train", "train"))
+        },
         "flags": ", ".join(check.flag for check in one.checks if check.raised) if one.checks else None,
     }

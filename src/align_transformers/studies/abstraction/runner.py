@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..._errors import SiteError
 from ...engine import bind, token_axis
-from ...engine.inputs import examples_of
 from ...models import resolve
+from ...models.sequence import examples_of
 from ...plan import Logits, Plan
 from ...planners import HAS_FAST, execute
 from .._sweep import vocabulary
@@ -79,12 +79,11 @@ class Runner:
 
     def tokens(self, candidate: Candidate) -> int:
         """Return how many tokens of an input are computed after a candidate's edit, in all blocks above it."""
-        container, inputs = candidate.hypothesis.container, self.task.inputs
-        axis = token_axis(inputs)
+        axis = token_axis(self.task.inputs)
         length = 1 if axis is None else int(axis.shape[1])
-        rows = self.task.rows(container)
-        tail = length if rows is None else max(length - min(row) for row in rows)
-        return tail * max(1, layers_of(self.task) - (container.site.layer or 0))
+        each = [self.task.rows(container) for container in candidate.hypothesis.containers]
+        tail = max(length if rows is None else max(length - min(row) for row in rows) for rows in each)
+        return tail * max(1, layers_of(self.task) - (candidate.hypothesis.container.site.layer or 0))
 
 
 def layers_of(task: Task) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Bool
-from torch import nn
+from torch import Tensor, nn
 
 from ..._errors import SpecError
 from ...learning.losses import Measure, cross_entropy
@@ -27,7 +28,7 @@ from .finding import Finding, Hits, best_of_each
 from .fitting import Learner, Lesson, Stored, advance, learner_of
 from .flags import Checks
 from .hypothesis import Candidate, Hypothesis
-from .methods import Methods, hard, learns, random_like
+from .methods import Dictionaries, Methods, hard, learns, random_like
 from .regions import regions_of
 from .result import AlignmentResult
 from .runner import Runner, hits, measured
@@ -68,12 +69,13 @@ class Search:
     controls: tuple[Control, ...]
     draws: int
     only_solved: bool
-    random_model: nn.Module | None
+    random_model: nn.Module | Sequence[nn.Module] | None
+    networks: int
     memory: int
     resamples: int
     confidence: float
     seed: int
-    store: Path | None
+    store: str | os.PathLike[str] | None
     kept: Mapping[str, float] = field(default_factory=dict)
     passes: Counter[str] = field(default_factory=Counter)
 
@@ -150,14 +152,13 @@ class Search:
         fitted = [one for one in findings if one.status == "fitted"]
         self._score(fitted, runner)
         self._compare(fitted, runner, lesson, counter)
-        doubts = Checks(self, runner)
-        for one in best_of_each(fitted):
-            one.checks = doubts.of(one)
-        answers = task.answers()
+        doubts, answers = Checks(self, runner), task.answers()
         for one in best_of_each(fitted, methods=False):
             assert one.candidate is not None
             one.regions = regions_of(runner, hard(one.candidate), self.seed)
             one.self_swap = self._still(one, runner, answers)
+        for one in best_of_each(fitted):
+            one.checks = doubts.of(one)
         return findings
 
     def _begun(self, hypothesis: Hypothesis) -> Finding:
@@ -167,10 +168,10 @@ class Search:
             if not len(of.of(hypothesis.variables)):
                 names = ", ".join(hypothesis.variables)
                 raise SpecError(f"the part {part!r} has no pair in which {names} is interchanged and nothing else")
-        if not any(self.task.differs(hypothesis.container, pairs, name) for name in hypothesis.variables):
+        if not any(self.task.differs(one.container, pairs, name) for one in hypothesis.alone for name in one.variables):
             return Finding(hypothesis, status="skipped")
-        units, width = self.task.width(hypothesis.container)
-        return Finding(hypothesis, self.methods.candidate(self.task, hypothesis), units * width)
+        width = sum(int(np.prod(self.task.width(container))) for container in hypothesis.containers)
+        return Finding(hypothesis, self.methods.candidate(self.task, hypothesis), width)
 
     def _fit(
         self,
@@ -202,7 +203,9 @@ class Search:
 
     def _nominated(self, findings: Sequence[Finding], learners: dict[int, Learner], runner: Runner) -> None:
         """Leave the learners whose containers are nominated by their effects, and a sample of the others."""
-        containers = list(dict.fromkeys(findings[number].hypothesis.container for number in learners))
+        containers = list(
+            dict.fromkeys(place for number in learners for place in findings[number].hypothesis.containers)
+        )
         names = list(dict.fromkeys(name for one in findings for name in one.hypothesis.variables))
         if not containers:
             return
@@ -226,10 +229,10 @@ class Search:
         return [first, max(first + 1, steps // 2), None]
 
     def _stored(self, stage: str) -> Stored | None:
-        return None if self.store is None else Stored(self.store, stage, self._identity)
+        return None if self.store is None else Stored(Path(self.store), stage, self._identity)
 
     def _containers(self) -> list[Container]:
-        return list(dict.fromkeys(one.container for one in self.hypotheses))
+        return list(dict.fromkeys(container for one in self.hypotheses for container in one.containers))
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -238,6 +241,7 @@ class Search:
             "inputs": self.task.inputs,
             "pairs": [(part, pairs.labels, pairs.base, dict(pairs.sources)) for part, pairs in self.task.parts.items()],
             "methods": dict(self.methods.asked),
+            "dictionaries": _by_name(self.methods.dictionaries),
             "loss": self.loss,
             "places": [self.task.rows(container) for container in self._containers()],
         }
@@ -263,12 +267,12 @@ class Search:
         """Measure the controls."""
         test = self.task.parts["test"]
         if "full" in self.controls:
-            alone = [one for one in fitted if len(one.hypothesis.variables) == 1]
-            whole = {replace(one.hypothesis, method="swap", rank=None, seed=0): None for one in alone}
+            alone = [one for one in fitted if all(len(at.variables) == 1 for at in one.hypothesis.alone)]
+            whole = dict.fromkeys(one.hypothesis.whole() for one in alone)
             candidates = [self.methods.candidate(self.task, one) for one in whole]
             found = dict(zip(whole, hits(runner, candidates, test), strict=True))
             for one in alone:
-                one.full = found[replace(one.hypothesis, method="swap", rank=None, seed=0)]
+                one.full = found[one.hypothesis.whole()]
         if "random" in self.controls:
             drawn = [
                 (one, like)
@@ -284,7 +288,10 @@ class Search:
         if "permuted" in self.controls:
             self._by_heart([one for one in best if one.candidate and learns(one.candidate)], runner, lesson, counter)
         if "reinitialised" in self.controls:
-            self._in_another_network(best, lesson, counter)
+            given = self.random_model
+            copies = (reinitialised(self.task.model, self.seed + 101 * number) for number in range(self.networks))
+            for number, model in enumerate([given] if isinstance(given, nn.Module) else given or copies):
+                self._in_another_network(best, model, f"reinitialised{f'-{number}' * (number > 0)}", lesson, counter)
 
     def _still(self, one: Finding, runner: Runner, answers: Tensor) -> float:
         """Return in which share of the test pairs a swap with the base itself leaves the answer as it is."""
@@ -305,18 +312,20 @@ class Search:
         for one, rows in zip(best, hits(runner, again, pairs, _IN_TRAINING), strict=True):
             one.by_heart, one.permuted = rows, pairs
 
-    def _in_another_network(self, best: Sequence[Finding], lesson: Lesson, counter: _StepCounter) -> None:
-        model = self.random_model or reinitialised(self.task.model, self.seed)
+    def _in_another_network(
+        self, best: Sequence[Finding], model: nn.Module, stage: str, lesson: Lesson, counter: _StepCounter
+    ) -> None:
+        """Fit the same in a network that was never trained."""
         task = self.task.with_model(model)
         runner, train = Runner(task, self.memory, self.passes), task.parts["train"]
         hypotheses, other = [one.hypothesis for one in best], replace(self, task=task)
         with evaluating(model):
-            again = other._fitted_again(hypotheses, runner, train, lesson, "reinitialised", counter)
+            again = other._fitted_again(hypotheses, runner, train, lesson, stage, counter)
             for part in ("train", "test"):
                 most = _IN_TRAINING if part == "train" else None
                 found = hits(runner, [hard(one) for one in again], task.parts[part], most)
                 for one, rows in zip(best, found, strict=True):
-                    one.again[part] = rows
+                    one.again.setdefault(part, []).append(rows)
 
     def _fitted_again(
         self,
@@ -346,12 +355,20 @@ class _StepCounter:
         self._tell(self._done, self.total)
 
 
+def _by_name(dictionaries: Dictionaries | None) -> Any:
+    """Return dictionaries as data that a digest can be made of."""
+    if isinstance(dictionaries, Mapping):
+        return {str(site): one.state_dict() for site, one in dictionaries.items()}
+    return None if dictionaries is None else dictionaries.state_dict()
+
+
 def _worse_half(alive: Mapping[int, Learner]) -> list[int]:
     """Return which learners are worse than half of those of the same variables, place, method and rank; never all."""
     groups: dict[Any, list[int]] = defaultdict(list)
     for number, one in alive.items():
         hypothesis = one.candidate.hypothesis
-        key = hypothesis.variables, hypothesis.container.place, hypothesis.method, hypothesis.rank, hypothesis.seed
+        places = tuple(container.place for container in hypothesis.containers)
+        key = hypothesis.variables, places, hypothesis.method, hypothesis.rank, hypothesis.seed
         groups[key].append(number)
     worse = []
     for numbers in groups.values():

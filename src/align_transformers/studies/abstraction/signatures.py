@@ -34,6 +34,8 @@ class Signatures:
 
     def nominates(self, hypothesis: Hypothesis) -> bool:
         """Whether the set nearest to a container's effect, or one as near, has the variables of a hypothesis."""
+        if hypothesis.parts:
+            return all(self.nominates(one) for one in hypothesis.parts)
         cost = self.cost[hypothesis.container]
         near = [found for found, one in zip(self.sets, cost.tolist(), strict=True) if one <= cost.min().item() + 1e-6]
         return any(found >= set(hypothesis.variables) for found in near)

@@ -19,6 +19,8 @@ _BEYOND = 0.95
 """Quantile of the distances of clean activations past which a patched one is far off."""
 _LEAST_SHRUNK = 0.001
 """Weight of the identity in a covariance."""
+_LEAST_KEPT = 0.99
+"""Share of answers that a swap with the base itself has to leave; sums in another order may turn a few."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Check:
     """What one check found.
 
     Args:
-        flag: its name: `exceeds container`, `off manifold`, `memorised`, `trivial` or `random network`.
+        flag: its name, such as `exceeds container` or `memorised`.
         raised: whether there is reason to doubt.
         numbers: by name; of an interval also its ends, `<name>_low` and `<name>_high`.
         explanation: one sentence.
@@ -104,93 +106,6 @@ def against_container(
         f"the subspace has an effect of {_said(inner)} and all of its container {_said(outer)}: the difference, "
         f"{_said(difference)}, is {'' if raised else 'not '}above 0",
     )
-
-
-@dataclass(frozen=True, eq=False)
-class NullSpaceSplit:
-    """A subspace in two parts: what its readers can see, and what they cannot.
-
-    Args:
-        disconnected: orthonormal basis of the part in the kernel of the readers, `(width, i)`.
-        connected: orthonormal basis of the part in their row space, `(width, j)`.
-        kernel_share: of each basis vector, the share of its squared length in the kernel, `(k,)`, 0 to 1.
-        disconnected_variation: of each basis vector, the variance of clean activations along its part in the kernel,
-            over their mean variance in a coordinate, `(k,)`; NaN where it has no such part.
-        connected_variation: the same along its part in the row space; about 0: that part is dormant.
-        explanation: one sentence.
-    """
-
-    disconnected: Float[Tensor, "width i"]
-    connected: Float[Tensor, "width j"]
-    kernel_share: Float[Tensor, " k"]
-    disconnected_variation: Float[Tensor, " k"]
-    connected_variation: Float[Tensor, " k"]
-    explanation: str
-
-
-@checked
-def null_space_split(
-    basis: Float[Tensor, "width k"], readers: Float[Tensor, "readers width"], clean: Float[Tensor, "examples width"]
-) -> NullSpaceSplit:
-    """Split a subspace by the kernel of what reads it, and say how clean activations vary along the parts.
-
-    A direction that is partly disconnected (in the kernel, and varies with the variable) and partly dormant (it is
-    read, and does not vary) can work though the network uses neither. Patch each part by itself to see which works.
-    The split says little where the readers have a small kernel, as those of a residual stream.
-
-    Args:
-        basis: orthonormal columns.
-        readers: the rows of the weights that read the site: of an MLP's hidden layer, the output weights.
-        clean: activations of unedited runs.
-
-    Raises:
-        SpecError: there is no column or reader, the widths differ, the columns are not orthonormal, or the clean
-            activations do not vary.
-
-    Makelov et al. 2023, arXiv:2311.17030.
-
-    >>> clean = torch.tensor([[1.0, 0.0, 1.0], [3.0, 0.0, 3.0]])
-    >>> half = torch.tensor([[0.6], [0.8], [0.0]])
-    >>> split = null_space_split(half, torch.tensor([[0.0, 1.0, 0.0]]), clean)
-    >>> split.kernel_share, split.connected_variation
-    (tensor([0.3600]), tensor([0.]))
-    """
-    columns, rows, states = (x.detach().cpu().double() for x in (basis, readers, clean))
-    width = len(columns)
-    if not columns.numel() or not len(rows) or rows.shape[1] != width or states.shape[1:] != (width,):
-        raise SpecError(
-            f"basis, readers and clean activations are (width, k), (readers, width) and (examples, width); found "
-            f"{tuple(basis.shape)}, {tuple(readers.shape)} and {tuple(clean.shape)}"
-        )
-    if (columns.T @ columns - torch.eye(columns.shape[1])).abs().max() > 1e-3:
-        raise SpecError("the columns of basis are orthonormal; found others: take the Q of torch.linalg.qr(basis)")
-    values, seen = torch.linalg.svd(rows, full_matrices=False)[1:]
-    seen = seen[values > values.max() * max(rows.shape) * torch.finfo(basis.dtype).eps]
-    connected = seen.T @ (seen @ columns)
-    disconnected = columns - connected
-    share = (disconnected.norm(dim=0) ** 2).clamp(0, 1)
-    if len(states) < 2 or not (mean := states.var(0).mean()) > 0:
-        raise SpecError(f"clean activations are several and vary; found {len(states)}, all of them equal")
-    variation = [(states @ _unit(part)).var(0) / mean for part in (disconnected, connected)]
-    along = variation[1][share < 1 - 1e-6]
-    said = f"the readers see {len(seen)} of {width} dimensions, {share.mean():.0%} of the subspace is in their kernel"
-    if len(along):
-        said += f", and along the rest clean activations vary {along.mean():.2g} times as much as in a mean coordinate"
-    parts = (_orthonormal(disconnected), _orthonormal(connected), share, *variation)
-    outside, inside, shares, unseen, varies = (part.to(basis.dtype) for part in parts)
-    return NullSpaceSplit(outside, inside, shares, unseen, varies, said)
-
-
-def _unit(columns: Tensor) -> Tensor:
-    """Return columns of length 1; NaN for those that are nothing."""
-    lengths = columns.norm(dim=0)
-    return columns / torch.where(lengths > 1e-6, lengths, torch.nan)
-
-
-def _orthonormal(columns: Tensor) -> Tensor:
-    """Return an orthonormal basis of what columns span."""
-    left, values, _ = torch.linalg.svd(columns, full_matrices=False)
-    return left[:, values > 1e-6]
 
 
 @checked
@@ -343,6 +258,49 @@ def trivial(same: Bool[np.ndarray, " pairs"], score: Interval) -> Check:
         _ends(score=score) | {"trivial": share},
         f"in {share:.0%} of the pairs the label is the base's, so that an edit that does nothing scores {share:.2f}; "
         f"the score is {_said(score)}",
+    )
+
+
+def base_alone(guessed: Bool[np.ndarray, " pairs"], score: Interval) -> Check:
+    """Say what an answer scores that is made of the base's alone; raised where the score cannot be told from that.
+
+    Of two answers without trivial pairs it is always the other one: a network that ignores the source, and says the
+    other answer of any base that is disturbed, scores 1.
+
+    Args:
+        guessed: whether the label is what most often was the label of bases with this answer, of pairs of the fit.
+        score: on these pairs.
+
+    >>> pairs = np.arange(4)
+    >>> every = entity_bootstraps(np.ones((1, 4)), pairs, pairs[::-1])[0]
+    >>> base_alone(np.ones(4, dtype=bool), every).raised
+    True
+    """
+    share = float(guessed.mean())
+    raised = share > 0 and score.low <= share
+    return Check(
+        "base alone",
+        raised,
+        _ends(score=score) | {"base_alone": share},
+        f"the base's answer alone tells {share:.0%} of the labels, whatever the source is; the score is {_said(score)}",
+    )
+
+
+def self_swap(kept: float) -> Check:
+    """Say how often a swap with the base itself leaves the answer; raised where it changes more than one in a hundred.
+
+    Args:
+        kept: share of the pairs.
+
+    >>> self_swap(1.0).raised, self_swap(0.5).raised
+    (False, True)
+    """
+    return Check(
+        "self-swap",
+        kept < _LEAST_KEPT,
+        {"kept": kept},
+        f"where the source is the base itself, {kept:.0%} of the answers stay: what the edit does is "
+        f"{'more than an interchange' if kept < _LEAST_KEPT else 'an interchange'}",
     )
 
 

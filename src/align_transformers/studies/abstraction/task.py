@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ..._errors import SpecError
 from ...causal import CausalModel
+from ...causal.domain import Column
 from ...causal.rendering import RenderedText
 from ...engine import Inputs, batch_size, bind
-from ...engine.inputs import examples_of
+from ...models.sequence import examples_of
 from ...plan import Logits, Plan, Read, Run
 from ...planners import execute
 from ...positions import Positions
@@ -131,6 +132,7 @@ class Task:
     entity: tuple[str, ...]
     _rows: dict[tuple[str, PlaceName], tuple[tuple[int, ...], ...] | None] = field(default_factory=dict)
     _states: dict[Container, Tensor] = field(default_factory=dict)
+    _values: dict[str, Column] = field(default_factory=dict)
 
     def rows(self, container: Container) -> tuple[tuple[int, ...], ...] | None:
         """Return the columns of a container in every input; `None` for all of them."""
@@ -202,7 +204,9 @@ class Task:
             picked = tuple(range(start, min(batch_size(self.inputs), start + _READ_AT_ONCE)))
             plan = Plan((Run("clean", "inputs"),), ("clean",), Logits())
             bound = bind(self.model, plan, {"inputs": examples_of(self.inputs, picked)}, {})
-            found.append(reduce(execute(bound).outputs["clean"]))
+            logits = execute(bound).outputs["clean"]
+            self.check_labels(logits.shape[-1])
+            found.append(reduce(logits))
         return torch.cat(found)
 
     def answers(self) -> Tensor:
@@ -215,7 +219,26 @@ class Task:
 
     def values(self, variable: str) -> tuple[Any, ...]:
         """Return the value of a variable of the causal model in every input."""
-        return tuple(self.causal_model.run_many(self.columns())[variable].tolist())
+        if not self._values:
+            self._values.update(self.causal_model.run_many(self.columns()))
+        return tuple(self._values[variable].tolist())
+
+    def check_labels(self, outputs: int | None) -> None:
+        """Refuse labels that the model has no logit for.
+
+        Args:
+            outputs: how many logits it has; `None` where that is not known.
+
+        Raises:
+            SpecError: it has none for a label.
+        """
+        numbers = [pairs.labels for pairs in self.parts.values()] + [self.writer(self.values(self.output))]
+        largest = int(torch.cat(numbers).max())
+        if outputs is not None and largest >= outputs:
+            raise SpecError(
+                f"label: a value of {self.output!r} is the class {largest}, and the model has {outputs} outputs, from "
+                "0: give label=, a function from a value to a number of these"
+            )
 
     def solved(self) -> Bool[np.ndarray, " inputs"]:
         """Return for every input whether the model says what the causal model says."""

@@ -23,6 +23,7 @@ from ...models.devices import input_device
 from .._data import Given
 from .._places import WhichPlaces, named_spots
 from .._prompts import Prompts, encoded
+from .._sweep import vocabulary
 from .task import CounterfactualPairs, Indices, PlaceName, Task
 
 
@@ -97,7 +98,9 @@ def make_task(
     }
     inputs, prompts, texts = _encoded(model, settings, writing)
     places = _places(prompts, inputs, positions)
-    return Task(model, causal_model, inputs, settings, prompts, texts, places, made, writer, output, first.entity)
+    task = Task(model, causal_model, inputs, settings, prompts, texts, places, made, writer, output, first.entity)
+    task.check_labels(vocabulary(model))
+    return task
 
 
 def _numbered(
@@ -114,8 +117,8 @@ def _encoded(
     if writing.template is not None:
         texts = tuple(rendered(writing.template, setting) for setting in settings)
         fields = [{name: str(value) for name, value in setting.items()} for setting in settings]
-        given = Given([text.text for text in texts], None, {}, {"base": fields})
-        prompts = encoded(given, "base", writing.tokenizer, model, "input")
+        told = Given([text.text for text in texts], None, {}, {"base": fields})
+        prompts = encoded(told, "base", writing.tokenizer, model, "input")
         return prompts.inputs, prompts, texts
     assert writing.encode is not None
     vectors = encoded_vectors(settings, writing.encode)
@@ -127,8 +130,15 @@ def _encoded(
         prompts = encoded(Given(columns, None, {}, {}), "base", None, model, "input")
         return prompts.inputs, prompts, ()
     named = inspect.signature(uncompiled(model).forward).parameters
-    if columns.keys() == {"inputs_embeds"} and "inputs_embeds" not in named:
-        rows = [torch.as_tensor(writing.encode(dict(setting))) for setting in settings]
+    open_ended = "inputs_embeds" in named and any(one.kind is one.VAR_KEYWORD for one in named.values())
+    if "attention_mask" in columns and "attention_mask" not in {*named, *vectors.columns} and not open_ended:
+        raise SpecError(
+            f"encode gives sequences of {min(vectors.lengths)} to {max(vectors.lengths)} vectors, and this model takes "
+            "no padding (it has no attention_mask): give all of one length"
+        )
+    if vectors.columns.keys() == {"inputs_embeds"} and "inputs_embeds" not in named:
+        given = [writing.encode(dict(setting)) for setting in settings]
+        rows = [torch.as_tensor(one["inputs_embeds"] if isinstance(one, Mapping) else one) for one in given]
         return torch.stack(rows).to(columns["inputs_embeds"]), None, ()  # the model's only argument, as it was made
     return columns, None, ()
 
