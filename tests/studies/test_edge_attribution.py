@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from tests.helpers import padded_tokens, tokens
+from tests.studies.test_graph import built
 from tests.studies.test_path_patching import Places, keep, kv_heads, model_of, watched
 from torch import Tensor, nn
 
 from align_transformers import PositionError, SpecError, accuracy, attribution, edge_attribution
+from align_transformers.studies import _readers, _senders
+from align_transformers.studies._norms import FrozenNorm
 
 LAYERS, ANSWERS = 3, (4, 9)
 FAMILIES = ("gpt2", "llama", "neox", "gemma2", "mixtral")
@@ -227,3 +230,64 @@ def test_what_makes_no_sense_is_refused():
         edge_attribution(model_of("llama"), base, tokens(1, 4, 2), metric=accuracy(3))
     with pytest.raises(SpecError, match="at_once"):
         edge_attribution(model_of("llama"), base, base, answers=ANSWERS, at_once=0)
+
+
+def of_kind(kind: str, experts: bool = True) -> Any:
+    sizes = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+    own = {"Qwen2Moe": {**sizes, "shared_expert_intermediate_size": 16}}
+    own["GraniteMoe"] = {"num_local_experts": 3, "num_experts_per_tok": 2, "residual_multiplier": 0.3}
+    model = built(kind, initializer_range=0.3, **own[kind])
+    base, source = tokens(1, 4, 1), tokens(1, 4, 2)
+    return edge_attribution(model, base, source, answers=ANSWERS, experts=experts)
+
+
+@pytest.mark.parametrize(("kind", "shared"), [("Qwen2Moe", ".shared"), ("GraniteMoe", ".e2")])
+def test_experts_the_shared_one_and_the_router_add_up_to_what_they_are_together(kind, shared):
+    apart, joined = scores_of(of_kind(kind)), scores_of(of_kind(kind, experts=False))
+    assert {"m0.e0", "m0.e2", f"m0{shared}"} <= {sender for sender, _ in apart}
+    assert {"m1.e1", f"m1{shared}", "m1<router>"} <= {receiver for _, receiver in apart}
+
+    def whole(name: str) -> str:
+        return name[:2] if name[0] == "m" else name
+
+    sums: dict[tuple[str, str], float] = {}
+    for (sender, receiver), score in apart.items():
+        edge = whole(sender), whole(receiver)
+        sums[edge] = sums.get(edge, 0.0) + score
+    assert set(sums) == set(joined)
+    size = max(map(abs, joined.values()))
+    assert max(abs(sums[edge] - joined[edge]) for edge in joined) < 1e-4 * size
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "neox", "Olmo2", "Granite"])
+@pytest.mark.parametrize("rule", ["true", "frozen_norm"])
+def test_products_and_closed_forms_are_what_autograd_gives(kind, rule, monkeypatch):
+    """Where nothing is known of matrices and norms, autograd goes back from each receiver by itself."""
+
+    def found() -> dict[tuple[str, str], float]:
+        model = built(kind, initializer_range=0.3) if kind[0].isupper() else model_of(kind)
+        base, source = tokens(2, 4, 1), tokens(2, 4, 2)
+        return scores_of(edge_attribution(model, base, source, answers=ANSWERS, rule=rule))
+
+    quick = found()
+    monkeypatch.setattr(_readers, "matrix_of", lambda _module: None)
+    monkeypatch.setattr(_readers, "_norm_between", lambda *_: "unknown")
+    monkeypatch.setattr(_senders, "matrix_of", lambda _module: None)
+    slow = found()
+    size = max(map(abs, slow.values()))
+    assert max(abs(quick[edge] - slow[edge]) for edge in slow) < 1e-4 * size
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(7), nn.LayerNorm(8, bias=False), nn.RMSNorm(8, eps=1e-2), nn.RMSNorm(7)])
+def test_the_gradient_of_a_norm_in_closed_form(norm):
+    torch.manual_seed(0)
+    width = norm.normalized_shape[0]
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    read = torch.randn(5, width)
+    read[2] = 0  # as the embedding of padding may be
+    read.requires_grad_()
+    made, given = norm(read), torch.randn(3, 5, width)
+    wanted = torch.stack([torch.autograd.grad(made, [read], one, retain_graph=True)[0] for one in given])
+    found = FrozenNorm(norm, read.detach(), made.detach()).gradient(given)
+    assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))

@@ -9,6 +9,8 @@ from .._errors import SpecError
 
 _LARGE = 1e3
 """So large that what a norm adds to a variance does not count."""
+_SMALL = 1e-5
+"""So small that it does, and large enough to be told from a bias."""
 
 
 class NormParts:
@@ -34,9 +36,11 @@ class NormParts:
         signs = signs - (signs.mean() if width % 2 else 0)
         moved = call(signs[None] + 1) - call(signs[None])
         self.centred = bool(moved.abs().max() < (1e-3 + 2 * self.rounding) * (1 + call(one).abs().max()))
-        self.weight = (call(_LARGE * signs[None]) - self.bias) / signs
-        still = (call(signs[None] / _LARGE**3) - self.bias) * _LARGE**3
-        self.still = (still * signs * self.weight).sum() / self.weight.square().sum()
+        self.weight = (call(_LARGE * signs[None]) - self.bias) / signs * signs.square().mean().sqrt()
+        parts = signs * self.weight
+        scale = ((call(_SMALL * signs[None]) - self.bias) * parts).sum() / (_SMALL * parts.square().sum())
+        eps = scale.square().reciprocal() - _SMALL**2 * signs.square().mean()
+        self.still = eps.clamp(min=torch.finfo(torch.float32).tiny).rsqrt()
         """The scale where nothing goes in."""
 
 
