@@ -520,7 +520,7 @@ def test_circuit_finds_on_one_half_and_measures_on_the_other(run, folder, tmp_pa
         a, b = (" ".join(f"w{n}" for n in torch.randint(1, VOCAB, (4,), generator=generator).tolist()) for _ in "ab")
         lines.append(f"{a},{b}")
     (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
-    options = ["--answers", "w4,w5", "--edges", "40", "--json"]
+    options = ["--answers", "w4,w5", "--edges", "40", "--signed", "--json"]
     status, out, err = run("circuit", "@pairs.csv", "--model", folder, *options)
     assert (status, err) == (0, "")
     data = json.loads(out)

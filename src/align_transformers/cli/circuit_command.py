@@ -32,6 +32,9 @@ def circuit(
     model: ModelName = "smollm2-135m",
     method: Annotated[str, typer.Option(help="How it is found: eap, eap-ig, exact, acdc or masks.")] = "eap",
     edges: Annotated[int | None, typer.Option(help="How many edges at most. Default: 200, of acdc none.")] = None,
+    signed: Annotated[
+        bool, typer.Option("--signed", help="Only edges that help, by the sign of their scores.")
+    ] = False,
     threshold: Annotated[float | None, typer.Option(help="Of acdc: how much distance an edge is worth.")] = None,
     ablation: Annotated[
         str, typer.Option(help="What stands for absent edges: resample, mean, 'mean by position', zero.")
@@ -53,7 +56,7 @@ def circuit(
 
     **Examples**
 
-    `align-transformers circuit @pairs.csv --edges 200`
+    `align-transformers circuit @pairs.csv --edges 200 --signed`
 
     `align-transformers circuit @pairs.csv --method acdc --threshold 0.01 --json | jq .summary`
 
@@ -64,7 +67,13 @@ def circuit(
     if named is not None and "base_answer" in pairs:
         raise SpecError("the file has a column of answers, so leave out --answers")
     count = edges if edges is not None or threshold is not None else 200
-    chosen: dict[str, Any] = {"method": method, "edges": count, "threshold": threshold, "ablation": ablation}
+    chosen: dict[str, Any] = {
+        "method": method,
+        "edges": count,
+        "threshold": threshold,
+        "signed": signed,
+        "ablation": ablation,
+    }
 
     def study(loaded: Any, *, tokenizer: Any, progress: Any) -> CircuitFound:
         from ..studies import circuit as find

@@ -166,9 +166,7 @@ def _dot_text(levels: Sequence[Sequence[str]], links: Sequence[Link], letters: C
         lines.append(f"n{numbers[below[0]]} -> n{numbers[above[0]]} [style=invis];")
     for link in links:
         port = f":{link.letter}:s" if link.letter and link.owner in letters else ":s"
-        lines.append(
-            f"n{numbers[link.sender]}:n -> n{numbers[link.owner]}{port} [weight={1 + round(link.weight > 0)}];"
-        )
+        lines.append(f"n{numbers[link.sender]}:n -> n{numbers[link.owner]}{port};")
     return "\n".join([*lines, "}"])
 
 
