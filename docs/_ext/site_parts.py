@@ -113,8 +113,10 @@ class Tutorials(TocTree):
 
 
 def read_tutorial(text: str) -> nbformat.NotebookNode:
-    """Return the notebook that a percent script is."""
+    """Return the notebook that a percent script is, with a hidden cell that lets figures be pictures."""
     notebook = jupytext.reads(text, fmt="py:percent")
+    pictures = nbformat.v4.new_code_cell("%matplotlib inline", id="pictures", metadata={"tags": ["remove-cell"]})
+    notebook.cells.insert(0, pictures)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     return notebook
