@@ -64,6 +64,7 @@ class Messages(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return a list of messages."""
+        self.env.note_reread()  # whatever has changed
         items = nodes.bullet_list(classes=["messages"])
         for text in messages()[self.arguments[0]]:
             items += nodes.list_item("", nodes.paragraph(text, text, support_smartquotes=False))
@@ -75,6 +76,7 @@ class Commands(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return a section for each."""
+        self.env.note_reread()
         commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
         return [self.section(name, command) for name, command in commands.items()]
 
@@ -101,6 +103,7 @@ class Tutorials(TocTree):
 
     def run(self) -> list[nodes.Node]:
         """Return the contents, or nothing."""
+        self.env.note_reread()
         every = sorted(f"tutorials/{path.stem}" for path in (ROOT / "tutorials").glob("[!_]*.py"))
         page = (ROOT / "docs" / "tutorials.md").read_text(encoding="utf-8").split()
         there = [line for line in every if line not in page] if "others" in self.options else self.content
@@ -110,8 +113,10 @@ class Tutorials(TocTree):
 
 
 def read_tutorial(text: str) -> nbformat.NotebookNode:
-    """Return the notebook that a percent script is."""
+    """Return the notebook that a percent script is, with a hidden cell that lets figures be pictures."""
     notebook = jupytext.reads(text, fmt="py:percent")
+    pictures = nbformat.v4.new_code_cell("%matplotlib inline", id="pictures", metadata={"tags": ["remove-cell"]})
+    notebook.cells.insert(0, pictures)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     return notebook

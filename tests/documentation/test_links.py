@@ -23,6 +23,7 @@ FROM_START = {
     "patch a head": "howto/patch_a_head.md",
     "steer a generation": "howto/steer.md",
     "run DAS with controls": "howto/das_with_controls.md",
+    "find a circuit": "howto/find_a_circuit.md",
     "add a model": "howto/add_a_model.md",
     "read an error": "errors.md",
 }
