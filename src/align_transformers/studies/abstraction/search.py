@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Bool
-from torch import nn
+from torch import Tensor, nn
 
 from ..._errors import SpecError
 from ...learning.losses import Measure, cross_entropy
