@@ -222,8 +222,8 @@ def searching_whole(bench: Bench) -> list[Row]:
     bench.ask("ours", "search one by one", layers=[LAYERS - 1], steps=1)  # what is read and made once
     answers = {label: [bench.ask(name, what, **args)] for label, (name, what, args) in works.items()}
     row = Row(
-        f"alignment search of a capital, last token of 30 blocks, {STEPS} steps of {A_STEP} pairs, with scores (one by "
-        f"one: {len(layers)} of them)",
+        f"alignment search of a capital, last token of 30 blocks, {STEPS} steps of {A_STEP} pairs, one round (one by "
+        f"one: `fit` and `evaluate` of {len(layers)} of them, each with its own states)",
         "CPU s a search",
     )
     row.figures = {

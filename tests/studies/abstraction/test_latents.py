@@ -128,6 +128,7 @@ def test_latents_that_do_harm_are_left_out():
             "needs one for 0.output; given are those for 2.output",
         ),
         ({"dictionaries": Dictionary(5, 20)}, r"that for 0.output is for vectors of 5; they have 6 there"),
+        ({"dictionaries": {HIDDEN: "folder"}}, "dictionaries"),
         ({"dictionaries": Dictionary(6, 20, inputs=6)}, "is a transcoder"),
         ({"dictionaries": Dictionary(6, 2), "ranks": 3}, "3 latents of 2 that the dictionary has"),
         ({"methods": "das", "dictionaries": Dictionary(6, 20)}, "dictionaries are for the method 'sae'"),

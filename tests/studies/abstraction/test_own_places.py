@@ -212,6 +212,13 @@ def test_what_comes_of_an_interchanged_variable_is_not_set_back():
         ({"hypotheses": {"x": Site("early.output"), "y": 3}}, SpecError, "hypotheses"),
         ({"hypotheses": {"x": {"laeyr": 3}}}, UnknownNameError, "'x' has the key 'laeyr'; did you mean 'layer'"),
         ({"hypotheses": {"x": {"component": "early.output", "place": "end"}}}, UnknownNameError, "at the place 'end'"),
+        ({"hypotheses": {"x": {"component": "early.output", "place": [1]}}}, UnknownNameError, "at the place"),
+        (
+            {"hypotheses": {"x": {"component": "early.output", "method": "das", "rank": 0}}},
+            SpecError,
+            "'x' has the rank 0; it is a number from 1",
+        ),
+        ({"hypotheses": {3: Site("early.output")}}, SpecError, "hypotheses is a dict"),
         ({"hypotheses": {"x": {"component": "early.output", "head": 1}}}, SpecError, "in head 1 of .*, which has none"),
         ({"hypotheses": {"x": {"component": "early.output", "method": "pca"}}}, UnknownNameError, "the method 'pca'"),
         ({"hypotheses": {"x": Site("early.output")}, "sites": "late.output"}, SpecError, "leave out variables, sites"),

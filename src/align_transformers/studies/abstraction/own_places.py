@@ -72,7 +72,7 @@ def _check(one: Mapping[str, Where], task: Task) -> None:
     known = list(next(iter(task.parts.values())).sources)
     for name in one:
         if name not in known:
-            raise UnknownNameError(f"hypotheses: the data interchanges no {name!r}; {near_misses(name, known)}")
+            raise UnknownNameError(f"hypotheses: the data interchanges no {name!r}; {near_misses(str(name), known)}")
     for part in ("train", "test"):
         if frozenset(one) not in task.parts[part].sets:
             names = ", ".join(one)
@@ -94,7 +94,7 @@ def _container(name: str, where: Where, model: nn.Module, task: Task) -> Contain
     place, head = told.get("place"), told.get("head")
     if place is None and len(task.places) == 1:
         (place,) = task.places
-    if place not in task.places:
+    if not isinstance(place, str | None) or place not in task.places:
         known = [str(one) for one in task.places]
         raise UnknownNameError(f"hypotheses: {name!r} is at the place {place!r}; {near_misses(str(place), known)}")
     heads = find_slot(model, site).heads
@@ -114,6 +114,8 @@ def _how(name: str, where: Where, methods: Methods, method: str, rank: int | Non
         raise UnknownNameError(f"hypotheses: {name!r} has the method {own!r}; {near_misses(str(own), methods.asked)}")
     ranks = methods.ranks_of(own)
     given = where.get("rank") if isinstance(where, Mapping) else None
+    if given is not None and (type(given) is not int or given < 1):
+        raise SpecError(f"hypotheses: {name!r} has the rank {given!r}; it is a number from 1")
     return own, (given if given is not None else rank if rank in ranks else ranks[0]) if ranks != (None,) else None
 
 
