@@ -55,6 +55,12 @@ def test_so_many_edges_are_kept_once_what_leads_nowhere_is_gone():
     assert shortest(two_mlps(), order, 99)[1] == 6
 
 
+def test_no_strong_edge_goes_so_that_the_number_is_met():
+    # input -> m0 -> logits came last, together: both go, or none; the strongest, input -> logits, could go by itself
+    order = [3, 1, 5, 0, 4, 2]
+    assert [numbers(shortest(two_mlps(), order, n)[0]) for n in (3, 4, 5)] == [[1, 3, 5], *[[0, 1, 3, 4, 5]] * 2]
+
+
 def test_a_threshold_counts_what_reaches_it_and_keeps_what_is_connected():
     kept, ranked = beyond(two_mlps(), SCORES, 4.0)
     assert (numbers(kept), ranked) == ([1, 5], 3)

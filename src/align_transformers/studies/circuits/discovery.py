@@ -80,8 +80,8 @@ def circuit(
             embeddings are always there. Neurons are the coordinates of MLPs' activations and of heads' values.
         experts: as for `graph`: each expert is a node; `False`: those of a block are one.
         edges: of level `"edges"`, how many are kept. From scores: as few of the strongest as have a connected part of
-            that size. Where one edge connects many, the weakest connected ones go again, but for those on which others
-            hang; so there may be more in the end, and never are there fewer. Of `"masks"`: the target, too.
+            that size. Where one edge connects many, the weakest go again, but none on which a stronger one hangs: so
+            there may be a few more. Of `"masks"`: the target, too.
         nodes: likewise of level `"nodes"`, the embeddings not counted.
         neurons: likewise of level `"neurons"`.
         threshold: from scores, the smallest size of a score that is kept. Of `"acdc"` and `"masks"`, how much distance

@@ -62,7 +62,8 @@ def shortest(graph: CircuitGraph, order: Sequence[int], count: int) -> tuple[Ten
     """Return the connected part of as few of the first edges as can be, so that it has so many edges.
 
     One edge more may connect many: of a real model the strongest edges often reach the embeddings all at once. Then the
-    weakest of the connected ones go again, one by one, except those without which too few are left.
+    weakest of the connected ones go again, one by one, each with the weaker ones that hang on it, as long as enough are
+    left; one on which a stronger one hangs stays.
 
     Args:
         graph: of the model.
@@ -70,8 +71,8 @@ def shortest(graph: CircuitGraph, order: Sequence[int], count: int) -> tuple[Ten
         count: how many there are to be.
 
     Returns:
-        `(edges,)` booleans: `count` of them, more where none can go by itself, fewer if the model has no more; and how
-        many of the first edges were looked at.
+        `(edges,)` booleans: `count` of them, more where the weakest cannot go by itself, fewer if the model has no
+        more; and how many of the first edges were looked at.
     """
     low, high = 0, len(order)
     while low < high:  # more edges never connect less
@@ -81,14 +82,19 @@ def shortest(graph: CircuitGraph, order: Sequence[int], count: int) -> tuple[Ten
         else:
             low = middle + 1
     found = connected(graph, _first(graph, order[:low]))
+    rank = {edge: place for place, edge in enumerate(order[:low])}
     for edge in reversed(order[:low]):
-        if int(found.sum()) <= count:
+        if not found[edge]:
+            continue
+        less = found.clone()
+        less[edge] = False
+        less = connected(graph, less)
+        with_it = (found & ~less).nonzero()[:, 0].tolist()
+        if min(rank[one] for one in with_it) < rank[edge]:
+            continue  # a stronger one hangs on it
+        if int(less.sum()) < count:
             break
-        if found[edge]:
-            less = found.clone()
-            less[edge] = False
-            less = connected(graph, less)
-            found = less if int(less.sum()) >= count else found
+        found = less
     return found, low
 
 
