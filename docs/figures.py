@@ -113,8 +113,15 @@ def alignment(model, tokenizer) -> Table:
     return searched("a + b").table
 
 
-STUDIES: tuple[Callable[..., Table], ...] = (
-    trace, tracing, paths, scrubbing, lens, attribution, attention, probing, steering, alignment,
+def circuit(model, tokenizer) -> at.Circuit:
+    say = "When {} and {} went to the store, {} gave a drink to".format
+    names = [("Mary", "John"), ("Tom", "Mark"), ("Anna", "Peter"), ("Kate", "Paul")]
+    base, source = ([say(*pair, pair[last]) for pair in names] for last in (1, 0))
+    return at.circuit(model, base, source, tokenizer=tokenizer, edges=120, signed=True)
+
+
+STUDIES: tuple[Callable[..., Table | at.Circuit], ...] = (
+    trace, tracing, paths, scrubbing, lens, attribution, attention, probing, steering, alignment, circuit,
 )  # fmt: skip
 
 
@@ -125,7 +132,11 @@ def main() -> None:
         if study.__name__ in chosen:
             start = time.monotonic()
             value = "rank" if study is lens else None  # the answer's probability comes with the last layers alone
-            path = save_figure(study(model, tokenizer), IMAGES / f"{study.__name__}.png", value=value)
+            found, path = study(model, tokenizer), IMAGES / f"{study.__name__}.png"
+            if isinstance(found, Table):
+                save_figure(found, path, value=value)
+            else:
+                found.plot().savefig(path, dpi=100, bbox_inches="tight")
             print(f"{path}: {time.monotonic() - start:.0f} s", flush=True)
 
 

@@ -85,7 +85,7 @@ def evaluate_circuit(
         at: likewise.
         held_out: pairs on which the circuit was found are left out, as long as others remain; which these were is
             known of circuits that come from `circuit`. `meta["held_out"]` says what came of it.
-        sizes: shares of all edges, ascending; default: those of the MIB benchmark. None, or without scores: no curve.
+        sizes: shares of all edges, ascending; default: those of the MIB benchmark. `()`, or no scores: no curve.
         controls: how many random connected circuits of as many connected edges are run.
         minimality: leave out each edge in turn, a circuit an edge. Default: of circuits of at most 64 edges.
         truth: the edges that are right, where they are known.
