@@ -127,7 +127,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
                     "points": 2, "drop": False, "verify": 2, "seed": 0}),
     "edge_attribution": (at.edge_attribution, {
         **PROMPTS, "tokenizer": None, "columns": None, "method": "eap", "rule": "true", "points": 2, "metric": None,
-        "answers": (4, 5), "at": -1, "experts": True, "at_once": 2, "seed": 0, "progress": None}),
+        "answers": (4, 5), "at": -1, "experts": True, "verify": None, "at_once": 2, "seed": 0,
+        "progress": None}),
     "Circuit": (at.Circuit, {"graph": NODES, "kept": torch.zeros(len(NODES), dtype=torch.bool),
                 "scores": torch.zeros(len(NODES)), "facts": {"seed": 0}}),
     "circuit": (at.circuit, {

@@ -291,3 +291,40 @@ def test_the_gradient_of_a_norm_in_closed_form(norm):
     wanted = torch.stack([torch.autograd.grad(made, [read], one, retain_graph=True)[0] for one in given])
     found = FrozenNorm(norm, read.detach(), made.detach()).gradient(given)
     assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
+def test_scores_are_checked_by_leaving_edges_out():
+    model = model_of("llama")
+    base, source = (tokens(1, 6, seed) for seed in (1, 2))
+    table = edge_attribution(model, base, source, answers=ANSWERS, verify=10**6)
+    check = table.meta["check"]
+    assert (check["n"], check["cells"]) == (len(table), len(table))
+    first, second = (added("llama", model, one["input_ids"]) for one in (base, source))
+    stream = torch.stack(list(first.values())).sum(0)
+
+    def metric(end: Tensor) -> float:
+        with torch.no_grad():
+            logits = model.lm_head(final_norm("llama", model)(end))[0, -1]
+        return float(logits[ANSWERS[1]] - logits[ANSWERS[0]])
+
+    into_logits = [row for row in table.rows() if row["receiver"] == "logits"]
+    assert len(into_logits) == len(first)
+    for row in into_logits:
+        sender = row["sender"]
+        effect = metric(stream + second[sender] - first[sender]) - metric(stream)
+        assert row["exact"] == pytest.approx(effect, abs=1e-5)
+    few = edge_attribution(model, base, source, answers=ANSWERS, verify=6)
+    measured = {n: value for n, value in enumerate(few.columns["exact"]) if value is not None}
+    assert len(measured) == 6
+    assert few.meta["check"]["sample"] == 3
+    assert all(value == pytest.approx(table.columns["exact"][n], abs=1e-5) for n, value in measured.items())
+
+
+def test_a_rule_brings_its_check():
+    model = model_of("gpt2")
+    base, source = (tokens(1, 4, seed) for seed in (1, 2))
+    table = edge_attribution(model, base, source, answers=ANSWERS, rule="relp")
+    assert table.meta["check"]["n"] == 32
+    assert "not checked" in edge_attribution(model, base, source, answers=ANSWERS).meta["check"]
+    with pytest.raises(SpecError, match="verify from 0"):
+        edge_attribution(model, base, source, answers=ANSWERS, verify=-1)

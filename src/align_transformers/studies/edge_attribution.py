@@ -17,12 +17,13 @@ from transformers import PreTrainedTokenizerBase
 
 from .._bar import telling
 from .._checked import checked
-from .._errors import PositionError, SpecError
+from .._errors import SpecError
 from ..metrics import Metrics
 from ..models import resolve
 from ..models.sequence import examples_of
 from ..sites import Site
 from ..table import Table
+from ._agreement import agreement, draw
 from ._backward_rules import BackwardRules, Rule, switches_of
 from ._data import PairedPrompt, Prompt
 from ._estimates import How, towards
@@ -35,6 +36,7 @@ from ._scoring import Answer, answers_for, answers_metric, check_told_apart, met
 from ._senders import Ran, Senders
 from ._taped import embeddings_of, record
 from .circuit_graph import CircuitGraph
+from .circuits.circuit_runner import Answered, CircuitRunner, check_alike
 from .graph import graph
 
 _DRAWS = 200
@@ -57,6 +59,7 @@ def edge_attribution(
     answers: tuple[Answer, Answer] | Sequence[tuple[Answer, Answer]] | None = None,
     at: ReadAt = -1,
     experts: bool = True,
+    verify: int | None = None,
     at_once: int = 8,
     seed: int = 0,
     progress: Callable[[int, int], None] | bool | None = None,
@@ -80,6 +83,8 @@ def edge_attribution(
         answers: likewise.
         at: likewise.
         experts: as for `graph`: each expert is a node; `False`: those of a block are one.
+        verify: so many edges are measured exactly, each left out of a circuit of all others: half of them the
+            strongest, the others drawn. `None`: 32 where a rule is used, else none.
         at_once: how many pairs are worked on at a time; memory grows with it.
         seed: of the bootstrap over pairs.
         progress: called with the pairs that are done, and all; `True` for a bar (rich).
@@ -103,14 +108,16 @@ def edge_attribution(
         >>> len(table), table.columns["sender"][0], table.columns["receiver"][0]
         (46, 'input', 'a0.h0<q>')
     """
-    if at_once < 1 or points < 2 or seed < 0:
-        raise SpecError(f"at_once is from 1, points from 2, seed from 0; found {at_once}, {points} and {seed}")
+    if at_once < 1 or points < 2 or seed < 0 or (verify or 0) < 0:
+        numbers = f"{at_once}, {points}, {seed} and {verify}"
+        raise SpecError(f"at_once is from 1, points from 2, seed and verify from 0; found {numbers}")
     pairs = pair_up(base, source, tokenizer, model, columns, None, None, None)
-    _check_alike(pairs)
+    check_alike(pairs)
     given = metrics_for(metric, None, len(pairs), "pairs")
     named = answers_for(answers, pairs, given)
     wanted = given or answers_metric(named, tokenizer)
     how = How("ig" if method == "eap-ig" else "atp", points=points, switches=switches_of(rule))
+    count = verify if verify is not None else 32 if how.switches else 0
     edges = _Edges(model, graph(model, experts=experts), how)
     scores, names = [], []
     with telling("edge_attribution", progress) as tell:
@@ -124,27 +131,46 @@ def edge_attribution(
             names += used
             tell(chosen.stop, len(pairs))
     BackwardRules(how.switches, edges.acted).check(rule)
+    every = torch.cat(scores, 1)
+    exact, check = _measured(edges, pairs, Answered(names, tokenizer, at), every.mean(1), count, at_once, seed)
     meta = {
         **made_with(model), "study": "edge_attribution", "method": method,
         "rule": rule if isinstance(rule, str) else list(rule),
         "acted": dict(edges.acted), "metric": name_of(names), "pairs": len(pairs), "passes": dict(edges.passes),
         "notes": edges.graph.notes, "graph": dict(edges.graph.facts), "seed": seed,
-        "check": "not checked: scores of edges are estimates by gradient",
+        "check": check,
         "base": list(pairs.base.texts), "source": list(pairs.source.texts),
     }  # fmt: skip
-    return Table.from_columns(_columns(edges.graph, torch.cat(scores, 1), seed), meta=meta)
+    columns_made = _columns(edges.graph, every, seed)
+    return Table.from_columns(columns_made if exact is None else {**columns_made, "exact": exact}, meta=meta)
 
 
-def _check_alike(pairs: Pairs) -> None:
-    base, source = pairs.sides("")
-    for number in range(len(pairs)):
-        same = len(base.ids[number]) == len(source.ids[number]) and base.starts[number] == source.starts[number]
-        if not same:
-            raise PositionError(
-                f"pair {number}: the base has {len(base.ids[number])} tokens from column {base.starts[number]}, the "
-                f"source {len(source.ids[number])} from {source.starts[number]}: edges are scored token by token, so "
-                "prompts of a pair are of equal length and padded alike"
-            )
+def _measured(
+    edges: _Edges, pairs: Pairs, answered: Answered, scores: Tensor, count: int, at_once: int, seed: int
+) -> tuple[Sequence[float | None] | None, dict[str, Any] | str]:
+    """Return what some edges do exactly, `None` for the others, and how well scores agree with it.
+
+    Args:
+        edges: that were scored.
+        pairs: of prompts.
+        answered: what is measured.
+        scores: `(edges,)`.
+        count: how many are measured.
+        at_once: pairs of a pass.
+        seed: of the drawing.
+    """
+    if not count:
+        return None, "not checked: scores of edges are estimates by gradient (verify=32 measures some)"
+    drawn = draw(scores.abs().tolist(), -(-count // 2), count // 2, seed)
+    runner = CircuitRunner(edges.model, edges.graph, pairs, answered, at_once=at_once)
+    kept = torch.ones(len(drawn.each), len(scores), dtype=torch.bool)
+    kept[torch.arange(len(drawn.each)), torch.tensor(drawn.each)] = False
+    effects = (runner.measure(kept) - runner.ends[0]).mean(1).tolist()
+    edges.passes += runner.passes
+    column: list[float | None] = [None] * len(scores)
+    for edge, effect in zip(drawn.each, effects, strict=True):
+        column[edge] = effect
+    return column, agreement(drawn, scores[list(drawn.each)].tolist(), effects, seed)
 
 
 def _columns(made: CircuitGraph, scores: Tensor, seed: int) -> dict[str, Sequence[Any]]:
