@@ -328,3 +328,42 @@ def test_a_rule_brings_its_check():
     assert "not checked" in edge_attribution(model, base, source, answers=ANSWERS).meta["check"]
     with pytest.raises(SpecError, match="verify from 0"):
         edge_attribution(model, base, source, answers=ANSWERS, verify=-1)
+
+
+@pytest.mark.parametrize("sender", ["a1.h2", "m1", "input"])
+def test_between_activations_the_gradient_is_taken_where_the_part_alone_is_on_its_way(sender):
+    """Of edges into the logits, with three points, by plain hooks."""
+    model: Any = model_of("gpt2")
+    base, source = (tokens(1, 6, seed) for seed in (1, 2))
+    table = edge_attribution(model, base, source, answers=ANSWERS, method="eap-ig-activations", points=3)
+    first, second = (added("gpt2", model, one["input_ids"]) for one in (base, source))
+    block = model.transformer.h[1]
+    places = {"a1.h2": (block.attn.c_proj, "input"), "m1": (block.mlp, "output")}
+    module, side = places.get(sender, (model.transformer.h[0], "input"))
+    values = []
+    for one in (base, source):
+        seen: dict[Any, Tensor] = {}
+        with torch.no_grad(), watched(module, side, keep(seen, "value")):
+            model(**one)
+        values.append(seen["value"])
+    score = 0.0
+    for share, weight in ((0.0, 0.25), (0.5, 0.5), (1.0, 0.25)):
+        ends: list[Tensor] = []
+
+        def end(_: Any, given: Any, ends: list[Tensor] = ends) -> Any:
+            ends.append(given[0].detach().requires_grad_())
+            return (ends[0],)
+
+        value = values[0] + share * (values[1] - values[0])
+        if side == "input":
+            hook = module.register_forward_pre_hook(lambda _, given, value=value: (value, *given[1:]))
+        else:
+            hook = module.register_forward_hook(lambda _, given, made, value=value: value)
+        with hook, model.transformer.ln_f.register_forward_pre_hook(end):
+            logits = model(**base).logits[0, -1]
+        (slope,) = torch.autograd.grad(logits[ANSWERS[1]] - logits[ANSWERS[0]], ends)
+        score += weight * float((slope * (second[sender] - first[sender])).sum())
+    found = next(row["score"] for row in table.rows() if (row["sender"], row["receiver"]) == (sender, "logits"))
+    assert found == pytest.approx(score, rel=1e-4, abs=1e-6)
+    parts = 1 + 2 * LAYERS
+    assert table.meta["passes"] == {"full": 2 + 2 * parts, "backward": 1 + 2 * parts}

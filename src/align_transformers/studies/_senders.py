@@ -49,6 +49,15 @@ class Senders:
     def __post_init__(self) -> None:
         self._found = resolve(self.model)
 
+    def parts(self) -> list[tuple[list[Site], list[int]]]:
+        """Return where each part of a block has its value, with the numbers of its senders."""
+        found: dict[Site, list[int]] = {}
+        for number, node in enumerate(self.nodes):
+            site = Site("block_input", 0) if node.layer is None else self._site(node)
+            site = Site("attention_value_output", node.layer) if node.kind == "head" else site
+            found.setdefault(site, []).append(number)
+        return [([site], numbers) for site, numbers in found.items()]
+
     def sites(self) -> list[Site]:
         """Return what has to be recorded."""
         found = [Site("block_input", 0)]

@@ -52,7 +52,7 @@ def edge_attribution(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     columns: Mapping[str, str] | None = None,
-    method: Literal["eap", "eap-ig"] = "eap",
+    method: Literal["eap", "eap-ig", "eap-ig-activations"] = "eap",
     rule: Rule | Sequence[Rule] = "true",
     points: int = 5,
     metric: Metrics | None = None,
@@ -76,9 +76,10 @@ def edge_attribution(
         tokenizer: likewise.
         columns: likewise.
         method: `"eap"` takes the gradient at the base, `"eap-ig"` its mean over points between the embeddings of base
-            and source, by the trapezoid rule, which visits both.
+            and source, by the trapezoid rule, which visits both. `"eap-ig-activations"` takes it between the values of
+            a part of a block (its heads, its MLP), all else as it is: a pass for each part and point.
         rule: of the backward pass, as for `attribution`.
-        points: of `"eap-ig"`.
+        points: of integrated gradients.
         metric: as for `attribution`.
         answers: likewise.
         at: likewise.
@@ -116,7 +117,8 @@ def edge_attribution(
     given = metrics_for(metric, None, len(pairs), "pairs")
     named = answers_for(answers, pairs, given)
     wanted = given or answers_metric(named, tokenizer)
-    how = How("ig" if method == "eap-ig" else "atp", points=points, switches=switches_of(rule))
+    along = "activations" if method == "eap-ig-activations" else "inputs"
+    how = How("atp" if method == "eap" else "ig", along, points, switches=switches_of(rule))
     count = verify if verify is not None else 32 if how.switches else 0
     edges = _Edges(model, graph(model, experts=experts), how)
     scores, names = [], []
@@ -238,7 +240,8 @@ class _Edges:
             metrics: of each pair; `None`: those of the model's own answers.
             tokenizer: for messages.
         """
-        ends = embeddings_of(self.model) if self.how.method == "ig" else []
+        inside = self.how.along == "activations"
+        ends = embeddings_of(self.model) if self.how.method == "ig" and not inside else []
         written, read = [*self._senders.sites(), *ends], [site for one in self._readers for site in one.sites()]
         base = self._ran(inputs[0], [*written, *read], graph=True)
         other = self._ran(inputs[1], written, graph=False)
@@ -250,23 +253,35 @@ class _Edges:
             metrics = (answers_metric(says, tokenizer) or {})[""]
         self._senders.look(base)
         moved = self._senders.moved(base, other)
-        sums: list[Tensor] = []
-        for share, weight in self.how.weights() if self.how.method == "ig" else [(0.0, 1.0)]:
-            changes = {end: towards(other.tape.values[end], share) for end in ends}
-            ran = base if share == 0 else self._ran(inputs[0], read, graph=True, changes=changes)
+
+        def slopes(ran: Ran) -> Iterator[Tensor]:
             with torch.enable_grad():
                 values = metric_values(metrics, ran.tape.logits(columns[0]), clean)
             if not values.requires_grad:
                 raise SpecError(f"the metric {name_of(metrics)} has no gradient, so edges cannot be scored by it")
-            each = self._gradients(ran, values.sum())
-            if self.how.method != "ig":
-                return self._contracted(each, moved), list(metrics)
-            if share == 0:
-                sums = [weight * one for one in each]
-            else:
-                for kept, one in zip(sums, each, strict=True):
+            return self._gradients(ran, values.sum())
+
+        if self.how.method != "ig":
+            return self._contracted(slopes(base), moved), list(metrics)
+        (_, first), *rest = self.how.weights()
+        start = list(slopes(base))
+        total: Tensor | None = None
+        for sites, senders in self._senders.parts() if inside else [(ends, list(range(len(moved))))]:
+            sums = [first * one for one in start]
+            for share, weight in rest:
+                changes = {site: towards(other.tape.values[site], share) for site in sites}
+                ran = self._ran(inputs[0], read, graph=True, changes=changes)
+                for kept, one in zip(sums, slopes(ran), strict=True):
                     kept.add_(one, alpha=weight)
-        return self._contracted(sums, moved), list(metrics)
+            only = (
+                torch.zeros_like(moved).index_copy_(0, torch.tensor(senders, device=moved.device), moved[senders])
+                if inside
+                else moved
+            )
+            found = self._contracted(sums, only)
+            total = found if total is None else total + found
+        assert total is not None
+        return total, list(metrics)
 
     def _ran(
         self, inputs: Any, sites: Sequence[Site], *, graph: bool, changes: Mapping[Site, Any] | None = None
