@@ -2,9 +2,9 @@
 # # A circuit in ten minutes
 #
 # Which edges between heads and MLPs does a model need for what it does? Here is a model of two layers that goes on with
-# what was said before, so that the answer is known beforehand (Olsson et al. 2022, arXiv:2209.11895): a head of the first
-# layer notes at each token which one came before it, and a head of the second layer looks for the token whose note is
-# the present one. The note reaches the second head through its keys.
+# what was said before, so that the answer is known beforehand (Olsson et al. 2022, arXiv:2209.11895): a head of the
+# first layer notes at each token which one came before it, and a head of the second layer looks for the token whose
+# note is the present one. The note reaches the second head through its keys.
 
 # %%
 import matplotlib.pyplot as plt
@@ -29,8 +29,8 @@ assert min(right, other) > 0.9
 # %% [markdown]
 # ## All edges
 #
-# What reads the residual stream are the queries, keys and values of each head, each MLP, and the logits; what writes into
-# it are the embeddings, the heads and the MLPs. An edge is absent where its reader gets what the sender does for the
+# What reads the residual stream are the queries, keys and values of each head, each MLP, and the logits; what writes
+# into it are the embeddings, the heads and the MLPs. An edge is absent where its reader gets what the sender does for the
 # other prompt. The two prompts have the same tokens in the end, and behind both places that may be looked for: what
 # differs is which token came before.
 
@@ -77,8 +77,8 @@ found.plot()
 # %% [markdown]
 # ## Is it a circuit?
 #
-# Each circuit is run exactly, on pairs that it was not found on: 1 is the whole model, 0 the model without any edge. What
-# is left without the circuit should be nothing, and random circuits of its size should keep nothing.
+# Each circuit is run exactly, on pairs that it was not found on: 1 is the whole model, 0 the model without any edge.
+# What is left without the circuit should be nothing, and random circuits of its size should keep nothing.
 
 # %%
 rest = {"base": {"input_ids": base[held_out]}, "source": {"input_ids": source[held_out]}, "answers": answers[held_out]}
