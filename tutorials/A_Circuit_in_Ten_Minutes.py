@@ -30,8 +30,8 @@ assert min(right, other) > 0.9
 # ## All edges
 #
 # What reads the residual stream are the queries, keys and values of each head, each MLP, and the logits; what writes
-# into it are the embeddings, the heads and the MLPs. An edge is absent where its reader gets what the sender does for the
-# other prompt. The two prompts have the same tokens in the end, and behind both places that may be looked for: what
+# into it are the embeddings, the heads and the MLPs. An edge is absent where its reader gets what the sender does for
+# the other prompt. The two prompts have the same tokens in the end, and behind both places that may be looked for: what
 # differs is which token came before.
 
 # %%
