@@ -111,6 +111,23 @@ def test_several_sources_parts_and_places():
     assert not torch.equal(free_matrix(made), before)
 
 
+def test_one_part_for_all_examples():
+    """A number stands for all, as in a call: as if it were said of each."""
+    from align_transformers import IntervenableModel
+
+    spec = {"layer": 1, "component": "block_output", "intervention_type": LowRankRotatedSpaceIntervention,
+            "low_rank_dimension": 4, "subspace_partition": [[0, 2], [2, 4]]}  # fmt: skip
+    found = []
+    for part in (1, torch.tensor([1, 1, 1, 1])):
+        torch.manual_seed(0)
+        made, data = IntervenableModel(spec, new_model("llama")), batches()
+        for batch in data:
+            batch["subspaces"] = part
+        made.train(train_dataloader=data, **PLAIN)
+        found.append(free_matrix(made))
+    assert torch.equal(*found)
+
+
 def test_mistakes_are_told():
     made = face()
     with pytest.raises(SpecError, match="train_dataloader"):

@@ -259,8 +259,8 @@ def _plain(value: Any) -> Any:
 
 
 def _subspaces(value: Any) -> Any:
-    """Return `[batch][parts]`, or what is nested deeper as it is."""
-    if value is None or isinstance(value, Mapping):
+    """Return `[batch][parts]`; a number, which is for all, and what is nested deeper as they are."""
+    if value is None or isinstance(value, Mapping | int):
         return value
     return [[one] if isinstance(one, int) else one for one in _plain(value)]
 
