@@ -127,12 +127,12 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
                     "points": 2, "drop": False, "verify": 2, "seed": 0}),
     "edge_attribution": (at.edge_attribution, {
         **PROMPTS, "tokenizer": None, "columns": None, "method": "eap", "rule": "true", "points": 2, "metric": None,
-        "answers": (4, 5), "at": -1, "experts": True, "verify": None, "at_once": 2, "seed": 0,
+        "answers": (4, 5), "at": -1, "heads": True, "experts": True, "verify": None, "at_once": 2, "seed": 0,
         "progress": None}),
     "Circuit": (at.Circuit, {"graph": NODES, "kept": torch.zeros(len(NODES), dtype=torch.bool),
                 "scores": torch.zeros(len(NODES)), "facts": {"seed": 0}}),
     "circuit": (at.circuit, {
-        **PROMPTS, "method": "eap", "level": "edges", "experts": True, "edges": 3, "nodes": None,
+        **PROMPTS, "method": "eap", "level": "edges", "heads": True, "experts": True, "edges": 3, "nodes": None,
         "neurons": None, "threshold": None,
         "select": "top", "signed": False, "orders": ("backward",), "points": 2, "steps": 1, "rate": 0.1,
         "ablation": "resample", "reference": None, "metric": None, "answers": (4, 5), "tokenizer": None,
@@ -142,7 +142,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "columns": None, "ablation": None, "reference": None, "metric": None, "answers": (4, 5), "at": -1,
         "held_out": True, "sizes": (0.5, 1.0), "controls": 1, "minimality": False, "truth": [("input", "logits")],
         "at_once": 2, "seed": 0, "progress": None}),
-    "graph": (at.graph, {"model": model(), "per_query_head": False, "experts": True}),
+    "graph": (at.graph, {"model": model(), "heads": True, "per_query_head": False, "experts": True}),
     "score": (at.score, {"model": model(), "prompts": tokens(2, 3), "metric": at.accuracy(3),
                          "metrics": None, "tokenizer": None, "columns": None, "at": -1, "store": None,
                          "progress": None, "planner": None}),

@@ -167,3 +167,14 @@ def test_experts_are_told_apart_only_if_what_each_adds_is_known():
     made = graph(model)
     assert not [node for node in made.senders if node.kind == "expert"]
     assert "between what each of them gives and the stream" in made.notes["m0"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "neox"])
+def test_attention_as_one_node(family):
+    made = graph(model_of(family), heads=False)
+    names = ["input"] + [f"{part}{layer}" for layer in range(LAYERS) for part in "am"]
+    assert [node.name for node in made.senders] == names
+    assert [node.name for node in made.receivers] == [*names[1:], "logits"]
+    before = [1 + 2 * layer for layer in range(LAYERS)]
+    assert len(made) == sum(count + count + (family != "neox") for count in before) + len(names)
+    assert "as asked" in made.notes["a0"]

@@ -58,6 +58,7 @@ def edge_attribution(
     metric: Metrics | None = None,
     answers: tuple[Answer, Answer] | Sequence[tuple[Answer, Answer]] | None = None,
     at: ReadAt = -1,
+    heads: bool = True,
     experts: bool = True,
     verify: int | None = None,
     at_once: int = 8,
@@ -83,7 +84,8 @@ def edge_attribution(
         metric: as for `attribution`.
         answers: likewise.
         at: likewise.
-        experts: as for `graph`: each expert is a node; `False`: those of a block are one.
+        heads: as for `graph`: each head is a node; `False`: those of a block are one.
+        experts: likewise of experts.
         verify: so many edges are measured exactly, each left out of a circuit of all others: half of them the
             strongest, the others drawn. `None`: 32 where a rule is used, else none.
         at_once: how many pairs are worked on at a time; memory grows with it.
@@ -120,7 +122,7 @@ def edge_attribution(
     along = "activations" if method == "eap-ig-activations" else "inputs"
     how = How("atp" if method == "eap" else "ig", along, points, switches=switches_of(rule))
     count = verify if verify is not None else 32 if how.switches else 0
-    edges = _Edges(model, graph(model, experts=experts), how)
+    edges = _Edges(model, graph(model, heads=heads, experts=experts), how)
     scores, names = [], []
     with telling("edge_attribution", progress) as tell:
         for start in range(0, len(pairs), at_once):

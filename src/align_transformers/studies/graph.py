@@ -27,7 +27,7 @@ MIXERS = {"mixer_output": "s", "moe_output": "e", "per_layer_mlp_output": "p", "
 
 
 @checked
-def graph(model: nn.Module, *, per_query_head: bool = False, experts: bool = True) -> CircuitGraph:
+def graph(model: nn.Module, *, heads: bool = True, per_query_head: bool = False, experts: bool = True) -> CircuitGraph:
     """Return the nodes and edges of a model, from the map of its components; no list of architectures is asked.
 
     Senders are the embeddings, each head (its z through its slice of the output projection), each MLP or each expert,
@@ -36,6 +36,7 @@ def graph(model: nn.Module, *, per_query_head: bool = False, experts: bool = Tru
 
     Args:
         model: a language model with one residual stream; not changed.
+        heads: each head is a node; `False`: those of a block are one, which can be run exactly in every model.
         per_query_head: keys and values are told for each head, also where several share them.
         experts: each expert is a node; `False`: all of a block are one.
 
@@ -54,16 +55,16 @@ def graph(model: nn.Module, *, per_query_head: bool = False, experts: bool = Tru
         (46, ['input', 'a0.h0', 'a0.h1', 'm0', 'a1.h0', 'a1.h1', 'm1'])
     """
     found = one_stack(model)
-    maker = _GraphMaker(model, found, per_query_head, experts)
+    maker = _GraphMaker(model, found, heads, per_query_head, experts)
     for layer, block in enumerate(found.stacks[""]):
         maker.add(layer, block)
     maker.receivers.append(GraphNode("logits", "logits", owner=("logits",)))
     maker.visible.append(tuple(maker.open))
-    heads = [heads_at(Site("attention_value_output", n), found) for n, b in enumerate(found.stacks[""]) if _heads(b)]
+    counts = [heads_at(Site("attention_value_output", n), found) for n, b in enumerate(found.stacks[""]) if _heads(b)]
     facts = {
         "model": found.model_class,
         "n_layers": len(found.stacks[""]),
-        "n_heads": max(heads, default=0),
+        "n_heads": max(counts, default=0),
         "parallel_attn_mlp": maker.parallel,
         "d_model": find_slot(model, Site("embedding_output")).width if "embedding_output" in found.ends else None,
     }
@@ -81,12 +82,14 @@ class _GraphMaker:
     Args:
         model: the user's.
         found: in it.
-        per_query_head: as for `graph`.
+        heads: as for `graph`.
+        per_query_head: likewise.
         experts: likewise.
     """
 
-    def __init__(self, model: nn.Module, found: ComponentMap, per_query_head: bool, experts: bool) -> None:
+    def __init__(self, model: nn.Module, found: ComponentMap, heads: bool, per_query_head: bool, experts: bool) -> None:
         self._model, self._found, self._per_query_head, self._split = model, found, per_query_head, experts
+        self._heads = heads
         self.senders = [GraphNode("input", "input")]
         self.receivers: list[GraphNode] = []
         self.visible: list[tuple[int, ...]] = []
@@ -137,6 +140,8 @@ class _GraphMaker:
 
     def _attention(self, layer: int, block: Block) -> tuple[list[GraphNode], list[GraphNode]]:
         name = f"a{layer}"
+        if not self._heads:
+            return _alone(name, "attention", layer, "attention as one node, as asked")
         split = _heads(block) and all(f"{what}_output" in block.slots for what in _LETTERS.values())
         counts = {w: heads_at(Site(f"{w}_output", layer), self._found) for w in _LETTERS.values()} if split else {}
         if not split or not all(counts.values()):

@@ -30,17 +30,23 @@ def stirred(model: Any) -> Any:
     return model.eval()
 
 
+def wired(model: Any) -> Any:
+    """Return the wiring of heads, or, where theirs is refused, of whole attentions."""
+    try:
+        return wire(model, graph(model))
+    except SpecError as error:
+        if "heads=False tells" not in str(error):
+            raise
+        return wire(model, graph(model, heads=False))
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", sample()[:12], ids=lambda name: f"seed{seed()}-{name}")
+@pytest.mark.parametrize("name", [*sample()[:10], "deepseek_v3"], ids=lambda name: f"seed{seed()}-{name}")
 def test_the_ends_of_circuits(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model: Any = stirred(tiny_model("CAUSAL_LM", name).model)
-    try:
-        wiring = wire(model, graph(model))
-    except SpecError as error:  # what cannot be run exactly is refused with the reason, never run wrongly
-        assert len(str(error)) > 40  # noqa: PT017
-        return
+    wiring = wired(model)
     vocab = int(model.config.get_text_config().vocab_size)
     ids = torch.randint(6, min(vocab, 100), (2, 2, LENGTH), generator=torch.Generator().manual_seed(1))
     base, source = ({"input_ids": one} for one in ids)

@@ -75,7 +75,8 @@ class Wanted:
     Args:
         method: how edges are chosen.
         level: of what the circuit is.
-        experts: each is a node.
+        heads: each is a node.
+        experts: likewise.
         count: how many are kept.
         threshold: what is kept.
         select: the strongest, or greedily from the logits down.
@@ -90,6 +91,7 @@ class Wanted:
 
     method: SearchMethod
     level: Level
+    heads: bool
     experts: bool
     count: int | None
     threshold: float | None
@@ -147,7 +149,7 @@ class CircuitSearch:
     @cached_property
     def graph(self) -> CircuitGraph:
         """The model's."""
-        return graph(self.model, experts=self.wanted.experts)
+        return graph(self.model, heads=self.wanted.heads, experts=self.wanted.experts)
 
     @cached_property
     def runner(self) -> CircuitRunner | NodeRunner:

@@ -40,6 +40,7 @@ def circuit(
     *,
     method: SearchMethod = "eap",
     level: Level = "edges",
+    heads: bool = True,
     experts: bool = True,
     edges: int | None = None,
     nodes: int | None = None,
@@ -78,7 +79,8 @@ def circuit(
             the distance from the whole model grows by less than `threshold`. `"masks"`: learned hard concrete masks.
         level: of what it is. A node's absent value stands for it everywhere: all edges that leave it are absent. The
             embeddings are always there. Neurons are the coordinates of MLPs' activations and of heads' values.
-        experts: as for `graph`: each expert is a node; `False`: those of a block are one.
+        heads: as for `graph`: each head is a node; `False`: those of a block are one.
+        experts: likewise of experts.
         edges: of level `"edges"`, how many are kept. From scores: as few of the strongest as have a connected part of
             that size. Where one edge connects many, the weakest go again, but none on which a stronger one hangs: so
             there may be a few more. Of `"masks"`: the target, too.
@@ -130,7 +132,7 @@ def circuit(
     """
     counts = {"edges": edges, "nodes": nodes, "neurons": neurons}
     wanted = Wanted(
-        method, level, experts, counts.pop(level), threshold, select, signed, tuple(orders), points, steps, rate,
+        method, level, heads, experts, counts.pop(level), threshold, select, signed, tuple(orders), points, steps, rate,
         ablation, seed,
     )  # fmt: skip
     _check(wanted, {name: count for name, count in counts.items() if count is not None}, at_once)
@@ -147,7 +149,8 @@ def circuit(
             model, pairs, wanted, None if metrics is None else metrics[""], at, tokenizer, means, at_once,
             lambda: edge_attribution(
                 model, base, source, tokenizer=tokenizer, columns=columns, method="eap-ig" if method == "eap-ig" else
-                "eap", points=points, metric=metric, answers=answers, at=at, experts=experts, at_once=at_once,
+                "eap", points=points, metric=metric, answers=answers, at=at, heads=heads, experts=experts,
+                at_once=at_once,
                 seed=seed,
                 progress=lambda done, total: tell(done, total, "pairs"),
             ),

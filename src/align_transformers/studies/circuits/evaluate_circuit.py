@@ -170,8 +170,9 @@ def _check(model: nn.Module, circuit: Circuit, sizes: Sequence[float], controls:
             "sizes are shares from 0 to 1 in ascending order, controls and seed from 0, at_once from 1; found "
             f"{shares}, {controls}, {seed} and {at_once}"
         )
-    experts = any(node.kind == "expert" for node in circuit.graph.senders)
-    if list(graph(model, experts=experts).edges()) != list(circuit.graph.edges()):
+    kinds = {node.kind for node in circuit.graph.senders}
+    made = graph(model, heads="head" in kinds, experts="expert" in kinds)
+    if list(made.edges()) != list(circuit.graph.edges()):
         raise SpecError(f"the circuit has the {len(circuit.graph)} edges of another graph than that of this model")
 
 

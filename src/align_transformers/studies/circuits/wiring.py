@@ -24,6 +24,8 @@ from .._taped import record
 from ..circuit_graph import CircuitGraph, GraphNode
 from ..graph import parts_of, reads_at
 
+_ONE = "heads=False tells the attention of a block as one node"
+
 
 def linear_of(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     """Return matrix `(outputs, inputs)` and bias `(outputs,)` of a linear layer; `None` where it is none."""
@@ -260,7 +262,7 @@ def _port(
     linear = known[slot.module]
     if slot.side != "output" or linear is None or slot.heads is None:
         raise SpecError(
-            f"{site} is not what one linear layer makes, so that {node.name} cannot read a stream of its own"
+            f"{site} is not what one linear layer makes, so that {node.name} cannot read a stream of its own; {_ONE}"
         )
     own = slot.heads.flatten() if node.number is None else slot.heads[node.number]
     first, last = int(own[0]), int(own[-1])
@@ -313,7 +315,9 @@ class _Seen:
         first, *others = self._projected(layer)
         for other in others:
             if not _same(self._tape.values[other], self._tape.values[first]):
-                raise SpecError(f"{other} is not {first}: what of them reads the residual stream cannot be told")
+                raise SpecError(
+                    f"{other} is not {first}: what of them reads the residual stream cannot be told; {_ONE}"
+                )
         return self.norm(layer, part, first)
 
     def experts(self, layer: int) -> Experts:
@@ -356,7 +360,7 @@ class _Seen:
                 return site, replace(slot, around=there.around) if given.ndim < 3 else slot, call.module
         raise SpecError(
             f"{entry} is neither the residual stream nor what one norm makes of it, so that what reads there cannot be "
-            "given another stream"
+            f"given another stream; {_ONE}"
         )
 
 
