@@ -33,7 +33,7 @@ $style
 <h1>$title</h1>
 $body
 </main>
-<div id="says" role="status"></div>
+<div id="pointed-at" role="status"></div>
 <script>$script</script>
 </body>
 </html>

@@ -10,7 +10,7 @@ from .svg import Number, box, drawing, round_ticks, short, text, way, width_of
 from .words import cut, precise
 
 _WIDE, _TALL = 420, 230
-_ROW, _NAME = 26, 28  # pixels of a bar with the room around it; letters of its name
+_ROW, _NAME = 26, 36  # pixels of a bar with the room around it; letters of its name
 _DARK = ("#56a6e8", "#f0954a", "#3fc79a", "#b99fe0", "#cbab63")
 _GREY = "#6e6e6e", "#a8a8a8"
 _MARKS = ("M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z", "M-3.5-3.5h7v7h-7Z", "M0-4.5L4.5 3.5h-9Z", "M0-5L5 0L0 5L-5 0Z",
@@ -106,12 +106,13 @@ def svg_of_bars(panel: Bars, words: str) -> str:
     """Return bars from 0 on, the first on top, with their intervals."""
     names = [cut(bar.label, _NAME) for bar in panel.bars]
     left = max(map(width_of, names), default=0) + 12.0
+    wide = max(_WIDE, left + 230)
     ends = [end for bar in panel.bars for end in (bar.value, bar.low, bar.high, 0.0) if end is not None]
     level = [] if panel.level is None else [panel.level]
     low, high = (0.0, 1.0) if panel.share else _stretched(min([*ends, *level]), max([*ends, *level]), 0.0)
 
     def at(value: Number) -> Number:
-        return left + (min(max(value, low), high) - low) / (high - low) * (_WIDE - left - 20)
+        return left + (min(max(value, low), high) - low) / (high - low) * (wide - left - 20)
 
     top = 20.0 if level else 4.0
     bottom = top + _ROW * len(panel.bars)
@@ -119,12 +120,12 @@ def svg_of_bars(panel: Bars, words: str) -> str:
     parts = [way([(at(tick), top), (at(tick), bottom)], "zero" if tick == 0 else "grid") for tick in ticks]
     marks, over = _bars(panel, at, top, names, left)
     parts += [*marks, *over, *(text(at(tick), bottom + 16, precise(tick), "m") for tick in ticks)]
-    parts.append(text((left + _WIDE) / 2, bottom + 34, panel.x, "m f"))
+    parts.append(text((left + wide) / 2, bottom + 34, panel.x, "m f"))
     for value in level:
         said = f"{panel.level_name} {precise(value)}"
-        x = min(at(value), _WIDE - width_of(said) - 2)
+        x = min(at(value), wide - width_of(said) - 2)
         parts += [way([(at(value), top - 2), (at(value), bottom)], "level"), text(x, 12, said, "f")]
-    return drawing(_WIDE, bottom + 42, words, parts)
+    return drawing(wide, bottom + 42, words, parts)
 
 
 def _bars(
@@ -137,7 +138,7 @@ def _bars(
         kind = "lc" if bar.control else f"l{int(value < 0)}"
         start, end = sorted((at(0.0), at(value)))
         over += [box(start, y, end - start, _ROW - 8, f"bar {kind}"), text(left - 8, y + 13, name, "e")]
-        marks.append(box(0, y - 4, _WIDE, _ROW, "m row-of"))
+        marks.append(box(0, y - 4, at(1e300) + 20, _ROW, "m row-of"))
         if bar.low is not None and bar.high is not None:
             a, b, middle = at(bar.low), at(bar.high), y + _ROW / 2 - 4
             over.append(way([(a, middle), (b, middle)], "end"))

@@ -131,7 +131,10 @@ def _scale(scale: ColourScale, left: Number, bottom: Number, tall: Number) -> tu
         for n in reversed(range(steps))
     ]
     ticks = [(place, words) for place, words in scale.ticks if place >= scale.begin]
-    for place, words in ticks:
-        y = bottom - (place - scale.begin) / (1 - scale.begin) * tall
-        parts.append(text(left + 18, min(max(y + 4, bottom - tall + 9), bottom), words, "f"))
+    taken: list[Number] = []
+    for place, words in sorted(ticks, key=lambda tick: -len(tick[1])):  # where two would overlap, the one that says more
+        y = min(max(bottom - (place - scale.begin) / (1 - scale.begin) * tall + 4, bottom - tall + 9), bottom)
+        if all(abs(y - other) >= 12 for other in taken):
+            taken.append(y)
+            parts.append(text(left + 18, y, words, "f"))
     return parts, 24 + max((width_of(words) for _, words in ticks), default=0)

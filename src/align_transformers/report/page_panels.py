@@ -31,9 +31,9 @@ def rows_of_panels(rows: Iterable[Sequence[Panel]], name: str) -> str:
 def choices_of(choices: Mapping[str, Sequence[str]], drawn: Picture) -> str:
     """Return the selectors of a page: of its views, and of maps that stand side by side; nothing where all is shown."""
     parts = list(dict.fromkeys(title for row in drawn.panels for title in _parts(row)))
-    selects = [_select(name, words, range(len(words)), "") for name, words in choices.items()]
+    selects = [_select(name, words, range(len(words))) for name, words in choices.items()]
     if len(parts) > 1:
-        selects.append(_select("maps", ["all", *parts], ["", *parts], ' id="part"'))
+        selects.append(_select("maps", ["all", *parts], ["", *parts]))
     shown = any(len(words) > 1 for words in choices.values()) or len(parts) > 1
     return f'<div class="choose">{"".join(selects)}</div>' if shown else ""
 
@@ -44,13 +44,14 @@ def _parts(row: Sequence[Panel]) -> list[str]:
     return titles if len(set(titles)) == len(row) > 1 else []
 
 
-def _select(name: str, words: Sequence[str], values: Iterable[int | str], also: str) -> str:
+def _select(name: str, words: Sequence[str], values: Iterable[int | str]) -> str:
     options = "".join(
         f'<option value="{escape(str(value))}">{escape(word)}</option>'
         for word, value in zip(words, values, strict=True)
     )
     hidden = " hidden" * (len(words) < 2)
-    return f"<label{hidden}>{escape(name)} <select{also}>{options}</select></label>"
+    label = f'<label for="choose-{name}">{name}</label>'
+    return f'<span{hidden}>{label} <select id="choose-{name}">{options}</select></span>'
 
 
 def html_of_panel(panel: Panel, name: str) -> str:

@@ -47,15 +47,15 @@ summary { cursor: pointer; font-size: .875rem; color: var(--faint); }
 .choose { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; margin: 1rem 0; }
 [hidden] { display: none !important; }
 svg { display: block; }
-svg text { fill: var(--ink); font-size: 12px; }
+svg text { fill: var(--ink); font-size: 12px; pointer-events: none; }
 svg text.m, svg text.c { text-anchor: middle; }
 svg text.e { text-anchor: end; }
 svg text.f { fill: var(--faint); }
-svg text.c { fill: var(--i); font-size: 11px; pointer-events: none; }
+svg text.c { fill: var(--i); font-size: 11px; }
 svg text.c.u { fill: var(--ink); }
 svg text.c.z { opacity: .75; }
 rect { fill: var(--g); }
-rect.u { fill: none; stroke: var(--line); }
+rect.u { fill: transparent; stroke: var(--line); }
 rect.bar { fill: var(--l); }
 rect.row-of { fill: transparent; }
 rect.bar, .end, .zero, .grid, .level { pointer-events: none; }
@@ -71,11 +71,11 @@ rect.bar, .end, .zero, .grid, .level { pointer-events: none; }
 .mark { fill: var(--l); stroke: transparent; stroke-width: 10; }
 .mark.lc { fill: none; stroke: var(--l); stroke-width: 1.6; }
 .m.on { stroke: var(--ink); stroke-width: 2; }
-#says { position: fixed; z-index: 2; max-width: min(26rem, 90vw); padding: .4rem .6rem; border-radius: .4rem;
+#pointed-at { position: absolute; z-index: 2; max-width: min(26rem, 90vw); padding: .4rem .6rem; border-radius: .4rem;
   background: #22262e; color: #f4f4f4; border: 1px solid #5a5f69; font-size: .8125rem; line-height: 1.4;
   white-space: pre-wrap; pointer-events: none; }
-#says:empty { display: none; }
-#says b { display: block; }
+#pointed-at:empty { display: none; }
+#pointed-at b { display: block; }
 .graph line { stroke: var(--faint); stroke-width: 1.4; }
 .graph path { fill: var(--faint); }
 .graph rect { fill: var(--ground); stroke: var(--faint); }
@@ -90,7 +90,7 @@ section.chapter .found { border-left: 3px solid #2171b5; padding-left: .5rem; ma
 .label { margin: .75rem 0 -.5rem; }
 @media print {
   body { margin: 0; max-width: none; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  .choose, .hint, #says, details:not([open]) { display: none; }
+  .choose, .hint, #pointed-at, details:not([open]) { display: none; }
   .wide, .data .wide { overflow: visible; max-height: none; }
   svg { max-width: 100%; height: auto; }
   .panel, tr { break-inside: avoid; }
@@ -99,7 +99,7 @@ section.chapter .found { border-left: 3px solid #2171b5; padding-left: .5rem; ma
 
 SCRIPT = """
 (function () {
-  const says = document.getElementById("says");
+  const says = document.getElementById("pointed-at");
   let on = null;
   function show(mark, row, at) {
     if (on) { on.classList.remove("on"); }
@@ -110,11 +110,12 @@ SCRIPT = """
     row[row.length - 1].forEach((line, n) => {
       says.append(n ? "\\n".repeat(n > 1) + line : Object.assign(document.createElement("b"), {textContent: line}));
     });
+    says.style.left = says.style.top = "0";
     const box = mark.getBoundingClientRect(), [x, y] = at || [box.right, box.bottom];
-    const wide = document.documentElement.clientWidth - says.offsetWidth - 4;
-    says.style.left = Math.max(4, Math.min(x + 14, wide)) + "px";
-    const below = y + 14 + says.offsetHeight < innerHeight;
-    says.style.top = Math.max(4, below ? y + 14 : Math.min(y, box.top) - says.offsetHeight - 8) + "px";
+    const right = document.documentElement.clientWidth - says.offsetWidth - 4, below = y + 14 + says.offsetHeight;
+    const top = below < innerHeight ? y + 14 : Math.min(y, box.top) - says.offsetHeight - 8;
+    says.style.left = scrollX + Math.max(4, Math.min(x + 14, right)) + "px";
+    says.style.top = scrollY + Math.max(4, top) + "px";
   }
   const middle = mark => {
     const box = mark.getBoundingClientRect();
@@ -182,13 +183,13 @@ SCRIPT = """
       URL.revokeObjectURL(link.href);
     });
   }
-  addEventListener("scroll", event => { if (event.target === document) { show(null); } }, {passive: true});
-  const selects = [...document.querySelectorAll(".choose select")], part = document.getElementById("part");
+  const selects = [...document.querySelectorAll(".choose select")], part = document.getElementById("choose-maps");
   function turn() {
     const wanted = selects.filter(one => one !== part).map(one => one.value).join(" ");
     for (const view of document.querySelectorAll(".view")) { view.hidden = view.dataset.view !== wanted; }
-    for (const panel of document.querySelectorAll(".choice > .panel")) {
-      panel.hidden = Boolean(part && part.value && panel.dataset.title !== part.value);
+    for (const row of document.querySelectorAll(".choice")) {
+      const asked = panel => panel.dataset.title === part.value, panels = [...row.children];
+      for (const panel of panels) { panel.hidden = panels.some(asked) && !asked(panel); }
     }
     show(null);
   }
