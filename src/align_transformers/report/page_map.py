@@ -132,7 +132,7 @@ def _scale(scale: ColourScale, left: Number, bottom: Number, tall: Number) -> tu
     ]
     ticks = [(place, words) for place, words in scale.ticks if place >= scale.begin]
     taken: list[Number] = []
-    for place, words in sorted(ticks, key=lambda tick: -len(tick[1])):  # where two would overlap, the one that says more
+    for place, words in sorted(ticks, key=lambda tick: -len(tick[1])):  # of two that overlap, the longer
         y = min(max(bottom - (place - scale.begin) / (1 - scale.begin) * tall + 4, bottom - tall + 9), bottom)
         if all(abs(y - other) >= 12 for other in taken):
             taken.append(y)
