@@ -13,11 +13,11 @@ from .tabular import Tabular
 
 _NUMBERS: Mapping[str, tuple[str, ...]] = {
     "grid": ("recovered", "effect"),
-    "path_patching": ("recovered", "effect"),
+    "path_patching": ("effect", "recovered"),
     "attribution": ("recovered", "effect"),
     "logit_lens": ("probability", "rank", "logit"),
 }
-"""By study, what the names of the columns that may be chosen end in."""
+"""By study, what the names of the columns that may be chosen end in, the study's main one first."""
 _MOST = 24
 
 
@@ -77,4 +77,4 @@ def _pictures(
 def _numbers(table: Tabular) -> list[str]:
     endings = _NUMBERS.get(str(table.meta.get("study", "grid")), ())
     known = [name for end in endings for name in table.columns if name == end or name.endswith(f"_{end}")]
-    return [name for name in dict.fromkeys(known) if any(one is not None for one in table.columns[name])]
+    return list(dict.fromkeys(known))
