@@ -25,7 +25,8 @@ from align_transformers.report import save_page
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FOUND = os.environ.get("CHROMIUM") or next((path for name in NAMES if (path := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(FOUND is None, reason="no Chromium: set CHROMIUM, or apt-get install chromium")
-PAIRS = ["w1 w2 w3 w4", "w5 w2 w6 w4"], ["w1 w2 w9 w4", "w5 w2 w8 w4"]
+LONG = " ".join(f"w{n}" for n in range(10, 23))
+PAIRS = [f"w1 w3 w4 {LONG}", f"w5 w6 w4 {LONG}"], [f"w1 w9 w4 {LONG}", f"w5 w8 w4 {LONG}"]  # wider than a phone
 KINDS = (*studies.STUDIES, "interchange", "circuit", "scan")
 SERIOUS = {"serious", "critical"}
 # The ratio of the contrast of each text of the page's drawings with what lies below it, as WCAG defines it.
@@ -186,7 +187,7 @@ def test_a_number_a_pair_and_a_map_are_chosen(way: str, opened: Any) -> None:
         heads = panels.locator("svg").evaluate_all("all => all.map(one => one.getAttribute('aria-label'))")
         return [head.split(".")[0] for head in heads]
 
-    maps = [f"{name}_output: Map of recovered, 3 layers by 4 positions" for name in ("block", "mlp")]
+    maps = [f"{name}_output: Map of recovered, 3 layers by 16 positions" for name in ("block", "mlp")]
     assert shown()[:2] == maps
     choose("maps", "mlp_output")
     assert [head for head in shown() if "Map of" in head] == maps[1:]
