@@ -184,7 +184,7 @@ def test_the_command_line_itself_imports_nothing_heavy():
         "import align_transformers.cli as cli\n"
         "sys.argv = ['align-transformers', 'trace', '--help']\n"
         "try:\n    cli.main()\nexcept SystemExit as ended:\n    assert not ended.code\n"
-        "heavy = {'torch', 'transformers', 'pandas', 'numpy', 'matplotlib', 'plotly', 'pyarrow'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'numpy', 'matplotlib', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -414,18 +414,18 @@ def test_scan_refuses_answers_that_are_not_one_for_each_prompt(run, folder):
 
 def test_doctor_tells_versions_devices_and_what_is_not_there(run, monkeypatch):
     real = doctor_command.find_spec
-    monkeypatch.setattr(doctor_command, "find_spec", lambda name: None if name == "plotly" else real(name))
+    monkeypatch.setattr(doctor_command, "find_spec", lambda name: None if name == "matplotlib" else real(name))
     status, out, err = run("doctor", "--json")
     data = json.loads(out)
     assert (status, err, set(data)) == (0, "", {"versions", "optional", "machine"})
     assert data["versions"]["torch"] == torch.__version__
     assert data["machine"]["devices"][0] == "cpu"
     assert data["machine"]["threads"] == torch.get_num_threads()
-    assert data["optional"]["plotly"]["version"] is None
+    assert data["optional"]["matplotlib"]["version"] is None
     assert data["optional"]["pandas"]["version"]
     status, out, err = run("doctor")
     assert (status, err) == (0, "")
-    assert "plotly              not there; pages: pip install 'align-transformers[report]'" in out
+    assert "matplotlib          not there; figures: pip install 'align-transformers[report]'" in out
 
 
 def test_doctor_names_every_optional_package_with_its_extra():

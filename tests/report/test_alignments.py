@@ -186,7 +186,7 @@ def test_the_page_says_it_all_in_its_order(tmp_path):
     for said in order:
         assert said in text[at:], said
         at = text.index(said, at)
-    assert reader.tags.count("svg") == 1
+    assert reader.tags.count("svg") == 1 + reader.tags.count("figure")  # the graph of the causal model, and the panels
     assert "prefers-color-scheme: dark" in reader.styles
 
 

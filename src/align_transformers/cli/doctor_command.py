@@ -21,7 +21,6 @@ OPTIONAL: Mapping[str, tuple[str, str, str]] = {
     "pyarrow": ("pyarrow", "tables", "tables as files"),
     "rich": ("rich", "report", "pictures in the terminal, progress bars"),
     "matplotlib": ("matplotlib", "report", "figures"),
-    "plotly": ("plotly", "report", "pages"),
     "networkx": ("networkx", "report", "drawings of causal models"),
     "typer": ("typer", "cli", "the command line"),
     "scikit-learn": ("sklearn", "probes", "probes"),

@@ -93,6 +93,7 @@ def _entry(path: Path, name: str) -> IndexEntry:
 def _of_table(path: Path, name: str) -> IndexEntry:
     from ..report import figure_of, image_of, page_of, picture
     from ..report.index_page import IndexEntry
+    from ..report.views import views_of
     from ..table import Table
 
     table = Table.load(path)
@@ -102,7 +103,7 @@ def _of_table(path: Path, name: str) -> IndexEntry:
     except AlignError as error:  # it is a result all the same
         title = f"{table.meta.get('study', 'A table')}: {len(table)} rows"
         return IndexEntry(name, title, "", f"There is no picture of it: {error}", facts=facts)
-    link = _linked(path, name, lambda: page_of(drawn))
+    link = _linked(path, name, lambda: page_of(views_of(table)))
     said = " ".join(dict.fromkeys(line for line in (drawn.findings or (drawn.about,)) if line.endswith(".")))
     said = said or next(iter(drawn.findings), drawn.about)
     return IndexEntry(name, drawn.title, link, said, image_of(figure_of(drawn), dpi=_DPI), facts=facts)

@@ -103,10 +103,14 @@ class Job:
     def _kept_table(self, table: Table) -> _Kept:
         """Write a table, its figure and its page."""
         from ..report import Shown, figure_of, image_of, page_of
+        from ..report.views import views_of
 
         files = {"table": str(table.save(self.out / f"{self.name}.parquet"))}  # it may have no picture
         drawn = _picture(table, self.value)
-        made = {"figure": ("png", image_of(figure_of(drawn))), "page": ("html", page_of(drawn).encode())}
+        made = {
+            "figure": ("png", image_of(figure_of(drawn))),
+            "page": ("html", page_of(views_of(table, self.value)).encode()),
+        }
         for kind, (ending, content) in made.items():
             files[kind] = str(write_atomically(self.out / f"{self.name}.{ending}", content))
         return _Kept(files, Shown(drawn), drawn.findings, lambda: described(table, files, self.value))

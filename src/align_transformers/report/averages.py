@@ -37,9 +37,10 @@ def picture_of_averages(table: Tabular, value: str | None) -> Picture:
     rows = [row for row in averaged(table, by, asked, unit) if row["layer"] is not None]
     scale = _scale(asked, rows)
     labels = _labels(table, column, rows)
+    several = [name for name in shown if len({row[name] for row in rows}) > 1]
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[name] for name in shown), []).append(row)
+        groups.setdefault(tuple(row[name] for name in several), []).append(row)
     maps: tuple[HeatMap, ...] = tuple(
         layer_map(
             group,
@@ -47,14 +48,13 @@ def picture_of_averages(table: Tabular, value: str | None) -> Picture:
             labels,
             lambda row: row[column] if column else None,
             scale,
-            title=", ".join(map(str, named)) if len(groups) > 1 else "",
+            title=", ".join(map(str, named)),
         )
         for named, group in groups.items()
     )
     count = units(table, unit) if unit else 1
     panels: list[tuple[Panel, ...]] = [maps]
     if count > 1:
-        several = [name for name in shown if len({row[name] for row in rows}) > 1]
         panels.append((_bars(asked, rows, several, column),))
     return Picture(
         f"{asked.replace('_', ' ').capitalize()} by layer and {labels[0].name}",

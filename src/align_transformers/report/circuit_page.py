@@ -20,7 +20,7 @@ _STYLE = Template("""
 .circuit { --ink: #1c1c1c; --faint: #5a5a5a; --ground: #ffffff; --line: #dddddd; --box: #f2f4f8; --up: $up;
   --down: $down; --plain: #6e6e6e; color: var(--ink); background: var(--ground);
   font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   .circuit { --ink: #e8e8e8; --faint: #a0a4ab; --ground: #16181d; --line: #34373e; --box: #262a33;
     --up: $up_dark; --down: $down_dark; --plain: #9a9a9a; }
 }
@@ -112,7 +112,7 @@ _PAGE = Template("""<!DOCTYPE html>
 <style>
 :root { color-scheme: light dark; }
 body { margin: 0; background: #ffffff; }
-@media (prefers-color-scheme: dark) { body { background: #16181d; } }
+@media screen and (prefers-color-scheme: dark) { body { background: #16181d; } }
 main { padding: 2rem 1rem; max-width: 80rem; margin: 0 auto; }
 </style>
 </head>

@@ -94,7 +94,6 @@ class Scan:
             The path.
 
         Raises:
-            MissingExtraError: plotly is not installed.
             OSError: the folder cannot be written to.
         """
         return write_atomically(path, page_of_chapters(self.report).encode())
