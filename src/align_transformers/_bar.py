@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from html import escape
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from ._optional import optional
 
@@ -18,8 +18,16 @@ HowFar = Callable[[int, int], None]
 """Called with what is done, and of how much."""
 
 
+@runtime_checkable
+class Tell(Protocol):
+    """Called with what is done, of how much, and some words on how it goes, which a bar alone shows."""
+
+    def __call__(self, done: int, total: int, words: str = "") -> None:
+        """Tell."""
+
+
 @contextmanager
-def telling(what: str, progress: HowFar | bool | None) -> Iterator[HowFar]:
+def telling(what: str, progress: HowFar | bool | None) -> Iterator[Tell]:
     """Hold what is told how far something is: a bar for `True`, a function of the caller's, or else nothing.
 
     Args:
@@ -34,12 +42,12 @@ def telling(what: str, progress: HowFar | bool | None) -> Iterator[HowFar]:
     1 2
     """
     if callable(progress):
-        yield progress
+        yield lambda done, total, words="": progress(done, total)
     elif progress:
         with bar(what) as advance:
-            yield lambda done, total: advance(done, total, "")
+            yield lambda done, total, words="": advance(done, total, words)
     else:
-        yield lambda done, total: None
+        yield lambda done, total, words="": None
 
 
 @contextmanager

@@ -362,6 +362,22 @@ def token_of_each(
     return [token_id(token, tokenizer) for token in each]
 
 
+def own_answers_metric(base: Tensor, source: Tensor, tokenizer: PreTrainedTokenizerBase | None) -> Sequence[Metric]:
+    """Return of each pair the logit of the answer that the model gives the source minus that of the base's.
+
+    Args:
+        base: `(pairs, vocab)` logits of the bases.
+        source: likewise of the sources.
+        tokenizer: for messages.
+
+    Raises:
+        SpecError: the answers of a pair are the same.
+    """
+    says = list(zip(base.argmax(-1).tolist(), source.argmax(-1).tolist(), strict=True))
+    check_told_apart(says, tokenizer)
+    return (answers_metric(says, tokenizer) or {})[""]
+
+
 def check_told_apart(says: Sequence[tuple[int, int]], tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Refuse pairs of which both prompts have the same answer.
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from .._bar import telling
+from .._bar import Tell, telling
 from .._checked import checked
 from .._errors import SpecError
-from ..metrics import Metrics
+from ..metrics import Metric, Metrics
 from ..models import resolve
 from ..models.sequence import examples_of
 from ..sites import Site
@@ -32,7 +32,7 @@ from ._made_with import made_with
 from ._pairs import Pairs, pair_up
 from ._prompts import ReadAt
 from ._readers import readers_of
-from ._scoring import Answer, answers_for, answers_metric, check_told_apart, metric_values, metrics_for, name_of
+from ._scoring import Answer, answers_for, answers_metric, metric_values, metrics_for, name_of, own_answers_metric
 from ._senders import Ran, Senders
 from ._taped import embeddings_of, record
 from .circuit_graph import CircuitGraph
@@ -115,27 +115,17 @@ def edge_attribution(
         numbers = f"{at_once}, {points}, {seed} and {verify}"
         raise SpecError(f"at_once is from 1, points from 2, seed and verify from 0; found {numbers}")
     pairs = pair_up(base, source, tokenizer, model, columns, None, None, None)
-    check_alike(pairs)
     given = metrics_for(metric, None, len(pairs), "pairs")
     named = answers_for(answers, pairs, given)
     wanted = given or answers_metric(named, tokenizer)
     along = "activations" if method == "eap-ig-activations" else "inputs"
     how = How("atp" if method == "eap" else "ig", along, points, switches=switches_of(rule))
     count = verify if verify is not None else 32 if how.switches else 0
-    edges = _Edges(model, graph(model, heads=heads, experts=experts), how)
-    scores, names = [], []
+    edges = EdgeScores(model, graph(model, heads=heads, experts=experts), how)
+    answered = Answered(None if wanted is None else wanted[""], tokenizer, at)
     with telling("edge_attribution", progress) as tell:
-        for start in range(0, len(pairs), at_once):
-            chosen = range(start, min(len(pairs), start + at_once))
-            inputs = [examples_of(side.inputs, chosen) for side in (pairs.base, pairs.source)]
-            reads = [[side.columns(at)[pair] for pair in chosen] for side in (pairs.base, pairs.source)]
-            own = None if wanted is None else [wanted[""][pair] for pair in chosen]
-            found, used = edges.scores(inputs, reads, own, tokenizer)
-            scores.append(found)
-            names += used
-            tell(chosen.stop, len(pairs))
+        every, names = edges.of_pairs(pairs, answered, at_once, tell)
     BackwardRules(how.switches, edges.acted).check(rule)
-    every = torch.cat(scores, 1)
     exact, check = _measured(edges, pairs, Answered(names, tokenizer, at), every.mean(1), count, at_once, seed)
     meta = {
         **made_with(model), "study": "edge_attribution", "method": method,
@@ -150,7 +140,7 @@ def edge_attribution(
 
 
 def _measured(
-    edges: _Edges, pairs: Pairs, answered: Answered, scores: Tensor, count: int, at_once: int, seed: int
+    edges: EdgeScores, pairs: Pairs, answered: Answered, scores: Tensor, count: int, at_once: int, seed: int
 ) -> tuple[Sequence[float | None] | None, dict[str, Any] | str]:
     """Return what some edges do exactly, `None` for the others, and how well scores agree with it.
 
@@ -208,7 +198,7 @@ def _quantiles(drawn: Any, shares: Sequence[float]) -> Any:
 
 
 @dataclass(eq=False)
-class _Edges:
+class EdgeScores:
     """Scores the edges of a model, for some pairs at a time.
 
     Args:
@@ -231,6 +221,32 @@ class _Edges:
         self._senders = Senders(self.model, self.graph.senders)
         self._readers = readers_of(self.model, self.graph, "norm" in self.how.switches)
 
+    def of_pairs(self, pairs: Pairs, answered: Answered, at_once: int, tell: Tell) -> tuple[Tensor, list[Metric]]:
+        """Return the scores of all edges, `(edges, pairs)`, and the metrics that were taken.
+
+        Args:
+            pairs: of prompts.
+            answered: what is measured of them.
+            at_once: how many are worked on at a time.
+            tell: called with the pairs that are done, and all.
+
+        Raises:
+            PositionError: prompts of a pair differ in length or padding.
+        """
+        check_alike(pairs)
+        scores, names = [], []
+        sides, wanted = (pairs.base, pairs.source), answered.metrics
+        for start in range(0, len(pairs), at_once):
+            chosen = range(start, min(len(pairs), start + at_once))
+            inputs = [examples_of(side.inputs, chosen) for side in sides]
+            reads = [[side.columns(answered.at)[pair] for pair in chosen] for side in sides]
+            own = None if wanted is None else [wanted[pair] for pair in chosen]
+            found, used = self.scores(inputs, reads, own, answered.tokenizer)
+            scores.append(found)
+            names += used
+            tell(chosen.stop, len(pairs), "pairs")
+        return torch.cat(scores, 1), names
+
     def scores(
         self, inputs: Sequence[Any], columns: Sequence[Sequence[int]], metrics: Any, tokenizer: Any
     ) -> tuple[Tensor, list[Any]]:
@@ -249,10 +265,7 @@ class _Edges:
         other = self._ran(inputs[1], written, graph=False)
         clean = base.tape.logits(columns[0]).detach().float()
         if metrics is None:
-            lines = (ran.tape.logits(at).argmax(-1).tolist() for ran, at in zip((base, other), columns, strict=True))
-            says = list(zip(*lines, strict=True))
-            check_told_apart(says, tokenizer)
-            metrics = (answers_metric(says, tokenizer) or {})[""]
+            metrics = own_answers_metric(clean, other.tape.logits(columns[1]), tokenizer)
         self._senders.look(base)
         moved = self._senders.moved(base, other)
 

@@ -16,7 +16,7 @@ from ...metrics import Metric
 from ...models.sequence import examples_of
 from .._pairs import Pairs
 from .._prompts import Prompts, ReadAt
-from .._scoring import answers_metric, check_told_apart, metric_values
+from .._scoring import metric_values, own_answers_metric
 from ..circuit_graph import CircuitGraph
 from .exact import CircuitPass, RecordedRun, Replacement, record_run, shares_in
 from .wiring import Wiring, wire
@@ -252,9 +252,7 @@ class CircuitRunner:
     def _metrics(self, clean: Tensor, other: Tensor, which: Sequence[int]) -> Sequence[Metric]:
         if self.wanted.metrics is not None:
             return [self.wanted.metrics[one] for one in which]
-        says = list(zip(clean.argmax(-1).tolist(), other.argmax(-1).tolist(), strict=True))
-        check_told_apart(says, self.wanted.tokenizer)
-        return (answers_metric(says, self.wanted.tokenizer) or {})[""]
+        return own_answers_metric(clean, other, self.wanted.tokenizer)
 
     def _means(self) -> Replacement:
         """Return what stands for absent edges where that is not another run, the same for all pairs."""

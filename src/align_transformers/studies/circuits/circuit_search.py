@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..._bar import Tell
 from ...metrics import Metric, kl_to_clean
 from ...models.fingerprint import digest, fingerprint
 from ...table import Table
@@ -21,6 +22,7 @@ from .._pairs import Pairs
 from .._prompts import Prompts, ReadAt
 from .._scoring import name_of
 from ..circuit_graph import CircuitGraph
+from ..edge_attribution import EdgeScores
 from ..graph import graph
 from .acdc import Order, Trying, acdc, order_of
 from .circuit import Circuit, connected
@@ -34,7 +36,6 @@ from .tied import NodeRunner
 
 SearchMethod = Literal["eap", "eap-ig", "exact", "acdc", "masks"]
 Level = Literal["edges", "nodes", "neurons"]
-Tell = Callable[[int, int, str], None]
 _NESTED, _GROWS = 64, 1.25
 """Sizes of nested circuits that are all measured, and how they grow beyond that."""
 
@@ -118,7 +119,6 @@ class CircuitSearch:
         tokenizer: for messages.
         reference: prompts whose mean stands for what is absent.
         at_once: how many pairs are run together.
-        scored: edges by gradient with resampling, where that is asked for: a table as `edge_attribution` gives it.
         store: a folder to go on from.
         tell: called with what is done, of how much, and words.
     """
@@ -131,7 +131,6 @@ class CircuitSearch:
     tokenizer: Any
     reference: Prompts | None
     at_once: int
-    scored: Callable[[], Table]
     store: Any
     tell: Tell
     passes: Counter[str] = field(default_factory=Counter)
@@ -192,9 +191,10 @@ class CircuitSearch:
         """Return what the metric changes without each, by gradient."""
         wanted, ig = self.wanted, self.wanted.method == "eap-ig"
         if wanted.level != "neurons" and wanted.ablation == "resample":
-            table = self.scored()
-            self.passes.update(table.meta["passes"])
-            scores = torch.tensor(table.columns["score"], dtype=torch.float64)
+            edges = EdgeScores(self.model, self.graph, How("ig" if ig else "atp", points=wanted.points))
+            answered = Answered(self.metrics, self.tokenizer, self.at)
+            scores = edges.of_pairs(self.pairs, answered, self.at_once, self.tell)[0].mean(1)
+            self.passes.update(edges.passes)
             return self.runner.gathered(scores) if wanted.level == "nodes" else scores  # type: ignore[union-attr]
         if isinstance(self.runner, NeuronRunner):
             return self.runner.scores(How("ig" if ig else "atp", points=wanted.points))

@@ -7,14 +7,13 @@ arXiv:2304.14997 (ACDC); Bhaskar et al. 2024, arXiv:2406.16778 (Edge Pruning).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..._bar import bar
+from ..._bar import HowFar, telling
 from ..._checked import checked
 from ..._errors import SpecError
 from ...metrics import Metrics
@@ -23,13 +22,10 @@ from .._data import PairedPrompt, Prompt
 from .._pairs import pair_up
 from .._prompts import ReadAt, encode
 from .._scoring import Answer, answers_for, answers_metric, metrics_for
-from ..edge_attribution import edge_attribution
 from .acdc import Order
 from .circuit import Circuit
 from .circuit_runner import Ablation
-from .circuit_search import CircuitSearch, Level, SearchMethod, Tell, Wanted
-
-Telling = Callable[[int, int], None] | bool | None
+from .circuit_search import CircuitSearch, Level, SearchMethod, Wanted
 
 
 @checked
@@ -62,7 +58,7 @@ def circuit(
     at_once: int = 16,
     seed: int = 0,
     store: str | os.PathLike[str] | None = None,
-    progress: Telling = None,
+    progress: HowFar | bool | None = None,
 ) -> Circuit | Table:
     """Find the edges (or nodes, or neurons) of a model that are enough for what it does.
 
@@ -144,17 +140,9 @@ def circuit(
     if reference is not None and ablation not in ("mean", "mean by position"):
         raise SpecError(f"reference= are prompts whose mean stands for what is absent; ablation={ablation!r} has none")
     means = None if reference is None else encode(reference, tokenizer, model, columns)
-    with _telling(progress) as tell:
+    with telling("circuit", progress) as tell:
         search = CircuitSearch(
-            model, pairs, wanted, None if metrics is None else metrics[""], at, tokenizer, means, at_once,
-            lambda: edge_attribution(
-                model, base, source, tokenizer=tokenizer, columns=columns, method="eap-ig" if method == "eap-ig" else
-                "eap", points=points, metric=metric, answers=answers, at=at, heads=heads, experts=experts,
-                at_once=at_once,
-                seed=seed,
-                progress=lambda done, total: tell(done, total, "pairs"),
-            ),
-            store, tell,
+            model, pairs, wanted, None if metrics is None else metrics[""], at, tokenizer, means, at_once, store, tell,
         )  # fmt: skip
         return search.result()
 
@@ -194,13 +182,3 @@ def _check(wanted: Wanted, others: Mapping[str, int], at_once: int) -> None:
         raise SpecError(f"signed=True is about the sign of scores; method={method!r} has none")
     if method == "eap-ig" and wanted.ablation != "resample":
         raise SpecError(f"method='eap-ig' goes from base to source: ablation='resample'; found {wanted.ablation!r}")
-
-
-@contextmanager
-def _telling(progress: Telling) -> Iterator[Tell]:
-    """Give what is called with what is done, of how much, and words on how it goes."""
-    if progress is True:
-        with bar("circuit") as advance:
-            yield advance
-    else:
-        yield lambda done, total, words: progress(done, total) if progress else None

@@ -6,7 +6,6 @@ Wang et al. 2022, arXiv:2211.00593 (faithfulness, completeness, minimality); Mue
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..._bar import bar
+from ..._bar import telling
 from ..._checked import checked
 from ..._errors import SpecError
 from ...metrics import Metrics
@@ -143,10 +142,7 @@ def evaluate_circuit(
         at_once=at_once,
     )
     study = _CircuitEvaluation(circuit, runner, list(sizes), controls, minimality, seed)
-    with bar("evaluate_circuit") if progress is True else nullcontext() as advance:
-        tell: Callable[[int, int], None] | None = None if isinstance(progress, bool) else progress
-        if advance is not None:
-            tell = lambda done, total: advance(done, total, "")  # noqa: E731
+    with telling("evaluate_circuit", progress) as tell:
         rows = study.rows(tell)
     meta = {
         **made_with(model), "study": "evaluate_circuit", "ablation": how, "method": circuit.facts.get("method"),

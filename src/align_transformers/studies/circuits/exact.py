@@ -147,8 +147,7 @@ class CircuitPass:
         self._turned = (absent.sum(-1) > valid.sum(-1) / 2) & whole  # what is nearer to the other run starts from it
         self._weights = torch.where(self._turned[..., None], absent - valid, absent)
         self._live = (absent != 0).any(-1).any(0) | graph
-        sited = torch.tensor([port.site is not None for one in wiring.readings for port in one.ports])
-        self._gone = (absent == valid).all(-1).all(0) & self._live & sited & whole
+        self._gone = (absent == valid).all(-1).all(0) & self._live & wiring.sited & whole
         read = self._weights[:, self._live & ~self._gone]
         self._needed = (read != 0).any(0).any(0) | graph
         self._buffer: SharedBuffer | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 
 import torch
@@ -138,6 +139,11 @@ class Wiring:
     readings: tuple[StreamReader, ...]
     writings: tuple[StreamWriter, ...]
     valid: Tensor
+
+    @cached_property
+    def sited(self) -> Tensor:
+        """Of each receiver whether what it reads is at a site, `(receivers,)`; of experts and routers it is not."""
+        return torch.tensor([port.site is not None for one in self.readings for port in one.ports])
 
 
 def wire(model: nn.Module, graph: CircuitGraph) -> Wiring:
