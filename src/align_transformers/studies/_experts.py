@@ -6,7 +6,7 @@ the others do. The sum is what the module gives, up to the order in which it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,19 +20,21 @@ from ._module_kinds import same_numbers
 from ._units import wide
 
 
+def expert_modules(blocks: Sequence[Block]) -> dict[int, nn.Module]:
+    """Return by layer the modules that hold experts, as far as these go through transformers' interface."""
+    slots = {layer: block.slots.get("expert_activation") for layer, block in enumerate(blocks)}
+    return {layer: slot.module for layer, slot in slots.items() if slot is not None}
+
+
 class ExpertCalls:
     """The calls of the experts of one pass, by layer.
 
     Args:
-        blocks: of the model; those whose experts do not go through transformers' interface are left alone.
+        modules: that hold experts, by layer; those of other layers are left alone.
     """
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        self._layers = {
-            id(block.slots["expert_activation"].module): layer
-            for layer, block in enumerate(blocks)
-            if "expert_activation" in block.slots
-        }
+    def __init__(self, modules: Mapping[int, nn.Module]) -> None:
+        self._layers = {id(module): layer for layer, module in modules.items()}
         self.chosen: dict[int, Tensor] = {}
         """By layer `(tokens, k)` the numbers of the experts that a token was sent to."""
         self.read: dict[int, list[Tensor]] = {}
@@ -62,15 +64,17 @@ class ExpertCalls:
             return function(module, *inputs, **options)
         if layer in self.chosen:
             raise SiteError(f"the experts of layer {layer} are called twice in one pass: they are not told apart")
-        hidden, index, weights = arguments_of(*inputs, **options)
+        hidden, index, weights = _arguments(*inputs, **options)
         self.chosen[layer] = index.detach()
-        columns = range(index.shape[-1])
-        self.read[layer] = [hidden.view_as(hidden) for _ in columns]
+        self.read[layer] = self.readings(layer, hidden, index)
         self.given[layer] = [
-            function(module, own, index[:, n : n + 1], weights[:, n : n + 1])
-            for n, own in zip(columns, self.read[layer], strict=True)
+            function(module, own, index[:, n : n + 1], weights[:, n : n + 1]) for n, own in enumerate(self.read[layer])
         ]
         return torch.stack(self.given[layer]).sum(0).to(hidden.dtype)
+
+    def readings(self, _layer: int, hidden: Tensor, index: Tensor) -> list[Tensor]:
+        """Return for each choice `(tokens, width)` what experts read: what the model gives them, each a view of it."""
+        return [hidden.view_as(hidden) for _ in range(index.shape[-1])]
 
     def by_expert(self, layer: int, each: Sequence[Tensor | None], count: int) -> Tensor:
         """Return `(experts, tokens, width)` of what there is of each choice; 0 for a token that was not sent there.
@@ -80,11 +84,11 @@ class ExpertCalls:
             each: for each choice `(tokens, width)`; `None` stands for zeros.
             count: how many experts there are.
         """
-        index, own = self.chosen[layer], wide(self.read[layer][0].detach())
+        index, own = self.chosen[layer], wide(self.read[layer][0])
         found, tokens = own.new_zeros(count, *own.shape), torch.arange(len(own), device=own.device)
         for choice, one in zip(index.unbind(1), each, strict=True):
             if one is not None:
-                found[choice, tokens] += one.detach()
+                found[choice, tokens] += one
         return found
 
     def scale(self, layer: int, reading: Tensor, added: Tensor) -> float | None:
@@ -110,6 +114,6 @@ class ExpertCalls:
         return number if number and same_numbers(found, number * flat) else None
 
 
-def arguments_of(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _arguments(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return what experts are called with, however it was handed in."""
     return hidden_states, top_k_index, top_k_weights

@@ -140,7 +140,9 @@ class Senders:
         nodes = [node for node in self.nodes if node.kind == "expert" and node.layer == layer]
         count, scale = sum(node.number is not None for node in nodes), self._scales[layer]
         each = into[: len(nodes)].flatten(1, 2)
-        first, second = (ran.calls.by_expert(layer, ran.calls.given[layer], count) for ran in (base, other))
+        first, second = (
+            ran.calls.by_expert(layer, [one.detach() for one in ran.calls.given[layer]], count) for ran in (base, other)
+        )
         torch.mul(second - first, scale, out=each[:count])
         if len(nodes) > count:
             whole = self._difference(base.tape, other.tape, Site("mlp_contribution", layer)).flatten(0, 1)

@@ -27,7 +27,7 @@ from ._agreement import agreement, draw
 from ._backward_rules import BackwardRules, Rule, switches_of
 from ._data import PairedPrompt, Prompt
 from ._estimates import How, towards
-from ._experts import ExpertCalls
+from ._experts import ExpertCalls, expert_modules
 from ._made_with import made_with
 from ._pairs import Pairs, pair_up
 from ._prompts import ReadAt
@@ -217,7 +217,7 @@ class EdgeScores:
 
     def __post_init__(self) -> None:
         split = any(node.kind == "expert" for node in self.graph.senders)
-        self._blocks = resolve(self.model).stacks[""] if split else ()
+        self._experts = expert_modules(resolve(self.model).stacks[""] if split else ())
         self._senders = Senders(self.model, self.graph.senders)
         self._readers = readers_of(self.model, self.graph, "norm" in self.how.switches)
 
@@ -302,7 +302,7 @@ class EdgeScores:
         self, inputs: Any, sites: Sequence[Site], *, graph: bool, changes: Mapping[Site, Any] | None = None
     ) -> Ran:
         self.passes["full"] += 1
-        rules, calls = BackwardRules(self.how.switches), ExpertCalls(self._blocks)
+        rules, calls = BackwardRules(self.how.switches), ExpertCalls(self._experts)
         kept = list(dict.fromkeys(sites))
         tape = record(
             self.model, inputs, kept, graph=graph, rules=rules if graph else None, changes=changes, within=calls.watched

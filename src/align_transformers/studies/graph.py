@@ -16,7 +16,7 @@ from ..models import find_slot, uncompiled
 from ..models.component_map import Block, ComponentMap
 from ..models.dummy import dummy_inputs
 from ..sites import ADDENDS, Site
-from ._experts import ExpertCalls
+from ._experts import ExpertCalls, expert_modules
 from ._module_kinds import is_norm
 from ._nodes import heads_at, one_stack
 from ._taped import Tape, record
@@ -96,7 +96,7 @@ class _GraphMaker:
         self.open = [0]
         """The senders whose values are summands of the stream, as it is now."""
         self.parallel = False
-        self._calls = ExpertCalls(found.stacks[""] if experts else ())
+        self._calls = ExpertCalls(expert_modules(found.stacks[""] if experts else ()))
         self._tape = self._watched()
 
     def add(self, layer: int, block: Block) -> None:

@@ -62,7 +62,7 @@ def record_run(model: nn.Module, wiring: Wiring, inputs: Inputs) -> RecordedRun:
     called = ExpertStreams([one for one in wiring.readings if one.experts is not None])
     slots = {one.stream: one.slot for one in wiring.readings}
     tape = record(model, inputs, list(dict.fromkeys(sites)), graph=False, within=called.open, slots=slots)
-    return RecordedRun(tape, called.shares)
+    return RecordedRun(tape, called.every_share())
 
 
 def _sites(one: StreamReader) -> list[Site]:
@@ -207,7 +207,7 @@ class CircuitPass:
     def _put(self, one: StreamWriter, tensor: Tensor) -> None:
         first, run, shares = one.senders.start, self._other.run, self._other.shares
         if one.experts is not None:
-            own = _with_shared(one, self._experts.shares[one.experts.layer], tensor)
+            own = _with_shared(one, self._experts.shares(one.experts), tensor)
         elif one.z is None:
             own = tensor.unsqueeze(0)
         elif one.given is None and run is not None:  # linear: the difference is projected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ...models import find_leaf, replace_leaf
-from ...models.inside_experts import around_experts
 from ...models.scope import before_call
-from .._experts import arguments_of
+from .._experts import ExpertCalls
 from .wiring import Experts, StreamReader
 
 
-class ExpertStreams:
+class ExpertStreams(ExpertCalls):
     """What experts and routers read in one pass, and what each expert adds.
 
     Args:
@@ -26,11 +25,10 @@ class ExpertStreams:
 
     def __init__(self, readers: Sequence[StreamReader]) -> None:
         self._readers = [(one, one.experts) for one in readers if one.experts is not None]
-        self._by_module = {id(experts.module): experts for _, experts in self._readers}
+        super().__init__({experts.layer: experts.module for _, experts in self._readers})
+        self._counts = {experts.layer: experts.count for _, experts in self._readers}
         self._plain: dict[int, Tensor] = {}
         self._own: dict[int, Mapping[int, Tensor]] = {}
-        self.shares: dict[int, Tensor] = {}
-        """By layer what each expert adds, `(experts, tokens, width)`; 0 for a token that was not sent there."""
 
     def note(self, experts: Experts, tensor: Tensor, _call: int, _owned: bool) -> None:
         """Note what all of them read whose stream is not their own."""
@@ -47,17 +45,22 @@ class ExpertStreams:
             own = {number - reading.receivers.start: one.flatten(0, 1) for number, one in streams.items()}
             self._own[reading.experts.layer] = own
 
+    def shares(self, experts: Experts) -> Tensor:
+        """Return what each expert adds, `(experts, tokens, width)`; 0 for a token that was not sent there."""
+        return self.by_expert(experts.layer, self.given[experts.layer], experts.count) * experts.scale
+
+    def every_share(self) -> dict[int, Tensor]:
+        """Return by layer what each expert adds."""
+        return {experts.layer: self.shares(experts) for _, experts in self._readers}
+
     @contextmanager
     def open(self) -> Iterator[None]:
         """Stand at routers and experts while the context is open."""
-        if not self._readers:
-            yield
-            return
         with ExitStack() as stack:
             for reading, experts in self._readers:
                 last = len(reading.receivers) - 1
                 stack.enter_context(before_call(experts.router, partial(self._route, experts.layer, last)))
-            stack.enter_context(around_experts(self._call))
+            stack.enter_context(self.watched())
             yield
 
     def _route(self, layer: int, number: int, module: nn.Module, arguments: Any) -> Any:
@@ -68,26 +71,11 @@ class ExpertStreams:
         leaf, tensor = find_leaf(arguments, None, module)
         return replace_leaf(arguments, leaf, stream.reshape(tensor.shape))
 
-    def _call(
-        self,
-        function: Callable[..., Any],
-        _eager: Callable[..., Any],
-        module: nn.Module,
-        inputs: tuple[Any, ...],
-        options: dict[str, Any],
-    ) -> Any:
-        experts = self._by_module.get(id(module))
-        if experts is None:
-            return function(module, *inputs, **options)
-        hidden, index, weights = arguments_of(*inputs, **options)
-        plain, own = self._plain.get(experts.layer, hidden), self._own.get(experts.layer, {})
-        some = any(number < experts.count for number in own)
-        each = torch.stack([own.get(number, plain) for number in range(experts.count)]) if some else None
+    def readings(self, layer: int, hidden: Tensor, index: Tensor) -> list[Tensor]:
+        """Return for each choice what experts read: their own streams, where they have such."""
+        plain, own, count = self._plain.get(layer, hidden), self._own.get(layer, {}), self._counts[layer]
+        if not any(number < count for number in own):
+            return [plain] * index.shape[-1]
+        each = torch.stack([own.get(number, plain) for number in range(count)])
         tokens = torch.arange(len(hidden), device=hidden.device)
-        shares = hidden.new_zeros(experts.count, *hidden.shape)
-        for choice, weight in zip(index.unbind(1), weights.unbind(1), strict=True):
-            read = plain if each is None else each[choice, tokens]
-            made = function(module, read, choice[:, None], weight[:, None])
-            shares = shares.index_put((choice, tokens), made.to(shares), accumulate=True)
-        self.shares[experts.layer] = shares * experts.scale
-        return shares.sum(0)
+        return [each[choice, tokens] for choice in index.unbind(1)]

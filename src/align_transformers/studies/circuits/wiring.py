@@ -17,7 +17,7 @@ from ...models.dummy import dummy_inputs
 from ...models.shown import shares_of
 from ...models.trace import watch
 from ...sites import Site
-from .._experts import ExpertCalls
+from .._experts import ExpertCalls, expert_modules
 from .._module_kinds import is_plain, kind_of, matrix_of, same_numbers
 from .._norms import NormParts
 from .._readers import READS, part_of
@@ -290,7 +290,7 @@ class _Seen:
     def __init__(self, model: nn.Module, graph: CircuitGraph, blocks: Sequence[Block]) -> None:
         self._model, self._graph, self._blocks = uncompiled(model), graph, blocks
         told_apart = any(node.kind == "expert" for node in graph.senders)
-        self._calls = ExpertCalls(blocks if told_apart else ())
+        self._calls = ExpertCalls(expert_modules(blocks if told_apart else ()))
         self._experts: dict[int, Experts] = {}
         sites: dict[Site, None] = {}
         for layer, part, numbers in _groups(graph.receivers):
