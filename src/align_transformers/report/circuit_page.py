@@ -14,6 +14,7 @@ from .circuit_figure import DASHES, sign_colour
 from .circuit_layout import HIGH, port_of, width_of_name
 from .colours import css
 from .page_sections import facts_of, list_of
+from .whole_page import whole_page
 from .words import cut, precise
 
 _STYLE = Template("""
@@ -103,26 +104,12 @@ _SCRIPT = """
 })();
 """
 
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
+_PAGE_STYLE = """
 :root { color-scheme: light dark; }
 body { margin: 0; background: #ffffff; }
 @media screen and (prefers-color-scheme: dark) { body { background: #16181d; } }
 main { padding: 2rem 1rem; max-width: 80rem; margin: 0 auto; }
-</style>
-</head>
-<body>
-<main>
-$body
-</main>
-</body>
-</html>
-""")
+"""
 
 
 def page_of_circuit(drawing: CircuitDrawing, findings: Sequence[str] = ()) -> str:
@@ -132,7 +119,7 @@ def page_of_circuit(drawing: CircuitDrawing, findings: Sequence[str] = ()) -> st
         drawing: of the circuit.
         findings: what was measured of it, a line each.
     """
-    return _PAGE.substitute(title=escape(drawing.title), body=part_of_page(drawing, findings))
+    return whole_page(drawing.title, _PAGE_STYLE, part_of_page(drawing, findings))
 
 
 def part_of_page(drawing: CircuitDrawing, findings: Sequence[str] = (), name: str = "circuit") -> str:

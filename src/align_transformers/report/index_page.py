@@ -6,22 +6,15 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from string import Template
 from urllib.parse import quote
 
 from .._version import library_version
+from .whole_page import whole_page
 
 GENERATOR = "align-transformers report"
 """What an index says it is made by."""
 
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="$generator">
-<title>$title</title>
-<style>
+_STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --faint: #5a5a5a; --ground: #ffffff; --line: #dddddd; }
 @media screen and (prefers-color-scheme: dark) {
   :root { --ink: #e8e8e8; --faint: #a0a4ab; --ground: #16181d; --line: #34373e; }
@@ -40,20 +33,7 @@ a { color: inherit; }
 .results img { display: block; max-width: 100%; height: 15rem; object-fit: contain; margin: .5rem 0;
   background: #ffffff; border-radius: .25rem; }
 .number { font-size: 2rem; line-height: 1.2; margin: .5rem 0 0; }
-</style>
-</head>
-<body>
-<main>
-<h1>$title</h1>
-<ul class="results">
-$entries
-</ul>
-$left
-<p class="faint">made with align-transformers $version</p>
-</main>
-</body>
-</html>
-""")
+"""
 
 
 @dataclass(frozen=True)
@@ -88,13 +68,11 @@ def index_page(title: str, entries: Sequence[IndexEntry], left: Sequence[tuple[s
         left: name of a file that could not be read, and why.
     """
     lines = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in left)
-    return _PAGE.substitute(
-        generator=GENERATOR,
-        title=escape(title),
-        entries="\n".join(map(_entry, entries)),
-        left=f'<h2>Not shown</h2><ul class="faint">{lines}</ul>' if left else "",
-        version=escape(library_version()),
-    )
+    body = [f"<h1>{escape(title)}</h1>", '<ul class="results">', *map(_entry, entries), "</ul>"]
+    if left:
+        body.append(f'<h2>Not shown</h2><ul class="faint">{lines}</ul>')
+    body.append(f'<p class="faint">made with align-transformers {escape(library_version())}</p>')
+    return whole_page(title, _STYLE, "\n".join(body), head=f'<meta name="generator" content="{GENERATOR}">\n')
 
 
 def _entry(one: IndexEntry) -> str:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 
 from .._files import write_atomically
 from .._version import library_version
@@ -17,27 +16,7 @@ from .page_style import SCRIPT, STYLE, THEMES
 from .panels import Picture, Section
 from .tabular import Tabular
 from .views import Views, views_of
-
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-$style
-</style>
-</head>
-<body>
-<main>
-<h1>$title</h1>
-$body
-</main>
-<div id="pointed-at" role="status"></div>
-<script>$script</script>
-</body>
-</html>
-""")
+from .whole_page import whole_page
 
 
 def save_page(
@@ -125,4 +104,5 @@ def _code(lines: Sequence[str]) -> str:
 
 def _filled(title: str, body: Iterable[str]) -> str:
     parts = "\n".join(part for part in body if part)
-    return _PAGE.substitute(title=escape(title), body=parts, style=THEMES + STYLE, script=SCRIPT)
+    end = f'<div id="pointed-at" role="status"></div>\n<script>{SCRIPT}</script>\n'
+    return whole_page(title, THEMES + STYLE, f"<h1>{escape(title)}</h1>\n{parts}", end=end)
