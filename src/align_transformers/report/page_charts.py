@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from .figure_charts import COLOURS
 from .panels import Bars, Curve, CurveLine, CurvePoint
-from .svg import Number, box, drawing, round_ticks, short, text, way, width_of
+from .svg import Number, box, drawing, round_ticks, short, text, way, width_of, words_below
 from .words import cut, precise
 
 _WIDE, _TALL = 420, 230
@@ -52,9 +52,9 @@ def svg_of_curve(panel: Curve, words: str) -> str:
     parts += [text(left - 6, y_at(tick) + 4, precise(tick), "e") for tick in ticks]
     whole = all(float(x).is_integer() for x in xs)
     parts += [text(x_at(x), bottom + 16, precise(x), "m") for x in round_ticks(first, last, 8, whole=whole)]
-    parts += [text((left + _WIDE) / 2, bottom + 34, panel.x, "m f"), text(11, top + _TALL / 2, panel.y, "m f", True)]
-    parts += _lines(panel, x_at, y_at)
-    return drawing(_WIDE, bottom + 42, words, parts)
+    below, more = words_below(panel.x, left, _WIDE, bottom + 34)
+    parts += [*below, text(11, top + _TALL / 2, panel.y, "m f", True), *_lines(panel, x_at, y_at)]
+    return drawing(_WIDE, bottom + 42 + more, words, parts)
 
 
 def _stretched(low: Number, high: Number, also: Number | None) -> tuple[Number, Number]:
@@ -120,12 +120,13 @@ def svg_of_bars(panel: Bars, words: str) -> str:
     parts = [way([(at(tick), top), (at(tick), bottom)], "zero" if tick == 0 else "grid") for tick in ticks]
     marks, over = _bars(panel, at, top, names, left)
     parts += [*marks, *over, *(text(at(tick), bottom + 16, precise(tick), "m") for tick in ticks)]
-    parts.append(text((left + wide) / 2, bottom + 34, panel.x, "m f"))
+    below, more = words_below(panel.x, left, wide, bottom + 34)
+    parts += below
     for value in level:
         said = f"{panel.level_name} {precise(value)}"
         x = min(at(value), wide - width_of(said) - 2)
         parts += [way([(at(value), top - 2), (at(value), bottom)], "level"), text(x, 12, said, "f")]
-    return drawing(wide, bottom + 42, words, parts)
+    return drawing(wide, bottom + 42 + more, words, parts)
 
 
 def _bars(

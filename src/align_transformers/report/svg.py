@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from html import escape
+from textwrap import wrap
 
 Number = float | int
 
@@ -30,6 +31,17 @@ def text(x: Number, y: Number, words: str, kind: str = "", turned: bool = False)
     name = f' class="{kind}"' if kind else ""
     turn = f' transform="rotate(-90 {short(x)} {short(y)})"' if turned else ""
     return f'<text x="{short(x)}" y="{short(y)}"{name}{turn}>{escape(words)}</text>'
+
+
+def words_below(words: str, left: Number, right: Number, y: Number) -> tuple[list[str], Number]:
+    """Return words between two points, centred, in as many lines as they take, and how much lower the last one is.
+
+    >>> words_below("as many as fit", 0, 60, 34)[1]
+    15
+    """
+    lines = wrap(words, max(1, int((right - left) / LETTER))) or [""]
+    middle = (left + right) / 2
+    return [text(middle, y + 15 * number, line, "m f") for number, line in enumerate(lines)], 15 * (len(lines) - 1)
 
 
 def box(x: Number, y: Number, wide: Number, tall: Number, kind: str) -> str:
