@@ -139,6 +139,16 @@ def test_a_page_fits_a_phone_and_prints(name: str, opened: Any) -> None:
     assert one.tab.pdf().startswith(b"%PDF-")
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_no_word_of_a_drawing_is_cut(name: str, opened: Any) -> None:
+    cut = opened(name).tab.evaluate("""[...document.querySelectorAll("svg text")].filter(word => {
+        const own = word.getBoundingClientRect(), whole = word.ownerSVGElement.getBoundingClientRect();
+        return own.width && (own.left < whole.left - 2 || own.right > whole.right + 2 || own.top < whole.top - 2
+            || own.bottom > whole.bottom + 2);
+    }).map(word => word.textContent)""")
+    assert cut == []
+
+
 def plain(lines: list[str]) -> str:
     """What is told, without the way it is laid out."""
     return " ".join(" ".join(lines).split())
